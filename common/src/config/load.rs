@@ -1,0 +1,277 @@
+//! File and environment into a checked [`Config`]. Read once, before anything binds.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use super::Config;
+use crate::time::Span;
+
+/// What is wrong, where, and what was expected. One line.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("{}: cannot be read: {source}", path.display())]
+    Unreadable { path: PathBuf, source: std::io::Error },
+    #[error("{}: {what}", path.display())]
+    File { path: PathBuf, what: String },
+    #[error("{variable}=`{value}`: {what}")]
+    Environment {
+        variable: String,
+        value: String,
+        what: String,
+    },
+    #[error("{key}: `{value}`: {what}")]
+    Value {
+        key: &'static str,
+        value: String,
+        what: String,
+    },
+}
+
+/// `file` may be absent; `env` is the process's environment, or a test's.
+pub fn load(file: Option<&Path>, env: impl Fn(&str) -> Option<String>) -> Result<Config, ConfigError> {
+    let from_file = match file {
+        Some(path) => parse_file(path)?,
+        None => Config::default(),
+    };
+    let mut tree = serde_json::to_value(&from_file).expect("the configuration is plain data");
+    let mut keys = Vec::new();
+    leaves(&tree, &mut Vec::new(), &mut keys);
+    let mut config = from_file;
+    for key in keys {
+        let variable = format!("SONDE_{}", key.join("_").to_ascii_uppercase());
+        let Some(value) = env(&variable).filter(|v| !v.is_empty()) else {
+            continue;
+        };
+        let fail = |what: String| ConfigError::Environment {
+            variable: variable.clone(),
+            value: value.clone(),
+            what,
+        };
+        let slot = key.iter().fold(&mut tree, |node, part| &mut node[part]);
+        *slot = from_text(&value, slot).map_err(fail)?;
+        config = serde_json::from_value(tree.clone()).map_err(|e| fail(e.to_string()))?;
+    }
+    if config.node.name.is_empty() {
+        config.node.name = env("NODE_NAME").filter(|n| !n.is_empty()).unwrap_or_else(hostname);
+    }
+    check(&config)?;
+    Ok(config)
+}
+
+fn parse_file(path: &Path) -> Result<Config, ConfigError> {
+    let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Unreadable {
+        path: path.to_owned(),
+        source,
+    })?;
+    if text
+        .lines()
+        .all(|line| line.trim().is_empty() || line.trim_start().starts_with('#'))
+    {
+        return Ok(Config::default());
+    }
+    serde_saphyr::from_str(&text).map_err(|e| ConfigError::File {
+        path: path.to_owned(),
+        what: one_line(&e.to_string()),
+    })
+}
+
+/// The first line of a parser's message: the rest is a picture of the place.
+fn one_line(message: &str) -> String {
+    let first = message
+        .lines()
+        .map(str::trim)
+        .find(|line| !line.is_empty())
+        .unwrap_or(message);
+    first.trim_start_matches("error: ").to_owned()
+}
+
+/// Paths of all keys that hold a value. An empty map (`probes`) is a key too: its variable replaces it whole.
+fn leaves(node: &Value, path: &mut Vec<String>, out: &mut Vec<Vec<String>>) {
+    match node {
+        Value::Object(map) if !map.is_empty() && path.first().is_none_or(|p| p != "probes") => {
+            for (key, value) in map {
+                path.push(key.clone());
+                leaves(value, path, out);
+                path.pop();
+            }
+        }
+        _ => out.push(path.clone()),
+    }
+}
+
+/// The text of a variable as a value of the kind that is there now.
+fn from_text(text: &str, now: &Value) -> Result<Value, String> {
+    match now {
+        Value::String(_) => Ok(Value::String(text.to_owned())),
+        Value::Array(_) if !text.trim_start().starts_with('[') => Ok(text
+            .split(',')
+            .map(|item| Value::String(item.trim().to_owned()))
+            .collect()),
+        _ => serde_saphyr::from_str::<Value>(text).map_err(|e| one_line(&e.to_string())),
+    }
+}
+
+fn hostname() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/hostname").map_or_else(|_| "localhost".into(), |name| name.trim().into())
+}
+
+/// What the types cannot say.
+fn check(config: &Config) -> Result<(), ConfigError> {
+    let fail = |key, value: &dyn std::fmt::Display, what: &str| {
+        Err(ConfigError::Value {
+            key,
+            value: value.to_string(),
+            what: what.to_owned(),
+        })
+    };
+    let name = &config.node.name;
+    let part = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');
+    if name.is_empty() || name.len() > 253 || !name.chars().all(part) {
+        return fail("node.name", name, "expected 1 to 253 letters, digits, `-`, `.` or `_`");
+    }
+    let interval = config.collector.interval;
+    if interval < Span(std::time::Duration::from_millis(100)) || interval > Span::from_secs(600) {
+        return fail("collector.interval", &interval, "expected 100ms to 10m");
+    }
+    let target = &config.collector.aggregator;
+    if !target.is_empty() && !target.starts_with("http://") {
+        return fail(
+            "collector.aggregator",
+            target,
+            "expected `http://HOST:PORT`, or nothing to work alone",
+        );
+    }
+    if config.events.rate == 0 || config.events.burst == 0 {
+        return fail(
+            "events.rate",
+            &config.events.rate,
+            "expected rate and burst of at least 1",
+        );
+    }
+    if config.spool.max_bytes < 1 << 20 {
+        return fail(
+            "spool.max_bytes",
+            &config.spool.max_bytes,
+            "expected at least 1048576 (1 MiB)",
+        );
+    }
+    let url = &config.storage.database_url;
+    if !url.is_empty() && !url.starts_with("postgres://") && !url.starts_with("postgresql://") {
+        return fail(
+            "storage.database_url",
+            &"...",
+            "expected `postgres://USER:PASSWORD@HOST:PORT/DATABASE`",
+        );
+    }
+    for (key, keep) in [
+        ("storage.keep_rows", config.storage.keep_rows),
+        ("storage.keep_events", config.storage.keep_events),
+    ] {
+        if keep < Span::from_secs(86_400) {
+            return fail(key, &keep, "expected at least `1d`: partitions are days");
+        }
+    }
+    for (key, address) in listeners(config) {
+        if !address.ip().is_loopback() && !config.insecure.listen {
+            return fail(
+                key,
+                &address,
+                "expected a loopback address: nothing asks for credentials yet (`insecure.listen: true` permits it all the same)",
+            );
+        }
+    }
+    Ok(())
+}
+
+fn listeners(config: &Config) -> [(&'static str, SocketAddr); 3] {
+    [
+        ("collector.http", config.collector.http),
+        ("aggregator.http", config.aggregator.http),
+        ("aggregator.grpc", config.aggregator.grpc),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashMap;
+
+    fn load_text(text: &str, env: &[(&str, &str)]) -> Result<Config, String> {
+        let dir = std::env::temp_dir().join(format!("sonde-config-{}-{:p}", std::process::id(), text));
+        std::fs::write(&dir, text).unwrap();
+        let env: HashMap<String, String> = env.iter().map(|(k, v)| ((*k).into(), (*v).into())).collect();
+        let result = load(Some(&dir), |key| env.get(key).cloned()).map_err(|e| e.to_string());
+        std::fs::remove_file(&dir).unwrap();
+        result
+    }
+
+    #[test]
+    fn file_then_environment() {
+        let text =
+            "node: {name: a}\npods:\n  netns:\n    include: [\"demo.*\"]\nprobes: {packetloss: {stacks: false}}\n";
+        let config = load_text(text, &[]).unwrap();
+        assert_eq!(
+            (config.node.name.as_str(), config.pods.netns.include[0].as_str()),
+            ("a", "demo.*")
+        );
+        assert!(!config.probes["packetloss"].stacks && config.probes["packetloss"].enabled);
+
+        let env = [
+            ("SONDE_NODE_NAME", "b"),
+            ("SONDE_PODS_NETNS_INCLUDE", "x.*,y"),
+            ("SONDE_PODS_INCLUDE_HOST", "false"),
+            ("SONDE_COLLECTOR_INTERVAL", "2s"),
+            ("SONDE_SERVICE_HOST", "10.0.0.1"),
+        ];
+        let config = load_text(text, &env).unwrap();
+        assert_eq!(config.node.name, "b");
+        assert_eq!(config.pods.netns.include, ["x.*", "y"]);
+        assert!(!config.pods.include_host);
+        assert_eq!(config.collector.interval, Span::from_secs(2));
+    }
+
+    #[test]
+    fn an_unknown_key_names_itself_its_place_and_what_is_known() {
+        let error = load_text("pods:\n  netnss: {}\n", &[]).unwrap_err();
+        assert!(
+            error.contains("netnss") && error.contains("include_host") && error.contains("line 2"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_bad_value_names_itself_its_place_and_what_was_expected() {
+        let error = load_text("collector:\n  interval: 15\n", &[]).unwrap_err();
+        assert!(
+            error.contains("`15` has no unit, try `15s`") && error.contains("line 2"),
+            "{error}"
+        );
+        let error = load_text("pods: {include_host: maybe}\n", &[]).unwrap_err();
+        assert!(error.contains("bool") && error.contains("line 1"), "{error}");
+        let error = load_text("a: [\n", &[]).unwrap_err();
+        assert!(error.contains("line"), "{error}");
+    }
+
+    #[test]
+    fn a_bad_variable_names_itself() {
+        let error = load_text("", &[("SONDE_COLLECTOR_INTERVAL", "15")]).unwrap_err();
+        assert_eq!(error, "SONDE_COLLECTOR_INTERVAL=`15`: `15` has no unit, try `15s`");
+    }
+
+    #[test]
+    fn only_loopback_is_served_without_credentials() {
+        let error = load_text("aggregator: {http: \"0.0.0.0:9640\"}\n", &[]).unwrap_err();
+        assert!(error.starts_with("aggregator.http: `0.0.0.0:9640`"), "{error}");
+        assert!(load_text("aggregator: {http: \"0.0.0.0:9640\"}\ninsecure: {listen: true}\n", &[]).is_ok());
+    }
+
+    #[test]
+    fn a_missing_file_is_said() {
+        let error = load(Some(Path::new("/nonexistent.yaml")), |_| None)
+            .unwrap_err()
+            .to_string();
+        assert!(error.starts_with("/nonexistent.yaml: cannot be read"), "{error}");
+    }
+}

@@ -1,0 +1,284 @@
+//! Every key, with its default. A doc comment here is the key's documentation.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::paths::HostPaths;
+use crate::time::Span;
+
+/// The whole document.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    pub node: Node,
+    pub log: Log,
+    pub host: Host,
+    pub kernel: Kernel,
+    pub pods: Pods,
+    pub events: Events,
+    /// Settings of single probes by name, such as `packetloss: {stacks: false}`.
+    pub probes: BTreeMap<String, Probe>,
+    pub collector: Collector,
+    pub spool: Spool,
+    pub aggregator: Aggregator,
+    pub storage: Storage,
+    pub insecure: Insecure,
+}
+
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub struct Node {
+    /// Name of this node, as Kubernetes has it. Empty: the environment's NODE_NAME, else the host name.
+    pub name: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Log {
+    /// `error`, `warn`, `info`, `debug`, `trace`, or a filter such as `info,sonde_collector=debug`.
+    pub level: String,
+    pub format: LogFormat,
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self {
+            level: "info".into(),
+            format: LogFormat::Text,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+/// Where the host's file systems are mounted: other values inside a container.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Host {
+    pub proc: PathBuf,
+    pub sys: PathBuf,
+    /// Named network namespaces.
+    pub netns: PathBuf,
+}
+
+impl Default for Host {
+    fn default() -> Self {
+        let HostPaths { proc, sys, netns } = HostPaths::default();
+        Self { proc, sys, netns }
+    }
+}
+
+impl Host {
+    pub fn paths(&self) -> HostPaths {
+        HostPaths {
+            proc: self.proc.clone(),
+            sys: self.sys.clone(),
+            netns: self.netns.clone(),
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub struct Kernel {
+    /// A BTF file for a kernel that has no `/sys/kernel/btf/vmlinux`. Empty: the kernel's own.
+    pub btf_path: PathBuf,
+    /// Whether to load eBPF programs at all.
+    pub ebpf: Switch,
+}
+
+/// `auto` uses what the host permits and says what is missing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, Default)]
+#[serde(rename_all = "lowercase")]
+pub enum Switch {
+    #[default]
+    Auto,
+    Off,
+}
+
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Pods {
+    /// Where pods are found. `netns`: named network namespaces.
+    pub sources: Vec<PodSource>,
+    pub netns: NetnsPods,
+    /// Whether the node itself (the host's network namespace) is read and reported.
+    pub include_host: bool,
+}
+
+impl Default for Pods {
+    fn default() -> Self {
+        Self {
+            sources: vec![PodSource::Netns],
+            netns: NetnsPods::default(),
+            include_host: true,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PodSource {
+    Netns,
+}
+
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct NetnsPods {
+    /// Globs (`*`, `?`, `[a-z]`) over the names of network namespaces. `NS.POD` is pod POD of namespace NS; any other name is a pod of namespace `netns`.
+    pub include: Vec<String>,
+}
+
+impl Default for NetnsPods {
+    fn default() -> Self {
+        Self {
+            include: vec!["*".into()],
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Events {
+    /// Events of network namespaces that belong to no known pod: `keep` or `drop`.
+    pub unknown_netns: UnknownNetns,
+    /// Events a second that one network namespace may make of one type; what is over is counted and becomes a gap.
+    pub rate: u32,
+    /// How many of them may come at once.
+    pub burst: u32,
+}
+
+impl Default for Events {
+    fn default() -> Self {
+        Self {
+            unknown_netns: UnknownNetns::Keep,
+            rate: 100,
+            burst: 200,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum UnknownNetns {
+    Keep,
+    Drop,
+}
+
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Probe {
+    pub enabled: bool,
+    /// Whether the probe makes events beside its metrics.
+    pub events: bool,
+    /// Whether its events carry the kernel stack.
+    pub stacks: bool,
+}
+
+impl Default for Probe {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            events: true,
+            stacks: true,
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Collector {
+    /// Where `/metrics`, `/status` and health are served.
+    pub http: SocketAddr,
+    /// The aggregator's gRPC address, `http://HOST:PORT`. Empty: the collector works alone.
+    pub aggregator: String,
+    /// Holds the spool.
+    pub data_dir: PathBuf,
+    /// How often the metric probes are read.
+    pub interval: Span,
+}
+
+impl Default for Collector {
+    fn default() -> Self {
+        Self {
+            http: SocketAddr::from(([127, 0, 0, 1], 9642)),
+            aggregator: "http://127.0.0.1:9641".into(),
+            data_dir: "/var/lib/sonde/collector".into(),
+            interval: Span::from_secs(5),
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Spool {
+    /// What the spool may take on disk; the oldest rows go first, then events, and what goes becomes a gap.
+    pub max_bytes: u64,
+}
+
+impl Default for Spool {
+    fn default() -> Self {
+        Self { max_bytes: 256 << 20 }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Aggregator {
+    /// Pages, federation and the REST interface.
+    pub http: SocketAddr,
+    /// Where collectors connect.
+    pub grpc: SocketAddr,
+    /// Holds the private PostgreSQL, if there is one.
+    pub data_dir: PathBuf,
+}
+
+impl Default for Aggregator {
+    fn default() -> Self {
+        Self {
+            http: SocketAddr::from(([127, 0, 0, 1], 9640)),
+            grpc: SocketAddr::from(([127, 0, 0, 1], 9641)),
+            data_dir: "/var/lib/sonde/aggregator".into(),
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Storage {
+    /// `postgres://USER:PASSWORD@HOST:PORT/DATABASE`. Empty: a private PostgreSQL in `aggregator.data_dir`.
+    pub database_url: String,
+    /// The user that the private PostgreSQL (and with it the aggregator) runs as when started by root.
+    /// Empty: `sonde` where there is such a user, else `postgres`, else `nobody`.
+    pub run_as: String,
+    /// How long rows of probes are kept.
+    pub keep_rows: Span,
+    /// How long events and gaps are kept.
+    pub keep_events: Span,
+}
+
+impl Default for Storage {
+    fn default() -> Self {
+        Self {
+            database_url: String::new(),
+            run_as: String::new(),
+            keep_rows: Span::from_secs(14 * 86_400),
+            keep_events: Span::from_secs(90 * 86_400),
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub struct Insecure {
+    /// Permits addresses other than loopback although nothing asks for credentials yet.
+    pub listen: bool,
+}

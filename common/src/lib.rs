@@ -1,0 +1,8 @@
+//! What collector, aggregator and command line share. Nothing here knows a probe, a pod or a table.
+
+pub mod config;
+pub mod log;
+pub mod paths;
+pub mod prom;
+pub mod shutdown;
+pub mod time;

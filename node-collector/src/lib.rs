@@ -1,0 +1,5 @@
+//! Sonde's node collector. ARCHITECTURE.md at the top of the repository has the picture.
+
+pub mod catalogue;
+pub mod event;
+pub mod table;

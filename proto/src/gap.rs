@@ -1,0 +1,36 @@
+//! Causes of a gap. A fixed set, so that they can be counted and searched.
+
+/// The token bucket of (network namespace, type) held events back.
+pub const RATE_LIMITED: &str = "rate_limited";
+/// The ring buffer between kernel and collector was full.
+pub const RING_FULL: &str = "ring_full";
+/// The kernel skipped runs of a program (recursion guard): counts are low by this number.
+pub const PROGRAM_SKIPPED: &str = "program_skipped";
+/// A map was full: what it should have counted went to the overflow slot.
+pub const MAP_FULL: &str = "map_full";
+/// The spool was full and data was dropped from it.
+pub const SPOOL_FULL: &str = "spool_full";
+/// The spool held bytes that could not be read back.
+pub const SPOOL_DAMAGED: &str = "spool_damaged";
+/// The aggregator refused a batch for its content.
+pub const POISON_BATCH: &str = "poison_batch";
+/// The collector was not running.
+pub const COLLECTOR_DOWN: &str = "collector_down";
+/// A source could not be read.
+pub const READ_FAILED: &str = "read_failed";
+/// A record from the kernel could not be decoded.
+pub const BAD_RECORD: &str = "bad_record";
+
+/// All of them.
+pub const ALL: [&str; 10] = [
+    RATE_LIMITED,
+    RING_FULL,
+    PROGRAM_SKIPPED,
+    MAP_FULL,
+    SPOOL_FULL,
+    SPOOL_DAMAGED,
+    POISON_BATCH,
+    COLLECTOR_DOWN,
+    READ_FAILED,
+    BAD_RECORD,
+];

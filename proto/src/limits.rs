@@ -1,0 +1,20 @@
+//! Bounds on what one side accepts from the other. A message beyond one of them is refused with a status that names it.
+
+/// A batch as it travels, compressed.
+pub const MAX_BATCH_BYTES: usize = 8 << 20;
+/// A batch after decompression: what a zstd frame may grow to.
+pub const MAX_BODY_BYTES: usize = 64 << 20;
+/// Probes of a catalogue.
+pub const MAX_PROBES: usize = 256;
+/// Columns of a probe: PostgreSQL allows 1,600 in a table.
+pub const MAX_COLUMNS: usize = 400;
+/// Labels of a probe.
+pub const MAX_LABELS: usize = 16;
+/// A node name: a DNS subdomain as Kubernetes has it.
+pub const MAX_NODE_NAME: usize = 253;
+/// A name of a probe, label or column. PostgreSQL cuts identifiers at 63 bytes; `probe_` and suffixes need room.
+pub const MAX_NAME: usize = 48;
+/// A string in the dictionary of a batch.
+pub const MAX_STRING: usize = 4096;
+/// How far ahead of the aggregator's clock a row or event may be.
+pub const MAX_FUTURE_NS: u64 = 600 * 1_000_000_000;
