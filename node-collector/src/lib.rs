@@ -2,4 +2,5 @@
 
 pub mod catalogue;
 pub mod event;
+pub mod pods;
 pub mod table;
