@@ -1,1 +1,3 @@
+//! Sonde's aggregator: what collectors send goes into PostgreSQL and the live table; people read it over HTTP.
 
+pub mod live;
