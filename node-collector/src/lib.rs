@@ -2,5 +2,7 @@
 
 pub mod catalogue;
 pub mod event;
+pub mod kernel;
 pub mod pods;
+pub mod probes;
 pub mod table;

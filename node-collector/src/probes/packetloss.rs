@@ -1,0 +1,34 @@
+//! Packets the kernel dropped, and why: tracepoint skb:kfree_skb (all kernels; its `reason` since Linux 5.17).
+
+use crate::catalogue::{ColumnSpec, EventTypeSpec, LabelSpec, ProbeSpec};
+
+pub const SPEC: ProbeSpec = ProbeSpec {
+    name: "packetloss",
+    help: "Packets the kernel dropped, by reason",
+    labels: &[
+        LabelSpec {
+            name: "reason",
+            help: "Drop reason by the running kernel's name for it, such as NETFILTER_DROP",
+        },
+        LabelSpec {
+            name: "class",
+            help: "suspect: a loss; protocol: ordinary work of a protocol; benign: buffers freed on close",
+        },
+    ],
+    columns: &[
+        ColumnSpec::counter(
+            "drops",
+            "",
+            "Packet buffers dropped; one that stands for several segments (GSO) counts once",
+        ),
+        ColumnSpec::counter(
+            "segments",
+            "",
+            "Packets dropped as they would be on the wire: segments of a GSO buffer count each",
+        ),
+    ],
+    event_types: &[EventTypeSpec {
+        name: "PACKETLOSS",
+        help: "The kernel dropped a packet for a reason that ordinary traffic does not give",
+    }],
+};
