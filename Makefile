@@ -1,0 +1,45 @@
+# make run    set up, build, run the whole system of this host in the foreground
+# make test   set up, then every test that CI runs
+# make help   the rest
+
+.PHONY: help setup setup-test build ui run test lint fmt bench clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo 'make run     install what is missing, build, run `sonde up` (arguments: ARGS="--http 127.0.0.1:9640")'
+	@echo 'make test    install what is missing, build, run all tests'
+	@echo 'make build   target/release/{sonde,sonde-collector,sonde-aggregator}'
+	@echo 'make lint    formatting and lints only'
+	@echo 'make bench   measure, print, and write docs/performance.md'
+	@echo 'make setup   only install what is missing'
+
+setup:
+	@scripts/setup.sh run
+
+setup-test:
+	@scripts/setup.sh test
+
+build: setup
+	@scripts/build.sh
+
+ui: setup
+	@cd aggregator/ui && npm run build
+
+run: build
+	@scripts/run.sh $(ARGS)
+
+test: setup-test
+	@scripts/test.sh
+
+lint: setup-test
+	@scripts/lint.sh
+
+fmt:
+	@cargo fmt --all
+
+bench: build
+	@scripts/bench.sh
+
+clean:
+	@cargo clean
+	@rm -rf collector-ebpf/target aggregator/ui/dist
