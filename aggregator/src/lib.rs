@@ -1,3 +1,5 @@
 //! Sonde's aggregator: what collectors send goes into PostgreSQL and the live table; people read it over HTTP.
 
 pub mod live;
+pub mod metrics;
+pub mod store;

@@ -16,5 +16,8 @@ pub const MAX_NODE_NAME: usize = 253;
 pub const MAX_NAME: usize = 48;
 /// A string in the dictionary of a batch.
 pub const MAX_STRING: usize = 4096;
+/// A string that is a label of a row or a word of an event (probe, type, reason, protocol, comm, state, interface):
+/// these are looked up through an index, and PostgreSQL bounds what an index entry may hold.
+pub const MAX_WORD: usize = 1024;
 /// How far ahead of the aggregator's clock a row or event may be.
 pub const MAX_FUTURE_NS: u64 = 600 * 1_000_000_000;
