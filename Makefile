@@ -2,7 +2,7 @@
 # make test   set up, then every test that CI runs
 # make help   the rest
 
-.PHONY: help setup setup-test build ui run test lint fmt bench clean
+.PHONY: help setup setup-test build ui run test lint fmt bench docs clean
 .DEFAULT_GOAL := help
 
 help:
@@ -33,6 +33,9 @@ test: setup-test
 
 lint: setup-test
 	@scripts/lint.sh
+
+docs:
+	@SONDE_WRITE_DOCS=1 cargo test --release --locked -p sonde-common --test config_doc
 
 fmt:
 	@cargo fmt --all

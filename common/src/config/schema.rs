@@ -40,6 +40,7 @@ pub struct Node {
 pub struct Log {
     /// `error`, `warn`, `info`, `debug`, `trace`, or a filter such as `info,sonde_collector=debug`.
     pub level: String,
+    /// `text` or `json`.
     pub format: LogFormat,
 }
 
@@ -91,7 +92,7 @@ impl Host {
 pub struct Kernel {
     /// A BTF file for a kernel that has no `/sys/kernel/btf/vmlinux`. Empty: the kernel's own.
     pub btf_path: PathBuf,
-    /// Whether to load eBPF programs at all.
+    /// Whether to load eBPF programs: `auto` uses what the host permits and says what is missing, `off` loads none.
     pub ebpf: Switch,
 }
 
