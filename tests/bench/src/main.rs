@@ -1,1 +1,40 @@
-fn main() {}
+//! `make bench`: measures on this machine and writes docs/performance.md. Wall-clock figures of a shared machine are
+//! read as ratios; CPU time, instruction-free counts and bytes are what to compare between versions.
+
+mod federate;
+mod fleet;
+mod http;
+mod ingest;
+mod kernel;
+mod programs;
+mod report;
+mod round;
+
+use anyhow::Context as _;
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    anyhow::ensure!(nix::unistd::geteuid().is_root(), "the benchmark needs root: it makes network namespaces and loads eBPF");
+    let only = std::env::args().nth(1);
+    let wanted = |name: &str| only.as_deref().is_none_or(|o| o == name);
+    let mut report = report::Report::new()?;
+    if wanted("kernel") {
+        kernel::run(&mut report).context("kernel side")?;
+    }
+    if wanted("round") {
+        round::run(&mut report).context("rounds")?;
+    }
+    if wanted("ingest") {
+        ingest::run(&mut report).await.context("ingest")?;
+    }
+    if wanted("federate") {
+        federate::run(&mut report).await.context("federation")?;
+    }
+    print!("{}", report.text());
+    if only.is_none() {
+        let path = "docs/performance.md";
+        std::fs::write(path, report.text()).context(path)?;
+        eprintln!("written to {path}");
+    }
+    Ok(())
+}
