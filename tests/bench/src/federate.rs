@@ -9,7 +9,11 @@ use crate::ingest::Store;
 use crate::report::{Report, mebibytes};
 
 const NODES: usize = 10;
-const SHAPE: Shape = Shape { pods: 100, probes: 5, columns: 20 };
+const SHAPE: Shape = Shape {
+    pods: 100,
+    probes: 5,
+    columns: 20,
+};
 const SCRAPES: u32 = 5;
 
 pub(crate) async fn run(report: &mut Report) -> anyhow::Result<()> {
@@ -20,10 +24,17 @@ pub(crate) async fn run(report: &mut Report) -> anyhow::Result<()> {
         node.run(1, Node::rows).await?;
         nodes.push(node);
     }
-    report.section("Federation", "`/federate?match[]={__name__=~\"sonde_bench.*\"}` with 100,000 series, whole answer read.");
+    report.section(
+        "Federation",
+        "`/federate?match[]={__name__=~\"sonde_bench.*\"}` with 100,000 series, whole answer read.",
+    );
     let all = "/federate?match[]=%7B__name__%3D~%22sonde_bench.%2A%22%7D";
     let (first, size) = scrape(&store, all)?;
-    ensure!(first == SHAPE.samples() as usize * NODES, "{first} series came back, {} were sent", SHAPE.samples() as usize * NODES);
+    ensure!(
+        first == SHAPE.samples() as usize * NODES,
+        "{first} series came back, {} were sent",
+        SHAPE.samples() as usize * NODES
+    );
     let before = store.aggregator.cpu()?;
     let started = Instant::now();
     for _ in 0..SCRAPES {
@@ -34,8 +45,14 @@ pub(crate) async fn run(report: &mut Report) -> anyhow::Result<()> {
     report.row("series", first);
     report.row("answer", mebibytes(size as u64));
     report.row("wall time of a scrape", format!("{:.0} ms", wall.as_secs_f64() * 1e3));
-    report.row("CPU of the aggregator for a scrape", format!("{:.0} ms", cpu.as_secs_f64() * 1e3));
-    report.row("resident memory of the aggregator after it", mebibytes(store.aggregator.resident()?));
+    report.row(
+        "CPU of the aggregator for a scrape",
+        format!("{:.0} ms", cpu.as_secs_f64() * 1e3),
+    );
+    report.row(
+        "resident memory of the aggregator after it",
+        mebibytes(store.aggregator.resident()?),
+    );
     Ok(())
 }
 
@@ -43,6 +60,10 @@ pub(crate) async fn run(report: &mut Report) -> anyhow::Result<()> {
 fn scrape(store: &Store, path: &str) -> anyhow::Result<(usize, usize)> {
     let answer = crate::http::get(store.aggregator.http, path)?;
     ensure!(answer.status == 200, "status {}", answer.status);
-    let samples = answer.body.split(|b| *b == b'\n').filter(|line| !line.is_empty() && line[0] != b'#').count();
+    let samples = answer
+        .body
+        .split(|b| *b == b'\n')
+        .filter(|line| !line.is_empty() && line[0] != b'#')
+        .count();
     Ok((samples, answer.body.len()))
 }

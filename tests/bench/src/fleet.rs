@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use sonde_proto::v1::{
-    Batch, BatchBody, Catalogue, Column, ColumnDef, Event, Hello, Kind, Pod, ProbeDef, Rows, Stack, Up, down::Message as DownMessage,
-    ingest_client::IngestClient, up::Message as UpMessage,
+    Batch, BatchBody, Catalogue, Column, ColumnDef, Event, Hello, Kind, Pod, ProbeDef, Rows, Stack, Up,
+    down::Message as DownMessage, ingest_client::IngestClient, up::Message as UpMessage,
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -43,7 +43,9 @@ impl Shape {
             columns: columns(p),
             ..Default::default()
         };
-        Catalogue { probes: (0..self.probes).map(probe).collect() }
+        Catalogue {
+            probes: (0..self.probes).map(probe).collect(),
+        }
     }
 
     fn pod(self, node: &str, number: usize, from_ns: u64) -> Pod {
@@ -86,11 +88,27 @@ impl Node {
             catalogue: Some(shape.catalogue()),
             ..Default::default()
         };
-        up.send(Up { message: Some(UpMessage::Hello(hello)) }).await?;
-        let down = client.stream(ReceiverStream::new(receiver)).await.context("opening the stream")?.into_inner();
+        up.send(Up {
+            message: Some(UpMessage::Hello(hello)),
+        })
+        .await?;
+        let down = client
+            .stream(ReceiverStream::new(receiver))
+            .await
+            .context("opening the stream")?
+            .into_inner();
         let from = sonde_common::time::now_ns();
         let pods = (0..shape.pods).map(|pod| shape.pod(&name, pod, from)).collect();
-        let mut node = Self { name, shape, up, down, sequence: 0, acked: 0, pods, round: 0 };
+        let mut node = Self {
+            name,
+            shape,
+            up,
+            down,
+            sequence: 0,
+            acked: 0,
+            pods,
+            round: 0,
+        };
         match node.down.message().await?.and_then(|d| d.message) {
             Some(DownMessage::HelloAck(_)) => Ok(node),
             other => bail!("{}: expected a HelloAck, got {other:?}", node.name),
@@ -104,7 +122,9 @@ impl Node {
         let subjects: Vec<u32> = (1..=self.shape.pods as u32).collect();
         let column = |c: usize| {
             let value = |pod: usize| (pod as i64 * 1000) + if c.is_multiple_of(3) { self.round * 7 } else { 0 };
-            Column { values: (0..self.shape.pods).map(value).collect() }
+            Column {
+                values: (0..self.shape.pods).map(value).collect(),
+            }
         };
         let probe = |p: usize| Rows {
             probe: format!("bench{p}"),
@@ -124,7 +144,16 @@ impl Node {
     /// `count` events of the kind that matters: drops with addresses, ports and a stack.
     pub(crate) fn events(&mut self, count: usize) -> BatchBody {
         self.round += 1;
-        let strings = ["", "packetloss", "PACKETLOSS", "NETFILTER_DROP", "TCP", "eth0", "nft_do_chain+0x4f1", "ip_rcv+0x1a2"];
+        let strings = [
+            "",
+            "packetloss",
+            "PACKETLOSS",
+            "NETFILTER_DROP",
+            "TCP",
+            "eth0",
+            "nft_do_chain+0x4f1",
+            "ip_rcv+0x1a2",
+        ];
         let now = sonde_common::time::now_ns();
         let event = |i: usize| Event {
             time_ns: now + i as u64 * 1000,
@@ -153,13 +182,25 @@ impl Node {
     }
 
     /// Sends `bodies` batches made by `make` and waits until all are acked; returns from first send to last ack.
-    pub(crate) async fn run(&mut self, batches: u64, mut make: impl FnMut(&mut Self) -> BatchBody) -> anyhow::Result<Duration> {
+    pub(crate) async fn run(
+        &mut self,
+        batches: u64,
+        mut make: impl FnMut(&mut Self) -> BatchBody,
+    ) -> anyhow::Result<Duration> {
         let started = Instant::now();
         for _ in 0..batches {
             self.sequence += 1;
             let body = sonde_proto::body::encode(&make(self));
-            let batch = Batch { sequence: self.sequence, body: body.into() };
-            self.up.send(Up { message: Some(UpMessage::Batch(batch)) }).await.context("the stream is closed")?;
+            let batch = Batch {
+                sequence: self.sequence,
+                body: body.into(),
+            };
+            self.up
+                .send(Up {
+                    message: Some(UpMessage::Batch(batch)),
+                })
+                .await
+                .context("the stream is closed")?;
             while self.sequence - self.acked >= WINDOW {
                 self.wait_ack().await?;
             }

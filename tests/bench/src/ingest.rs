@@ -8,7 +8,11 @@ use crate::report::{Report, mebibytes, thousands};
 
 const NODES: usize = 4;
 /// As many samples a reading as a node of 100 pods has.
-const SHAPE: Shape = Shape { pods: 100, probes: 8, columns: 20 };
+const SHAPE: Shape = Shape {
+    pods: 100,
+    probes: 8,
+    columns: 20,
+};
 const READINGS: u64 = 40;
 const EVENT_BATCHES: u64 = 50;
 const EVENTS_A_BATCH: usize = 1000;
@@ -30,18 +34,31 @@ impl Store {
         let env = [
             ("SONDE_AGGREGATOR_HTTP", http.to_string()),
             ("SONDE_AGGREGATOR_GRPC", grpc.to_string()),
-            ("SONDE_AGGREGATOR_DATA_DIR", dir.path().join("aggregator").display().to_string()),
+            (
+                "SONDE_AGGREGATOR_DATA_DIR",
+                dir.path().join("aggregator").display().to_string(),
+            ),
         ];
         let aggregator = Program::start("sonde-aggregator", "serve", http, dir.path(), &env)?;
-        Ok(Self { aggregator, grpc: format!("http://{grpc}"), _dir: dir })
+        Ok(Self {
+            aggregator,
+            grpc: format!("http://{grpc}"),
+            _dir: dir,
+        })
     }
 
     fn postgres_cpu(&self) -> Duration {
-        programs::descendants(self.aggregator.pid()).into_iter().filter_map(|pid| programs::cpu(pid).ok()).sum()
+        programs::descendants(self.aggregator.pid())
+            .into_iter()
+            .filter_map(|pid| programs::cpu(pid).ok())
+            .sum()
     }
 
     fn postgres_resident(&self) -> u64 {
-        programs::descendants(self.aggregator.pid()).into_iter().filter_map(|pid| programs::resident(pid).ok()).sum()
+        programs::descendants(self.aggregator.pid())
+            .into_iter()
+            .filter_map(|pid| programs::resident(pid).ok())
+            .sum()
     }
 }
 
@@ -59,16 +76,34 @@ pub(crate) async fn run(report: &mut Report) -> anyhow::Result<()> {
     let (elapsed, cpu, postgres) = load(&store, &mut nodes, READINGS, Node::rows).await?;
     let samples = (SHAPE.samples() * READINGS * NODES as u64) as f64;
     report.row("samples a second", thousands(samples / elapsed.as_secs_f64()));
-    report.row("CPU of PostgreSQL for a million samples", format!("{:.2} s", postgres.as_secs_f64() / samples * 1e6));
-    report.row("CPU of the aggregator for a million samples", format!("{:.2} s", cpu.as_secs_f64() / samples * 1e6));
+    report.row(
+        "CPU of PostgreSQL for a million samples",
+        format!("{:.2} s", postgres.as_secs_f64() / samples * 1e6),
+    );
+    report.row(
+        "CPU of the aggregator for a million samples",
+        format!("{:.2} s", cpu.as_secs_f64() / samples * 1e6),
+    );
 
     let (elapsed, cpu, postgres) = load(&store, &mut nodes, EVENT_BATCHES, |node| node.events(EVENTS_A_BATCH)).await?;
     let events = (EVENTS_A_BATCH as u64 * EVENT_BATCHES * NODES as u64) as f64;
     report.row("events a second", thousands(events / elapsed.as_secs_f64()));
-    report.row("CPU of PostgreSQL for a million events", format!("{:.1} s", postgres.as_secs_f64() / events * 1e6));
-    report.row("CPU of the aggregator for a million events", format!("{:.1} s", cpu.as_secs_f64() / events * 1e6));
-    report.row("resident memory of the aggregator after it", mebibytes(store.aggregator.resident()?));
-    report.row("resident memory of PostgreSQL after it (shared pages counted in each process)", mebibytes(store.postgres_resident()));
+    report.row(
+        "CPU of PostgreSQL for a million events",
+        format!("{:.1} s", postgres.as_secs_f64() / events * 1e6),
+    );
+    report.row(
+        "CPU of the aggregator for a million events",
+        format!("{:.1} s", cpu.as_secs_f64() / events * 1e6),
+    );
+    report.row(
+        "resident memory of the aggregator after it",
+        mebibytes(store.aggregator.resident()?),
+    );
+    report.row(
+        "resident memory of PostgreSQL after it (shared pages counted in each process)",
+        mebibytes(store.postgres_resident()),
+    );
     Ok(())
 }
 
@@ -87,5 +122,9 @@ async fn load(
         result?;
     }
     let elapsed = started.elapsed();
-    Ok((elapsed, store.aggregator.cpu()?.saturating_sub(before.0), store.postgres_cpu().saturating_sub(before.1)))
+    Ok((
+        elapsed,
+        store.aggregator.cpu()?.saturating_sub(before.0),
+        store.postgres_cpu().saturating_sub(before.1),
+    ))
 }

@@ -5,25 +5,20 @@ mod federate;
 mod fleet;
 mod http;
 mod ingest;
-mod kernel;
 mod programs;
 mod report;
-mod round;
 
 use anyhow::Context as _;
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
-    anyhow::ensure!(nix::unistd::geteuid().is_root(), "the benchmark needs root: it makes network namespaces and loads eBPF");
+    anyhow::ensure!(
+        nix::unistd::geteuid().is_root(),
+        "the benchmark needs root: it makes network namespaces and loads eBPF"
+    );
     let only = std::env::args().nth(1);
     let wanted = |name: &str| only.as_deref().is_none_or(|o| o == name);
     let mut report = report::Report::new()?;
-    if wanted("kernel") {
-        kernel::run(&mut report).context("kernel side")?;
-    }
-    if wanted("round") {
-        round::run(&mut report).context("rounds")?;
-    }
     if wanted("ingest") {
         ingest::run(&mut report).await.context("ingest")?;
     }

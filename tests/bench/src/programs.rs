@@ -26,7 +26,13 @@ pub(crate) struct Program {
 
 impl Program {
     /// Starts `sonde-aggregator serve` or `sonde-collector run` and waits until it says that it is ready.
-    pub(crate) fn start(name: &'static str, subcommand: &str, http: SocketAddr, dir: &Path, env: &[(&str, String)]) -> anyhow::Result<Self> {
+    pub(crate) fn start(
+        name: &'static str,
+        subcommand: &str,
+        http: SocketAddr,
+        dir: &Path,
+        env: &[(&str, String)],
+    ) -> anyhow::Result<Self> {
         let path = bin_dir().join(name);
         let log = std::fs::File::create(dir.join(format!("{name}.log")))?;
         let child = Command::new(&path)
@@ -40,7 +46,10 @@ impl Program {
         let mut program = Self { child, name, http };
         for _ in 0..600 {
             if let Some(status) = program.child.try_wait()? {
-                bail!("{name} ended: {status}\n{}", std::fs::read_to_string(dir.join(format!("{name}.log")))?);
+                bail!(
+                    "{name} ended: {status}\n{}",
+                    std::fs::read_to_string(dir.join(format!("{name}.log")))?
+                );
             }
             if crate::http::get(http, "/-/ready").is_ok_and(|answer| answer.status == 200) {
                 return Ok(program);
@@ -77,7 +86,10 @@ impl Drop for Program {
 
 pub(crate) fn resident(pid: u32) -> anyhow::Result<u64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:")).context("no VmRSS")?;
+    let line = status
+        .lines()
+        .find_map(|l| l.strip_prefix("VmRSS:"))
+        .context("no VmRSS")?;
     Ok(line.trim().trim_end_matches(" kB").parse::<u64>()? * 1024)
 }
 
@@ -95,12 +107,19 @@ pub(crate) fn descendants(pid: u32) -> Vec<u32> {
     let mut parents = vec![pid];
     while let Some(parent) = parents.pop() {
         let children = std::fs::read_to_string(format!("/proc/{parent}/task/{parent}/children")).unwrap_or_default();
-        let threads = std::fs::read_dir(format!("/proc/{parent}/task")).into_iter().flatten().flatten();
+        let threads = std::fs::read_dir(format!("/proc/{parent}/task"))
+            .into_iter()
+            .flatten()
+            .flatten();
         let of_threads: String = threads
             .filter(|t| t.file_name() != *parent.to_string())
             .filter_map(|t| std::fs::read_to_string(t.path().join("children")).ok())
             .collect();
-        for child in children.split_whitespace().chain(of_threads.split_whitespace()).filter_map(|c| c.parse().ok()) {
+        for child in children
+            .split_whitespace()
+            .chain(of_threads.split_whitespace())
+            .filter_map(|c| c.parse().ok())
+        {
             all.push(child);
             parents.push(child);
         }

@@ -11,8 +11,14 @@ impl Report {
         let cores = std::thread::available_parallelism()?;
         let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease")?;
         let cpu = std::fs::read_to_string("/proc/cpuinfo")?;
-        let model = cpu.lines().find_map(|l| l.strip_prefix("model name")).map_or("unknown", |l| l.trim_start_matches(['\t', ':', ' ']));
-        let postgres = std::fs::read_dir("/usr/lib/postgresql")?.flatten().map(|e| e.file_name().to_string_lossy().into_owned()).max();
+        let model = cpu
+            .lines()
+            .find_map(|l| l.strip_prefix("model name"))
+            .map_or("unknown", |l| l.trim_start_matches(['\t', ':', ' ']));
+        let postgres = std::fs::read_dir("/usr/lib/postgresql")?
+            .flatten()
+            .map(|e| e.file_name().to_string_lossy().into_owned())
+            .max();
         let mut text = String::from("# Performance\n\nWritten by `make bench`.\n\n");
         writeln!(
             text,
