@@ -1,0 +1,42 @@
+//! A queueing discipline that is full.
+
+use super::*;
+
+pub(super) const TBF: Fault = Fault {
+    name: "tbf-queue-drop",
+    about: "More datagrams at once than a token bucket (tbf) at the sender's device lets through or queues. The kernel frees \
+        those over the limit as QDISC_DROP in the sender's namespace; the send call still succeeds. Second source: drops \
+        of `tc -s qdisc`.",
+    topology: Topology::Pair,
+    protocol: Protocol::Udp,
+    signal: Signal::Event(Drop {
+        place: Role::Client,
+        reasons: &["QDISC_DROP", "QDISC_OVERLIMIT"],
+        direction: "egress",
+        interface: Some("eth0"),
+    }),
+    inject: |scene, family, count| {
+        let client = &scene.client;
+        // Two datagrams of 1,000 bytes pass at once, two wait; 128 kbit/s empties that in an eighth of a second.
+        client.tc("qdisc replace dev eth0 root tbf rate 128kbit burst 2200 limit 2200")?;
+        let sent = scene.send_datagrams(family, count, 1000)?;
+        // Datagrams that wait when the qdisc goes would be freed as if they were lost.
+        let what = format!("the queue of {client} to run empty");
+        let dropped = until(&what, LIMIT, || {
+            let qdisc = client.qdisc("eth0")?;
+            Ok(match qdisc.queue_length {
+                0 => Look::Found(qdisc.drops),
+                _ => Look::NotYet(format!("{qdisc:?}")),
+            })
+        })?;
+        client.tc("qdisc del dev eth0 root")?;
+        Ok(Injected {
+            family,
+            place: client.clone(),
+            flow: scene.flow(family),
+            sent: sent.accepted,
+            dropped,
+            source: "drops of `tc -s qdisc`".into(),
+        })
+    },
+};
