@@ -71,6 +71,17 @@ pub fn send(socket: &UdpSocket, to: SocketAddr, count: u64, length: usize) -> Se
     sent
 }
 
+/// Reads what waits at a socket, without waiting, and says how many datagrams it was.
+pub fn drain(socket: &UdpSocket) -> Result<u64> {
+    socket.set_nonblocking(true).at(|| "udp socket".into())?;
+    let mut buffer = [0; 2048];
+    let mut count = 0;
+    while socket.recv(&mut buffer).is_ok() {
+        count += 1;
+    }
+    Ok(count)
+}
+
 /// A listening socket. `backlog` + 1 connections fit before the kernel drops further SYNs.
 pub fn tcp_listen(pod: &Pod, family: Family, port: u16, backlog: i32) -> Result<TcpListener> {
     pod.run(|| {

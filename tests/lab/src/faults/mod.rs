@@ -17,7 +17,7 @@ use crate::flow::{Family, Flow, Protocol};
 use crate::lab::Lab;
 use crate::pod::Pod;
 use crate::sockets;
-use crate::wait::{Look, until};
+use crate::wait::{Look, until, until_true};
 
 /// All faults, one line each.
 pub const ALL: [&Fault; 11] = [

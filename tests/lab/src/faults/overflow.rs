@@ -1,7 +1,5 @@
 //! A socket's queue is full.
 
-use std::net::UdpSocket;
-
 use super::*;
 use crate::error::At;
 
@@ -30,7 +28,7 @@ pub(super) const UDP_BUFFER: Fault = Fault {
             if dropped + read >= sent {
                 return Ok(Look::Found(dropped));
             }
-            read += drain(&sink)?;
+            read += sockets::drain(&sink)?;
             Ok(Look::NotYet(format!("{dropped} dropped, {read} read")))
         })?;
         Ok(Injected {
@@ -86,14 +84,3 @@ pub(super) const LISTEN_QUEUE: Fault = Fault {
         })
     },
 };
-
-/// Reads what waits at a socket and says how many datagrams it was.
-fn drain(socket: &UdpSocket) -> Result<u64> {
-    socket.set_nonblocking(true).at(|| "udp socket".into())?;
-    let mut buffer = [0; 2048];
-    let mut count = 0;
-    while socket.recv(&mut buffer).is_ok() {
-        count += 1;
-    }
-    Ok(count)
-}

@@ -19,6 +19,8 @@ pub(super) const TBF: Fault = Fault {
         let client = &scene.client;
         // Two datagrams of 1,000 bytes pass at once, two wait; 128 kbit/s empties that in an eighth of a second.
         client.tc("qdisc replace dev eth0 root tbf rate 128kbit burst 2200 limit 2200")?;
+        // What gets through is to arrive: no second fault at a closed port.
+        let sink = sockets::udp(&scene.server, family, TO_PORT)?;
         let sent = scene.send_datagrams(family, count, 1000)?;
         // Datagrams that wait when the qdisc goes would be freed as if they were lost.
         let what = format!("the queue of {client} to run empty");
@@ -30,6 +32,12 @@ pub(super) const TBF: Fault = Fault {
             })
         })?;
         client.tc("qdisc del dev eth0 root")?;
+        let mut arrived = 0;
+        let what = format!("{} datagrams to arrive at {}", sent.accepted - dropped, scene.server);
+        until_true(&what, LIMIT, || {
+            arrived += sockets::drain(&sink)?;
+            Ok(arrived + dropped == sent.accepted)
+        })?;
         Ok(Injected {
             family,
             place: client.clone(),
