@@ -13,7 +13,7 @@ need() { # need PACKAGE TEST...: the package, unless the test succeeds
   "$@" >/dev/null 2>&1 || MISSING+=("$package")
 }
 has() { PATH="$PATH:/usr/sbin:/sbin" command -v "$1"; }
-installed() { dpkg -s "$1" 2>/dev/null | grep -q '^Status: install ok installed'; }
+installed() { [[ $(dpkg-query -W -f '${Status}' "$1" 2>/dev/null) == 'install ok installed' ]]; }
 has_postgres() { compgen -G '/usr/lib/postgresql/*/bin/initdb'; }
 
 install_packages() {
@@ -111,7 +111,8 @@ fi
 LINKER_VERSION=0.13.0
 linker_fits() {
   local linker
-  linker=$(as_builder sh -c 'command -v bpf-linker') && "$linker" --version | grep -qF "$LINKER_VERSION" && ldd "$linker" | grep -q "libLLVM\(-\|\.so\.\)$LLVM_MAJOR"
+  linker=$(as_builder sh -c 'command -v bpf-linker') || return 1
+  [[ $("$linker" --version) == *" $LINKER_VERSION"* && $(ldd "$linker") =~ libLLVM(-|\.so\.)$LLVM_MAJOR ]]
 }
 if ! linker_fits; then
   need "llvm-$LLVM_MAJOR-dev" installed "llvm-$LLVM_MAJOR-dev"
