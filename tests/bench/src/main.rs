@@ -5,8 +5,10 @@ mod federate;
 mod fleet;
 mod http;
 mod ingest;
+mod kernel;
 mod programs;
 mod report;
+mod round;
 
 use anyhow::Context as _;
 
@@ -19,6 +21,12 @@ async fn main() -> anyhow::Result<()> {
     let only = std::env::args().nth(1);
     let wanted = |name: &str| only.as_deref().is_none_or(|o| o == name);
     let mut report = report::Report::new()?;
+    if wanted("kernel") {
+        kernel::run(&mut report).context("kernel side")?;
+    }
+    if wanted("round") {
+        round::run(&mut report).context("rounds")?;
+    }
     if wanted("ingest") {
         ingest::run(&mut report).await.context("ingest")?;
     }

@@ -1,0 +1,131 @@
+//! What a dropped packet costs in our eBPF programs, by the kernel's own statistics (`kernel.bpf_stats_enabled`).
+
+use std::collections::BTreeMap;
+use std::net::UdpSocket;
+
+use anyhow::{Context as _, ensure};
+use sonde_lab::{Family, Lab, Pod};
+
+use crate::programs::{self, Program};
+use crate::report::{Report, mebibytes};
+
+const PACKETS: u64 = 200_000;
+const PORT: u16 = 7001;
+
+/// Settings under which the same drops are made.
+const CASES: [(&str, &str, &str); 3] = [
+    ("counted only", "{packetloss: {events: false}}", "1"),
+    (
+        "counted, each one an event, no stack",
+        "{packetloss: {stacks: false}}",
+        "10000000",
+    ),
+    (
+        "counted, each one an event with its stack",
+        "{packetloss: {stacks: true}}",
+        "10000000",
+    ),
+];
+
+pub(crate) fn run(report: &mut Report) -> anyhow::Result<()> {
+    let _statistics = Statistics::on()?;
+    let lab = Lab::new("bench")?;
+    let (client, server) = (lab.pod("bench", "client")?, lab.pod("bench", "server")?);
+    lab.link(&client, &server)?;
+    server.nft(&format!(
+        "table inet bench {{ chain in {{ type filter hook input priority 0; udp dport {PORT} counter name drops drop; }}; counter drops {{}}; }}"
+    ))?;
+    report.section(
+        "Kernel side",
+        &format!("{PACKETS} UDP packets into an nft drop rule; time a run of each program, by `kernel.bpf_stats_enabled` (which itself costs some 20 ns a run)."),
+    );
+    for (name, probes, rate) in CASES {
+        let dir = tempfile::tempdir()?;
+        let http = programs::free_address()?;
+        let env = [
+            ("SONDE_COLLECTOR_HTTP", http.to_string()),
+            ("SONDE_COLLECTOR_AGGREGATOR", String::new()),
+            ("SONDE_COLLECTOR_DATA_DIR", dir.path().display().to_string()),
+            ("SONDE_PODS_NETNS_INCLUDE", lab.glob()),
+            ("SONDE_PODS_INCLUDE_HOST", "false".into()),
+            ("SONDE_PROBES", probes.into()),
+            ("SONDE_EVENTS_RATE", rate.into()),
+            ("SONDE_EVENTS_BURST", rate.into()),
+            ("SONDE_LOG_LEVEL", "warn".into()),
+        ];
+        let others: Vec<u32> = ours()?.into_keys().map(|(id, _)| id).collect();
+        let collector = Program::start("sonde-collector", "run", http, dir.path(), &env)?;
+        // The first drops teach the collector the site; they are not measured.
+        flood(&client, &server, 1000)?;
+        std::thread::sleep(std::time::Duration::from_secs(2));
+        let before = ours()?;
+        flood(&client, &server, PACKETS)?;
+        let after = ours()?;
+        for ((id, program), (runs, nanos)) in after.into_iter().filter(|((id, _), _)| !others.contains(id)) {
+            let (runs_before, nanos_before) = before.get(&(id, program.clone())).copied().unwrap_or_default();
+            let (runs, nanos) = (runs - runs_before, nanos - nanos_before);
+            if runs >= PACKETS {
+                report.row(
+                    &format!("{name}: `{program}`"),
+                    format!("{:.0} ns", nanos as f64 / runs as f64),
+                );
+            }
+        }
+        report.row(
+            &format!("{name}: resident memory of the collector"),
+            mebibytes(collector.resident()?),
+        );
+    }
+    Ok(())
+}
+
+fn flood(client: &Pod, server: &Pod, packets: u64) -> anyhow::Result<()> {
+    let target = server.socket(Family::V4, PORT);
+    let sent = client.run(move || -> std::io::Result<u64> {
+        let socket = UdpSocket::bind("0.0.0.0:0")?;
+        socket.connect(target)?;
+        let mut sent = 0;
+        for _ in 0..packets {
+            sent += u64::from(socket.send(b"bench").is_ok());
+        }
+        Ok(sent)
+    })??;
+    ensure!(sent == packets, "{sent} of {packets} packets were sent");
+    Ok(())
+}
+
+/// Runs and nanoseconds of each program that hangs on `kfree_skb`, by id and name.
+fn ours() -> anyhow::Result<BTreeMap<(u32, String), (u64, u64)>> {
+    let mut all = BTreeMap::new();
+    for program in aya::programs::loaded_programs() {
+        // A program may end between the listing and the look.
+        let Ok(program) = program else { continue };
+        let name = program.name_as_str().unwrap_or("?").to_owned();
+        all.insert(
+            (program.id(), name),
+            (program.run_count(), u64::try_from(program.run_time().as_nanos())?),
+        );
+    }
+    Ok(all)
+}
+
+/// The kernel's statistics, as they were when dropped.
+struct Statistics(String);
+
+const SWITCH: &str = "/proc/sys/kernel/bpf_stats_enabled";
+
+impl Statistics {
+    fn on() -> anyhow::Result<Self> {
+        let before = std::fs::read_to_string(SWITCH).context(SWITCH)?;
+        std::fs::write(SWITCH, "1").context(SWITCH)?;
+        Ok(Self(before))
+    }
+}
+
+impl Drop for Statistics {
+    fn drop(&mut self) {
+        if let Err(error) = std::fs::write(SWITCH, &self.0) {
+            eprintln!("{SWITCH}: {error}");
+        }
+    }
+}
