@@ -1,0 +1,169 @@
+//! One `match[]`: an instant vector selector as Prometheus reads it.
+
+use promql_parser::label::{METRIC_NAME, Matcher};
+use promql_parser::parser::{self, Expr};
+
+use super::meta::{ColumnMeta, LE, NAMESPACE, NODE, POD, ProbeMeta, Suffix};
+use super::snapshot::{RowLabels, Snapshot};
+
+/// Longer ones are refused unread.
+const MAX_LENGTH: usize = 16 << 10;
+
+#[derive(Clone, Debug)]
+pub struct Selector {
+    matchers: Vec<Matcher>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "match[] `{shown}`: {reason}; expected a series selector such as `sonde_netdev_receive_bytes_total{{k8s_namespace=\"shop\"}}`"
+)]
+pub struct SelectorError {
+    shown: String,
+    reason: String,
+}
+
+impl std::str::FromStr for Selector {
+    type Err = SelectorError;
+
+    fn from_str(text: &str) -> Result<Self, SelectorError> {
+        let refuse = |reason: &str| SelectorError {
+            shown: text.chars().take(200).collect(),
+            reason: reason.into(),
+        };
+        if text.len() > MAX_LENGTH {
+            return Err(refuse("longer than 16 KiB"));
+        }
+        let selector = match parser::parse(text) {
+            Err(reason) => return Err(refuse(&reason)),
+            Ok(Expr::VectorSelector(selector)) => selector,
+            Ok(Expr::MatrixSelector(_)) => return Err(refuse("a range is not permitted here")),
+            Ok(_) => return Err(refuse("an expression is not permitted here")),
+        };
+        if selector.offset.is_some() || selector.at.is_some() {
+            return Err(refuse("`offset` and `@` are not permitted here"));
+        }
+        if !selector.matchers.or_matchers.is_empty() {
+            return Err(refuse("`or` between matchers is not permitted here"));
+        }
+        let mut matchers = selector.matchers.matchers;
+        if let Some(name) = selector.name {
+            matchers.extend(Matcher::new_metric_name_matcher(name));
+        }
+        Ok(Self { matchers })
+    }
+}
+
+/// A selector worked out for one probe: what is left to ask of each row.
+#[derive(Debug)]
+pub(super) struct ForProbe<'a> {
+    names: Vec<&'a Matcher>,
+    node: Vec<&'a Matcher>,
+    rows: Vec<(Source, &'a Matcher)>,
+    le: Vec<&'a Matcher>,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Source {
+    Namespace,
+    Pod,
+    Label(usize),
+}
+
+impl Selector {
+    /// None: no row of this probe can match. A label that a series lacks is empty, as in Prometheus.
+    pub(super) fn for_probe(&self, meta: &ProbeMeta) -> Option<ForProbe<'_>> {
+        let mut out = ForProbe {
+            names: vec![],
+            node: vec![],
+            rows: vec![],
+            le: vec![],
+        };
+        for matcher in &self.matchers {
+            match matcher.name.as_str() {
+                METRIC_NAME => out.names.push(matcher),
+                NODE => out.node.push(matcher),
+                NAMESPACE => out.rows.push((Source::Namespace, matcher)),
+                POD => out.rows.push((Source::Pod, matcher)),
+                LE => out.le.push(matcher),
+                name => match meta.labels.iter().position(|l| l == name) {
+                    Some(i) => out.rows.push((Source::Label(i), matcher)),
+                    None if matcher.is_match("") => {}
+                    None => return None,
+                },
+            }
+        }
+        Some(out)
+    }
+}
+
+impl ForProbe<'_> {
+    pub(super) fn has_series(&self, column: &ColumnMeta, suffix: Suffix) -> bool {
+        let name = format!("{}{}", column.family, suffix.as_str());
+        all(&self.names, &name) && (suffix == Suffix::Bucket || all(&self.le, ""))
+    }
+
+    pub(super) fn has_node(&self, snapshot: &Snapshot) -> bool {
+        all(&self.node, &snapshot.node)
+    }
+
+    pub(super) fn has_row(&self, row: &RowLabels) -> bool {
+        self.rows.iter().all(|(source, matcher)| {
+            matcher.is_match(match source {
+                Source::Namespace => row.namespace(),
+                Source::Pod => row.name(),
+                Source::Label(i) => &row.values[*i],
+            })
+        })
+    }
+
+    pub(super) fn has_bucket(&self, le: &str) -> bool {
+        all(&self.le, le)
+    }
+}
+
+fn all(matchers: &[&Matcher], value: &str) -> bool {
+    matchers.iter().all(|m| m.is_match(value))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn selectors_are_instant_vector_selectors() {
+        for good in [
+            "sonde_tcp_in_segments_total",
+            "{__name__=~\"sonde_.+\"}",
+            "sonde_ip{k8s_pod!=\"\", k8s_namespace=~'a|b'}",
+            " {k8s_pod=\"x\"} ",
+            "{__name__=\"up\",}",
+        ] {
+            assert!(good.parse::<Selector>().is_ok(), "{good}");
+        }
+    }
+
+    #[test]
+    fn anything_else_is_refused_with_what_was_expected() {
+        for (bad, why) in [
+            ("", "no expression"),
+            ("{}", "non-empty matcher"),
+            ("{k8s_pod=~\".*\"}", "non-empty matcher"),
+            ("up[5m]", "range"),
+            ("up offset 5m", "offset"),
+            ("up @ 5", "offset"),
+            ("sum(up)", "expression"),
+            ("1", "expression"),
+            ("up{a=\"x\" or b=\"y\"}", "or"),
+            ("up{", "brace"),
+            ("up{a=~\"(\"}", "regex"),
+            ("up{__name__=\"x\"}", "twice"),
+            ("\u{0}", "unexpected"),
+        ] {
+            let error = bad.parse::<Selector>().expect_err(bad).to_string();
+            assert!(error.contains(why), "{bad:?}: {error}");
+            assert!(error.contains("expected a series selector"), "{error}");
+        }
+        assert!("x".repeat(MAX_LENGTH + 1).parse::<Selector>().is_err());
+    }
+}
