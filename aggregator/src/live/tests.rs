@@ -208,7 +208,10 @@ fn matchers_mean_what_they_mean_in_prometheus() {
     let lo = format!("{name}{{device=\"lo\"}}");
     let pods = "{k8s_pod=\"web\"}";
     assert_eq!(values(&[&lo, pods, &lo]), ["2", "3"]);
-    assert_eq!(values(&["up", "{__name__!~\"sonde_.*\",k8s_node=\"n1\"}"]), Vec::<String>::new());
+    assert_eq!(
+        values(&["up", "{__name__!~\"sonde_.*\",k8s_node=\"n1\"}"]),
+        Vec::<String>::new()
+    );
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! PostgreSQL: the schema, the one writer, and what readers need. Nobody outside this module writes a table.
 
+pub mod query;
+
 use std::sync::Arc;
 
 use sqlx::PgPool;

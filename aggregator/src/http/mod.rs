@@ -1,0 +1,121 @@
+//! The aggregator over HTTP: federation, the REST interface, health, and the web pages.
+
+mod api;
+mod federate;
+mod health;
+mod host;
+mod metrics;
+mod openapi;
+mod pages;
+mod params;
+mod problem;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::http::StatusCode;
+use axum::middleware::{from_fn, from_fn_with_state};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use sonde_common::shutdown::Shutdown;
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+use tower_http::catch_panic::CatchPanicLayer;
+use tower_http::compression::{CompressionLayer, CompressionLevel};
+
+pub use openapi::openapi;
+
+use crate::live::LiveTable;
+use crate::metrics::Metrics;
+use crate::store::Store;
+use metrics::Requests;
+use problem::Problem;
+
+/// Event streams that may be open at once: each asks the database on its own.
+const MAX_STREAMS: usize = 128;
+
+/// What handlers work with. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct AppState {
+    store: Store,
+    live: Arc<LiveTable>,
+    metrics: Arc<Metrics>,
+    requests: Arc<Requests>,
+    streams: Arc<Semaphore>,
+    shutdown: Shutdown,
+}
+
+impl AppState {
+    pub fn new(store: Store, live: Arc<LiveTable>, metrics: Arc<Metrics>, shutdown: Shutdown) -> Self {
+        Self {
+            store,
+            live,
+            metrics,
+            requests: Arc::default(),
+            streams: Arc::new(Semaphore::new(MAX_STREAMS)),
+            shutdown,
+        }
+    }
+}
+
+/// Serves until shutdown; answers that are under way are finished.
+pub async fn serve(state: AppState, listener: TcpListener, mut shutdown: Shutdown) -> std::io::Result<()> {
+    let bound = listener.local_addr()?;
+    let app = router(state).layer(from_fn_with_state(bound, host::check));
+    axum::serve(listener, app)
+        .with_graceful_shutdown(async move { shutdown.recv().await })
+        .await
+}
+
+fn router(state: AppState) -> Router {
+    let routes = Router::new()
+        .route("/api/v1/events", get(api::events::list))
+        .route("/api/v1/events/stats", get(api::events_stats::stats))
+        .route("/api/v1/events/stream", get(api::events_stream::stream))
+        .route("/api/v1/pods", get(api::pods::list))
+        .route("/api/v1/nodes", get(api::nodes::list))
+        .route("/api/v1/probes", get(api::probes::list))
+        .route("/api/v1/gaps", get(api::gaps::list))
+        .route("/federate", get(federate::page))
+        .route("/metrics", get(metrics::page))
+        .route("/openapi.json", get(openapi::document))
+        .route("/-/healthy", get(health::healthy))
+        .route("/-/ready", get(health::ready))
+        .route("/api", get(unknown))
+        .route("/api/{*path}", get(unknown))
+        .method_not_allowed_fallback(wrong_method)
+        .fallback(pages::serve);
+    routes
+        .layer(CompressionLayer::new().gzip(true).quality(CompressionLevel::Fastest))
+        .layer(CatchPanicLayer::custom(panicked))
+        .layer(from_fn_with_state(state.clone(), metrics::count))
+        .layer(from_fn(pages::guard))
+        .with_state(state)
+}
+
+async fn unknown() -> Problem {
+    Problem::new(
+        StatusCode::NOT_FOUND,
+        "there is no such path; /openapi.json has those that there are",
+    )
+}
+
+async fn wrong_method() -> Problem {
+    Problem::new(
+        StatusCode::METHOD_NOT_ALLOWED,
+        "this path does not take that method; /openapi.json has what it takes",
+    )
+}
+
+fn panicked(cause: Box<dyn std::any::Any + Send>) -> Response {
+    let cause = cause
+        .downcast_ref::<String>()
+        .map(String::as_str)
+        .or_else(|| cause.downcast_ref::<&str>().copied());
+    tracing::error!(cause = cause.unwrap_or("?"), "a handler panicked");
+    Problem::new(
+        StatusCode::INTERNAL_SERVER_ERROR,
+        "this is a fault of the aggregator; its log has the reason",
+    )
+    .into_response()
+}

@@ -1,0 +1,37 @@
+//! The interface as OpenAPI 3.1, from the endpoints' own documentation.
+
+use axum::Json;
+use utoipa::OpenApi;
+
+use super::{api, federate, health, metrics};
+
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "Sonde aggregator",
+        description = "What the network did to every pod of the cluster"
+    ),
+    paths(
+        api::events::list,
+        api::events_stats::stats,
+        api::events_stream::stream,
+        api::pods::list,
+        api::nodes::list,
+        api::probes::list,
+        api::gaps::list,
+        federate::page,
+        metrics::page,
+        health::healthy,
+        health::ready,
+    )
+)]
+struct Interface;
+
+/// The document that `/openapi.json` serves.
+pub fn openapi() -> utoipa::openapi::OpenApi {
+    Interface::openapi()
+}
+
+pub(crate) async fn document() -> Json<utoipa::openapi::OpenApi> {
+    Json(openapi())
+}

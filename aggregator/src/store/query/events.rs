@@ -1,0 +1,185 @@
+//! Events by time, and events as they become visible.
+
+use serde_json::{Map, Value};
+use sqlx::types::Json;
+use sqlx::{Postgres, QueryBuilder};
+
+use super::filter::{EventFilter, Resolved, Window};
+use super::{Micros, QueryError, micros, push_time};
+use crate::store::Store;
+
+/// One event with names in place of ids.
+#[derive(Clone, Debug, sqlx::FromRow)]
+pub struct EventRow {
+    pub time: Micros,
+    pub id: i64,
+    pub node: String,
+    /// Empty: the node itself; none: a network namespace of no known pod.
+    pub namespace: Option<String>,
+    pub pod: Option<String>,
+    pub workload: Option<String>,
+    pub probe: String,
+    pub kind: String,
+    pub reason: Option<String>,
+    pub protocol: Option<String>,
+    pub saddr: Option<String>,
+    pub sport: Option<i32>,
+    pub daddr: Option<String>,
+    pub dport: Option<i32>,
+    pub peer_node: Option<String>,
+    pub peer_namespace: Option<String>,
+    pub peer_pod: Option<String>,
+    pub peer_workload: Option<String>,
+    pub direction: i16,
+    pub latency_ns: Option<i64>,
+    pub cpu: Option<i32>,
+    pub pid: Option<i32>,
+    pub comm: Option<String>,
+    pub state: Option<String>,
+    pub interface: Option<String>,
+    pub suppressed: i64,
+    pub stack: Option<Vec<String>>,
+    pub attributes: Option<Json<Map<String, Value>>>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Order {
+    Asc,
+    Desc,
+}
+
+/// Where a page ended. Events that arrive later do not move it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Position {
+    pub time: Micros,
+    pub id: i64,
+}
+
+/// Names for the rows of `page`. A peer that the collector could not name is looked up by its address, among the pods
+/// of that time: the one of the two addresses that is not the subject's, else the far end by direction.
+const NAMES: &str = concat!(
+    "select ",
+    micros!("e.time"),
+    " as time, e.id, n.name as node, p.namespace, p.name as pod, p.workload, \
+     probe.text as probe, type.text as kind, reason.text as reason, protocol.text as protocol, \
+     host(e.saddr) as saddr, e.sport, host(e.daddr) as daddr, e.dport, \
+     case when e.peer_pod_id = 0 then n.name else coalesce(peer.node, found.node) end as peer_node, \
+     coalesce(peer.namespace, found.namespace) as peer_namespace, coalesce(peer.name, found.name) as peer_pod, \
+     coalesce(peer.workload, found.workload) as peer_workload, \
+     e.direction, e.latency_ns, e.cpu, e.pid, comm.text as comm, state.text as state, interface.text as interface, \
+     e.suppressed, stack.frames as stack, e.attributes \
+     from page e \
+     join sonde_store.nodes n on n.id = e.node_id \
+     join sonde_store.strings probe on probe.id = e.probe \
+     join sonde_store.strings type on type.id = e.type \
+     left join sonde_store.pods p on p.id = e.pod_id \
+     left join sonde_store.strings reason on reason.id = e.reason \
+     left join sonde_store.strings protocol on protocol.id = e.protocol \
+     left join sonde_store.strings comm on comm.id = e.comm \
+     left join sonde_store.strings state on state.id = e.state \
+     left join sonde_store.strings interface on interface.id = e.interface \
+     left join sonde_store.stacks stack on stack.id = e.stack_id \
+     left join lateral (select pp.namespace, pp.name, pp.workload, \
+         (select name from sonde_store.nodes where id = pp.node_id) as node \
+         from sonde_store.pods pp where pp.id = e.peer_pod_id) peer on true \
+     left join lateral (select pp.namespace, pp.name, pp.workload, \
+         (select name from sonde_store.nodes where id = pp.node_id) as node \
+         from sonde_store.pods pp \
+         where e.peer_pod_id is null and not pp.host_network and pp.ips @> array[case \
+             when e.saddr = any(p.ips) then e.daddr when e.daddr = any(p.ips) then e.saddr \
+             when e.direction = 1 then e.saddr when e.direction = 2 then e.daddr end] \
+         and pp.valid_from <= e.time and (pp.valid_to is null or pp.valid_to > e.time) \
+         order by pp.valid_from desc limit 1) found on true"
+);
+
+/// Which part of what matches.
+enum Slice {
+    ByTime(Order, Option<Position>),
+    ById { after: i64, up_to: i64 },
+}
+
+impl Store {
+    /// One page, in order of (time, id). `after` is the position of the last event of the page before.
+    pub async fn events(
+        &self,
+        filter: &EventFilter,
+        window: Window,
+        order: Order,
+        after: Option<Position>,
+        limit: u32,
+    ) -> Result<Vec<EventRow>, QueryError> {
+        self.event_slice(filter, window, &Slice::ByTime(order, after), limit)
+            .await
+    }
+
+    /// Events that became visible after `after` and not after `up_to`, in the order in which they did.
+    pub async fn events_since(
+        &self,
+        filter: &EventFilter,
+        window: Window,
+        after: i64,
+        up_to: i64,
+        limit: u32,
+    ) -> Result<Vec<EventRow>, QueryError> {
+        self.event_slice(filter, window, &Slice::ById { after, up_to }, limit)
+            .await
+    }
+
+    /// When an event happened; None: there is no such event (any more).
+    pub async fn event_time(&self, id: i64) -> Result<Option<Micros>, QueryError> {
+        let sql = concat!("select ", micros!("time"), " from sonde_store.events where id = $1");
+        Ok(sqlx::query_scalar(sql).bind(id).fetch_optional(self.pool()).await?)
+    }
+
+    async fn event_slice(
+        &self,
+        filter: &EventFilter,
+        window: Window,
+        slice: &Slice,
+        limit: u32,
+    ) -> Result<Vec<EventRow>, QueryError> {
+        let mut db = self.pool().acquire().await?;
+        let resolved = filter.resolve(&mut db).await?;
+        let mut sql = statement(&resolved, window, slice, limit);
+        Ok(sql.build_query_as().persistent(false).fetch_all(&mut *db).await?)
+    }
+}
+
+/// The page first, by ids alone; then names for its rows.
+fn statement(resolved: &Resolved, window: Window, slice: &Slice, limit: u32) -> QueryBuilder<Postgres> {
+    let mut sql = QueryBuilder::new("with page as materialized (select * from sonde_store.events e where true");
+    resolved.push(&mut sql, window);
+    let order = match slice {
+        Slice::ByTime(Order::Asc, after) => {
+            push_after(&mut sql, *after, (" > (", " and e.time >= "));
+            " order by e.time, e.id"
+        }
+        Slice::ByTime(Order::Desc, after) => {
+            push_after(&mut sql, *after, (" < (", " and e.time <= "));
+            " order by e.time desc, e.id desc"
+        }
+        Slice::ById { after, up_to } => {
+            sql.push(" and e.id > ")
+                .push_bind(*after)
+                .push(" and e.id <= ")
+                .push_bind(*up_to);
+            " order by e.id"
+        }
+    };
+    sql.push(order)
+        .push(" limit ")
+        .push_bind(i64::from(limit))
+        .push(") ")
+        .push(NAMES)
+        .push(order);
+    sql
+}
+
+/// The bound is said twice: a comparison of rows prunes no partitions, one of the time does.
+fn push_after(sql: &mut QueryBuilder<Postgres>, after: Option<Position>, (rows, time): (&str, &str)) {
+    let Some(after) = after else { return };
+    sql.push(" and (e.time, e.id)").push(rows);
+    push_time(sql, after.time);
+    sql.push(", ").push_bind(after.id).push(")").push(time);
+    push_time(sql, after.time);
+}

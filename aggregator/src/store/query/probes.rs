@@ -1,0 +1,115 @@
+//! What each probe says of itself, as the newest collector that spoke of it said it.
+
+use serde::Deserialize;
+use sonde_proto::v1;
+use sqlx::types::Json;
+
+use super::QueryError;
+use crate::store::Store;
+
+/// `sonde_store.probes.definition`.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct Definition {
+    pub labels: Vec<Named>,
+    pub columns: Vec<ColumnDefinition>,
+    pub event_types: Vec<Named>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct Named {
+    pub name: String,
+    pub help: String,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct ColumnDefinition {
+    pub name: String,
+    pub help: String,
+    /// `counter`, `gauge` or `histogram`.
+    pub kind: String,
+    pub unit: String,
+    pub scale: f64,
+    pub bounds: Vec<f64>,
+}
+
+#[derive(Clone, Debug)]
+pub struct ProbeRow {
+    pub name: String,
+    pub help: String,
+    pub definition: Definition,
+}
+
+impl ColumnDefinition {
+    pub fn proto(&self) -> v1::ColumnDef {
+        let kind = match self.kind.as_str() {
+            "counter" => v1::Kind::Counter,
+            "histogram" => v1::Kind::Histogram,
+            _ => v1::Kind::Gauge,
+        };
+        v1::ColumnDef {
+            name: self.name.clone(),
+            help: self.help.clone(),
+            kind: kind.into(),
+            unit: self.unit.clone(),
+            scale: self.scale,
+            bounds: self.bounds.clone(),
+        }
+    }
+
+    /// The metric's family in Prometheus.
+    pub fn metric(&self, probe: &str) -> String {
+        sonde_proto::names::metric(probe, &self.proto())
+    }
+}
+
+impl ProbeRow {
+    pub fn proto(&self) -> v1::ProbeDef {
+        let Definition {
+            labels,
+            columns,
+            event_types,
+        } = &self.definition;
+        v1::ProbeDef {
+            name: self.name.clone(),
+            help: self.help.clone(),
+            labels: labels
+                .iter()
+                .map(|l| v1::LabelDef {
+                    name: l.name.clone(),
+                    help: l.help.clone(),
+                })
+                .collect(),
+            columns: columns.iter().map(ColumnDefinition::proto).collect(),
+            event_types: event_types
+                .iter()
+                .map(|t| v1::EventTypeDef {
+                    name: t.name.clone(),
+                    help: t.help.clone(),
+                })
+                .collect(),
+        }
+    }
+}
+
+impl Store {
+    pub async fn probes(&self) -> Result<Vec<ProbeRow>, QueryError> {
+        let rows: Vec<(String, String, Json<Definition>)> =
+            sqlx::query_as("select name, help, definition from sonde_store.probes order by name")
+                .fetch_all(self.pool())
+                .await?;
+        let row = |(name, help, Json(definition))| ProbeRow { name, help, definition };
+        Ok(rows.into_iter().map(row).collect())
+    }
+
+    pub async fn probe(&self, name: &str) -> Result<Option<ProbeRow>, QueryError> {
+        let row: Option<(String, String, Json<Definition>)> =
+            sqlx::query_as("select name, help, definition from sonde_store.probes where name = $1")
+                .bind(name)
+                .fetch_optional(self.pool())
+                .await?;
+        Ok(row.map(|(name, help, Json(definition))| ProbeRow { name, help, definition }))
+    }
+}
