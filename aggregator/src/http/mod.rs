@@ -75,6 +75,7 @@ fn router(state: AppState) -> Router {
         .route("/api/v1/pods", get(api::pods::list))
         .route("/api/v1/nodes", get(api::nodes::list))
         .route("/api/v1/probes", get(api::probes::list))
+        .route("/api/v1/probes/{probe}/rows", get(api::probe_rows::rows))
         .route("/api/v1/gaps", get(api::gaps::list))
         .route("/federate", get(federate::page))
         .route("/metrics", get(metrics::page))

@@ -18,6 +18,7 @@ use super::{api, federate, health, metrics};
         api::pods::list,
         api::nodes::list,
         api::probes::list,
+        api::probe_rows::rows,
         api::gaps::list,
         federate::page,
         metrics::page,

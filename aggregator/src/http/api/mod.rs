@@ -8,4 +8,5 @@ pub(crate) mod events_stream;
 pub(crate) mod gaps;
 pub(crate) mod nodes;
 pub(crate) mod pods;
+pub(crate) mod probe_rows;
 pub(crate) mod probes;

@@ -7,6 +7,7 @@ pub mod gaps;
 pub mod nodes;
 pub mod pods;
 pub mod probes;
+pub mod rows;
 pub mod stats;
 
 use sqlx::{Postgres, QueryBuilder};
