@@ -1,7 +1,7 @@
 -- Fixed tables. The probe_<name> tables are made from the catalogue, with the same node_id, pod_id and time columns.
 -- People and Grafana read the views of schema sonde (0002), never these.
 
-create schema sonde_store;
+create schema if not exists sonde_store;
 comment on schema sonde_store is 'How Sonde keeps things; may change with any version. Read the views in schema sonde.';
 create schema sonde_parts;
 comment on schema sonde_parts is

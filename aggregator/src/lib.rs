@@ -1,6 +1,11 @@
 //! Sonde's aggregator: what collectors send goes into PostgreSQL and the live table; people read it over HTTP.
 
+pub mod embedded;
 pub mod http;
+pub mod ingest;
 pub mod live;
 pub mod metrics;
+pub mod run;
 pub mod store;
+#[doc(hidden)]
+pub mod testing;

@@ -25,26 +25,28 @@ pub fn encode(body: &BatchBody) -> Vec<u8> {
     zstd::bulk::compress(&plain, LEVEL).expect("compression into a growing buffer does not fail")
 }
 
+/// How many bytes the frame says it holds, at most what [`decode`] will make of it; [`MAX_BODY_BYTES`] where it does not
+/// say. A hostile frame may declare more than that, and is then refused.
+pub fn plain_size(bytes: &[u8]) -> usize {
+    let declared = zstd::zstd_safe::get_frame_content_size(bytes).ok().flatten();
+    match declared {
+        Some(size) if size > 0 => usize::try_from(size).unwrap_or(usize::MAX),
+        _ => MAX_BODY_BYTES,
+    }
+}
+
 /// Decompresses and decodes; never allocates beyond [`MAX_BODY_BYTES`].
 pub fn decode(bytes: &[u8]) -> Result<BatchBody, BodyError> {
     if bytes.len() > MAX_BATCH_BYTES {
         return Err(BodyError::TooLong(bytes.len()));
     }
-    // The frame says its own size, but a hostile one lies: the declared size only picks the first capacity.
-    let declared = zstd::zstd_safe::get_frame_content_size(bytes)
-        .ok()
-        .flatten()
-        .unwrap_or(0);
-    if declared > MAX_BODY_BYTES as u64 {
+    // The frame says its own size, but a hostile one lies: the declared size only picks the capacity.
+    let capacity = plain_size(bytes);
+    if capacity > MAX_BODY_BYTES {
         return Err(BodyError::Zstd(std::io::Error::other(format!(
-            "frame declares {declared} bytes"
+            "frame declares {capacity} bytes"
         ))));
     }
-    let capacity = if declared > 0 {
-        declared as usize
-    } else {
-        MAX_BODY_BYTES
-    };
     let plain = zstd::bulk::decompress(bytes, capacity).map_err(BodyError::Zstd)?;
     Ok(BatchBody::decode(plain.as_slice())?)
 }

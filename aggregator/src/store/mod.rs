@@ -1,11 +1,62 @@
 //! PostgreSQL: the schema, the one writer, and what readers need. Nobody outside this module writes a table.
 
+pub mod batch;
+mod cache;
+pub mod catalogue;
+mod copy;
+mod database;
+mod dictionary;
+mod encode;
+mod keeper;
+mod partitions;
+mod pods;
 pub mod query;
+mod register;
+mod schema;
+mod streams;
+mod tables;
+mod transaction;
+mod writer;
 
 use std::sync::Arc;
 
+use sonde_common::config::Storage;
+use sonde_common::shutdown;
 use sqlx::PgPool;
-use tokio::sync::watch;
+use sqlx::postgres::PgConnectOptions;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+
+use crate::live::LiveTable;
+use crate::metrics::Metrics;
+use batch::Batch;
+use database::describe;
+use keeper::Keeper;
+use transaction::{Keep, Session, Tables};
+use writer::Writer;
+
+pub use register::{Newcomer, RegisterError, Registered};
+pub use streams::{Place, Streams, Taken};
+
+/// Batches that may wait for the writer; their memory is bounded elsewhere, see `ingest`.
+const QUEUE: usize = 4096;
+
+/// Why there is no store. One line each.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    #[error("storage.database_url: {0}")]
+    Url(String),
+    #[error("database {target}: {why}")]
+    Refused { target: String, why: String },
+    #[error("database: {0}")]
+    Database(String),
+    #[error("database: it was set up by a newer version of Sonde (migration {0} is not known here)")]
+    NewerSchema(i64),
+    #[error("database: it was set up by another build of Sonde (its migration {0} differs from ours)")]
+    OtherSchema(i64),
+    #[error("database: {0}")]
+    Migrate(sqlx::migrate::MigrateError),
+}
 
 /// Handle to the database. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -16,6 +67,11 @@ pub struct Store {
 #[derive(Debug)]
 struct Inner {
     readers: PgPool,
+    admin: PgPool,
+    queue: mpsc::Sender<Batch>,
+    tables: Tables,
+    streams: Streams,
+    metrics: Arc<Metrics>,
     newest_event: watch::Sender<i64>,
     status: watch::Sender<StoreStatus>,
 }
@@ -29,7 +85,111 @@ pub struct StoreStatus {
     pub reason: Option<String>,
 }
 
+/// The store's tasks, to be waited for at the end.
+#[derive(Debug)]
+pub struct Tasks {
+    writer: JoinHandle<()>,
+    keeper: JoinHandle<()>,
+    stop_keeper: shutdown::Trigger,
+    stop_writer: shutdown::Trigger,
+}
+
+/// What a store works with.
+#[derive(Clone, Debug)]
+pub struct Parts {
+    pub live: Arc<LiveTable>,
+    pub metrics: Arc<Metrics>,
+}
+
+/// Brings the schema up to date, and nothing else: `sonde-aggregator migrate`.
+pub async fn migrate(options: &PgConnectOptions) -> Result<(), OpenError> {
+    let admin = database::admin_pool(options.clone());
+    reach(&admin, options).await?;
+    let result = schema::migrate(&admin).await;
+    admin.close().await;
+    result
+}
+
+/// The first contact: a wrong address, password or database shows here.
+async fn reach(admin: &PgPool, options: &PgConnectOptions) -> Result<(), OpenError> {
+    admin.acquire().await.map(drop).map_err(|e| OpenError::Refused {
+        target: match options.get_socket() {
+            Some(socket) => socket.display().to_string(),
+            None => format!("{}:{}", options.get_host(), options.get_port()),
+        } + "/"
+            + options.get_database().unwrap_or_else(|| options.get_username()),
+        why: describe(&e),
+    })
+}
+
+/// A database URL as the configuration has it.
+pub fn parse_url(url: &str) -> Result<PgConnectOptions, OpenError> {
+    url.parse().map_err(|e: sqlx::Error| OpenError::Url(describe(&e)))
+}
+
 impl Store {
+    /// Connects, migrates, makes today's partitions and starts writer and upkeep.
+    pub async fn open(options: PgConnectOptions, storage: &Storage, parts: Parts) -> Result<(Self, Tasks), OpenError> {
+        let admin = database::admin_pool(options.clone());
+        reach(&admin, &options).await?;
+        schema::migrate(&admin).await?;
+        let failed = |e: sqlx::Error| OpenError::Database(describe(&e));
+        let tables = Tables::default();
+        *tables.write() = register::load_tables(&admin).await.map_err(failed)?;
+        let keep = Keep {
+            rows: storage.keep_rows.0,
+            events: storage.keep_events.0,
+        };
+        let (queue, batches) = mpsc::channel(QUEUE);
+        let store = Self {
+            inner: Arc::new(Inner {
+                readers: database::reader_pool(options.clone()),
+                admin: admin.clone(),
+                queue,
+                tables: Arc::clone(&tables),
+                streams: Streams::default(),
+                metrics: Arc::clone(&parts.metrics),
+                newest_event: watch::Sender::new(0),
+                status: watch::Sender::new(StoreStatus {
+                    database_up: true,
+                    reason: None,
+                }),
+            }),
+        };
+        let keeper = Keeper {
+            admin: admin.clone(),
+            tables: Arc::clone(&tables),
+            keep,
+            streams: store.inner.streams.clone(),
+            metrics: Arc::clone(&parts.metrics),
+            newest_event: store.inner.newest_event.clone(),
+            status: store.inner.status.clone(),
+        };
+        keeper.look().await.map_err(failed)?;
+        keeper.tidy(sonde_common::time::now_ns()).await.map_err(failed)?;
+        let (stop_keeper, keeper_shutdown) = shutdown::channel();
+        let (stop_writer, writer_shutdown) = shutdown::channel();
+        let writer = Writer {
+            options,
+            session: Session::new(admin, tables, keep),
+            queue: batches,
+            live: parts.live,
+            metrics: parts.metrics,
+            newest_event: store.inner.newest_event.clone(),
+            status: store.inner.status.clone(),
+            connection: None,
+            shutdown: writer_shutdown,
+            refreshed: None,
+        };
+        let tasks = Tasks {
+            writer: tokio::spawn(writer.run()),
+            keeper: tokio::spawn(keeper.run(keeper_shutdown)),
+            stop_keeper,
+            stop_writer,
+        };
+        Ok((store, tasks))
+    }
+
     /// Connections for reading. Read-only, with a statement timeout; the writer has its own.
     pub fn pool(&self) -> &PgPool {
         &self.inner.readers
@@ -44,4 +204,63 @@ impl Store {
     pub fn status(&self) -> StoreStatus {
         self.inner.status.borrow().clone()
     }
+
+    /// Who is connected to this aggregator.
+    pub fn streams(&self) -> &Streams {
+        &self.inner.streams
+    }
+
+    /// Hands a checked batch to the writer, waiting for room. What becomes of it shows in the stream's progress.
+    pub async fn submit(&self, batch: Batch) {
+        // An error means that the writer is gone, and it goes only with the process: nobody waits for this batch.
+        if let Ok(room) = self.inner.queue.reserve().await {
+            self.inner.metrics.queued_batches.add(1);
+            room.send(batch);
+        }
+    }
+}
+
+impl Tasks {
+    /// Once nobody submits any more (all [`Store`] handles of ingest are gone): stores what is queued, within `grace`.
+    pub async fn finish(self, store: Store, grace: std::time::Duration) {
+        self.stop_keeper.fire();
+        drop(store);
+        let mut writer = self.writer;
+        if tokio::time::timeout(grace, &mut writer).await.is_err() {
+            tracing::warn!("the database did not take the last batches in time; collectors send them again");
+            self.stop_writer.fire();
+            writer.abort();
+        }
+        let _ = self.keeper.await;
+    }
+}
+
+/// Raises a number that never falls.
+fn raise(sender: &watch::Sender<i64>, to: i64) {
+    sender.send_if_modified(|now| {
+        let news = to > *now;
+        *now = to.max(*now);
+        news
+    });
+}
+
+/// Says once when the database goes and when it comes back.
+fn set_status(sender: &watch::Sender<StoreStatus>, metrics: &Metrics, reason: Option<String>) {
+    metrics.database_up.set(u64::from(reason.is_none()));
+    sender.send_if_modified(|status| {
+        let up = reason.is_none();
+        if up != status.database_up {
+            match &reason {
+                None => tracing::info!("the database is back"),
+                Some(reason) => tracing::warn!(error = %reason, "the database is away, nothing is acknowledged"),
+            }
+        }
+        let next = StoreStatus {
+            database_up: up,
+            reason,
+        };
+        let news = *status != next;
+        *status = next;
+        news
+    });
 }

@@ -137,7 +137,9 @@ fn statement(
     sql.push(") r order by node, namespace, pod")
         .push(&labels)
         .push(", \"#step\", time desc) r");
-    sql.push(" order by node, namespace, pod").push(&labels).push(", \"#step\"");
+    sql.push(" order by node, namespace, pod")
+        .push(&labels)
+        .push(", \"#step\"");
     sql
 }
 

@@ -1,0 +1,73 @@
+//! What an aggregator that was killed may have left: a server that still runs or is ending, processes of a server that
+//! was killed itself, a pid file whose number now belongs to somebody else. Whoever holds our lock may end them.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::EmbeddedError;
+
+/// How long a fast shutdown (it writes a checkpoint) may take before an immediate one.
+const FAST: Duration = Duration::from_secs(60);
+const IMMEDIATE: Duration = Duration::from_secs(10);
+
+/// Afterwards nothing runs in the data directory and no pid file is there.
+pub(super) fn settle(data: &Path) -> Result<(), EmbeddedError> {
+    let file = data.join("postmaster.pid");
+    let postmaster = std::fs::read_to_string(&file)
+        .ok()
+        .and_then(|text| text.lines().next()?.trim().parse::<i32>().ok());
+    let mut running = processes_in(data);
+    if let Some(postmaster) = postmaster.filter(|pid| running.contains(pid)) {
+        tracing::info!(pid = postmaster, "ending the postgresql of an earlier run");
+        let _ = kill(Pid::from_raw(postmaster), Signal::SIGINT);
+        running = wait_for_none(data, FAST);
+    }
+    for signal in [Signal::SIGQUIT, Signal::SIGKILL] {
+        if running.is_empty() {
+            break;
+        }
+        tracing::warn!(pids = ?running, %signal, "ending processes of an earlier postgresql");
+        for pid in running {
+            let _ = kill(Pid::from_raw(pid), signal);
+        }
+        running = wait_for_none(data, IMMEDIATE);
+    }
+    if let Some(pid) = running.first() {
+        return Err(EmbeddedError::WillNotEnd { pid: *pid });
+    }
+    match std::fs::remove_file(&file) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(EmbeddedError::io("remove", &file)(e)),
+        _ => Ok(()),
+    }
+}
+
+/// Processes of any server in this directory: every one of them works there and is named `postgres`.
+fn processes_in(data: &Path) -> Vec<i32> {
+    let Ok(entries) = std::fs::read_dir("/proc") else {
+        return Vec::new();
+    };
+    let pid = |entry: std::fs::DirEntry| entry.file_name().to_str()?.parse::<i32>().ok();
+    entries
+        .flatten()
+        .filter_map(pid)
+        .filter(|pid| {
+            let proc = Path::new("/proc").join(pid.to_string());
+            std::fs::read_link(proc.join("cwd")).is_ok_and(|cwd| cwd == data)
+                && std::fs::read_to_string(proc.join("comm")).is_ok_and(|comm| comm.trim() == "postgres")
+        })
+        .collect()
+}
+
+fn wait_for_none(data: &Path, at_most: Duration) -> Vec<i32> {
+    let deadline = Instant::now() + at_most;
+    loop {
+        let running = processes_in(data);
+        if running.is_empty() || Instant::now() >= deadline {
+            return running;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}

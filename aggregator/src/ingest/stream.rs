@@ -1,0 +1,282 @@
+//! The life of one stream: hello, batches up, acks down, an end with a reason.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use sonde_common::time::now_ns;
+use sonde_proto::{body, poison, v1};
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio_util::sync::CancellationToken;
+use tonic::{Status, Streaming};
+
+use super::{MEMORY_KIB, Service, check, hello};
+use crate::store::batch::{Batch, Ended, Progress, Stream};
+use crate::store::{Newcomer, Place, RegisterError};
+
+/// A connection that says nothing is not kept.
+const HELLO_WITHIN: Duration = Duration::from_secs(10);
+/// Batches of one stream that may be unacknowledged: beyond, it is not read.
+const IN_FLIGHT: u64 = 256;
+/// How long a stream may take to hear its last acks when the aggregator ends.
+const LAST_ACKS: Duration = Duration::from_secs(5);
+/// A decoded batch takes about this much more memory than its encoding.
+const SWELL: usize = 4;
+
+type Out = mpsc::Sender<Result<v1::Down, Status>>;
+
+/// From the first message to the end.
+pub(super) async fn run(service: Service, mut up: Streaming<v1::Up>, out: Out, peer: String) {
+    let mut shutdown = service.shutdown.clone();
+    let opened = tokio::select! {
+        opened = open(&service, &mut up, &peer) => opened,
+        () = shutdown.recv() => Err(ending()),
+        () = out.closed() => return,
+    };
+    let status = match opened {
+        Ok(session) => {
+            let metrics = Arc::clone(&service.metrics);
+            metrics.streams.add(1);
+            let status = session.run(&service, up, &out).await;
+            metrics.streams.sub(1);
+            status
+        }
+        Err(status) => Some(status),
+    };
+    if let Some(status) = status {
+        let _ = out.send(Err(status)).await;
+    }
+}
+
+/// A stream that has said hello.
+struct Session {
+    stream: Arc<Stream>,
+    place: Place,
+    catalogue: v1::Catalogue,
+    interval_ns: u64,
+}
+
+async fn open(service: &Service, up: &mut Streaming<v1::Up>, peer: &str) -> Result<Session, Status> {
+    let first = tokio::time::timeout(HELLO_WITHIN, up.message()).await;
+    let first = first.map_err(|_| Status::deadline_exceeded("no hello within 10 s"))??;
+    let Some(v1::up::Message::Hello(hello)) = first.and_then(|up| up.message) else {
+        return Err(Status::invalid_argument("expected a hello as the first message"));
+    };
+    let name = hello.node.clone();
+    let refuse = |status: Status| {
+        service.metrics.refused(&name);
+        tracing::warn!(node = %name, peer, error = status.message(), "refused a collector");
+        status
+    };
+    let newcomer = hello::check(hello).map_err(|e| {
+        // A name that failed its check must not become a label.
+        service.metrics.refused("");
+        Status::invalid_argument(e.to_string())
+    })?;
+    let place = service.store.streams().enter(&newcomer.node, newcomer.epoch);
+    let place = place.map_err(|e| refuse(Status::already_exists(e.to_string())))?;
+    let registered = service.store.register(&newcomer).await.map_err(|e| match e {
+        RegisterError::Conflict(conflict) => refuse(Status::failed_precondition(conflict.to_string())),
+        RegisterError::Database(why) => Status::unavailable(format!("the database does not answer: {why}")),
+    })?;
+    place.known_as(registered.stream.node_id);
+    tracing::info!(node = %newcomer.node, peer, version = %newcomer.version, sequence = registered.stream.durable(), "collector connected");
+    let Newcomer {
+        catalogue, interval_ns, ..
+    } = newcomer;
+    Ok(Session {
+        stream: registered.stream,
+        place,
+        catalogue,
+        interval_ns,
+    })
+}
+
+/// Why reading stopped.
+enum Stop {
+    /// The collector closed its side: what is in flight is stored and acknowledged, then the stream ends well.
+    Done,
+    With(Status),
+}
+
+impl Session {
+    /// `None` where nobody is there to hear how it ended.
+    async fn run(self, service: &Service, up: Streaming<v1::Up>, out: &Out) -> Option<Status> {
+        service.live.hello(&self.stream.node, &self.catalogue, self.interval_ns);
+        let status = self.exchange(service, up, out).await;
+        self.stream.close();
+        service.live.disconnected(&self.stream.node);
+        let why = status.as_ref().map_or("it closed the stream", |s| s.message());
+        tracing::info!(node = %self.stream.node, why, "collector disconnected");
+        status
+    }
+
+    async fn exchange(&self, service: &Service, up: Streaming<v1::Up>, out: &Out) -> Option<Status> {
+        let superseded = self.place.superseded();
+        let hello = v1::HelloAck {
+            durable_sequence: self.stream.durable(),
+        };
+        let hello = v1::Down {
+            message: Some(v1::down::Message::HelloAck(hello)),
+        };
+        out.send(Ok(hello)).await.ok()?;
+        let stop_reading = CancellationToken::new();
+        let _stop = stop_reading.clone().drop_guard();
+        let (report, mut read) = mpsc::channel(1);
+        service.tasks.spawn({
+            let (service, stream, answers) = (service.clone(), Arc::clone(&self.stream), out.clone());
+            async move {
+                tokio::select! {
+                    stop = read_batches(&service, &stream, up, &answers) => { let _ = report.send(stop).await; }
+                    () = stop_reading.cancelled() => {}
+                }
+            }
+        });
+        let mut progress = self.stream.progress();
+        let mut acked = self.stream.durable();
+        let mut shutdown = service.shutdown.clone();
+        let ended = loop {
+            tokio::select! {
+                changed = progress.changed() => {
+                    changed.ok()?;
+                    let now = progress.borrow_and_update().clone();
+                    acked = acknowledge(out, acked, &now).await?;
+                    if let Some(why) = now.ended {
+                        return Some(end_status(why));
+                    }
+                }
+                stop = read.recv() => match stop {
+                    Some((Stop::Done, last)) => break (None, last),
+                    Some((Stop::With(status), _)) => return Some(status),
+                    None => return None,
+                },
+                () = superseded.cancelled() => {
+                    return Some(Status::aborted("a newer stream of this spool has taken over"));
+                }
+                () = shutdown.recv() => return Some(ending()),
+                () = out.closed() => return None,
+            }
+        };
+        let (status, last) = ended;
+        let drained = tokio::time::timeout(LAST_ACKS, async {
+            while acked < last {
+                progress.changed().await.ok()?;
+                let now = progress.borrow_and_update().clone();
+                acked = acknowledge(out, acked, &now).await?;
+                if let Some(why) = now.ended {
+                    return Some(end_status(why));
+                }
+            }
+            status
+        });
+        drained.await.ok().flatten()
+    }
+}
+
+/// Reads until something stops it. Also the highest sequence that was handed on.
+async fn read_batches(service: &Service, stream: &Arc<Stream>, mut up: Streaming<v1::Up>, out: &Out) -> (Stop, u64) {
+    let mut progress = stream.progress();
+    let mut last = stream.durable();
+    loop {
+        // Not read, not answered: the collector's window fills and it waits.
+        let room = |p: &Progress| last < p.durable + IN_FLIGHT || p.ended.is_some();
+        if progress.wait_for(room).await.is_err() {
+            return (Stop::Done, last);
+        }
+        let batch = match up.message().await {
+            Ok(Some(v1::Up {
+                message: Some(v1::up::Message::Batch(batch)),
+            })) => batch,
+            Ok(Some(_)) => {
+                return (
+                    Stop::With(Status::invalid_argument("expected a batch after the hello")),
+                    last,
+                );
+            }
+            Ok(None) => return (Stop::Done, last),
+            Err(status) => return (Stop::With(status), last),
+        };
+        let sequence = batch.sequence;
+        match take(service, stream, batch, last).await {
+            Ok(Some(batch)) => {
+                last = sequence;
+                service.store.submit(batch).await;
+            }
+            Ok(None) => {
+                service.metrics.resent.add(1);
+                let _ = out.send(Ok(ack(stream.durable()))).await;
+            }
+            Err(status) => {
+                service.metrics.refused(&stream.node);
+                tracing::warn!(node = %stream.node, error = status.message(), "refused a batch");
+                return (Stop::With(status), last);
+            }
+        }
+    }
+}
+
+/// Decodes and checks; `None` when it is in the tables already.
+async fn take(service: &Service, stream: &Arc<Stream>, batch: v1::Batch, last: u64) -> Result<Option<Batch>, Status> {
+    let sequence = batch.sequence;
+    if sequence <= stream.durable() && sequence != 0 {
+        return Ok(None);
+    }
+    if sequence == 0 || i64::try_from(sequence).is_err() || sequence <= last {
+        let why = format!("sequence {sequence} after {last}: expected ascending numbers from 1");
+        return Err(Status::invalid_argument(why));
+    }
+    let size = body::plain_size(&batch.body).saturating_mul(SWELL).max(1024);
+    let memory = reserve(service, size).await;
+    let stream = Arc::clone(stream);
+    // Decompressing and decoding takes milliseconds: not on a thread that answers others.
+    let decoded = tokio::task::spawn_blocking(move || {
+        let body = body::decode(&batch.body).map_err(|e| poison::status(sequence, e))?;
+        check::check(&body, &stream.probes, now_ns()).map_err(|e| poison::status(sequence, e))?;
+        Ok(Batch {
+            stream,
+            sequence,
+            body,
+            size,
+            memory: Some(memory),
+        })
+    });
+    let decoded = decoded
+        .await
+        .map_err(|_| poison::status(sequence, "it cannot be decoded"))?;
+    decoded.map(Some)
+}
+
+async fn reserve(service: &Service, size: usize) -> OwnedSemaphorePermit {
+    let kib = (size / 1024).min(MEMORY_KIB) as u32;
+    let memory = Arc::clone(&service.memory).acquire_many_owned(kib).await;
+    let memory = memory.expect("the semaphore is never closed");
+    service
+        .metrics
+        .queued_bytes
+        .set(((MEMORY_KIB - service.memory.available_permits()) as u64) << 10);
+    memory
+}
+
+/// Tells the collector what is durable; `None` when it is gone.
+async fn acknowledge(out: &Out, acked: u64, now: &Progress) -> Option<u64> {
+    if now.durable > acked {
+        out.send(Ok(ack(now.durable))).await.ok()?;
+    }
+    Some(now.durable.max(acked))
+}
+
+fn ack(sequence: u64) -> v1::Down {
+    v1::Down {
+        message: Some(v1::down::Message::Ack(v1::Ack { sequence })),
+    }
+}
+
+fn end_status(why: Ended) -> Status {
+    match why {
+        Ended::Poison { sequence, why } => poison::status(sequence, format_args!("the database refuses it: {why}")),
+        Ended::StartOver => Status::unavailable("the database is not what it was: connect again"),
+    }
+}
+
+fn ending() -> Status {
+    Status::unavailable("the aggregator is ending")
+}

@@ -1,0 +1,137 @@
+//! The aggregator as a whole: what starts in which order, and ends in the other.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use sonde_common::config::Config;
+use sonde_common::shutdown::{self, Shutdown};
+use sqlx::postgres::PgConnectOptions;
+use tokio::net::TcpListener;
+
+use crate::embedded::{self, Cluster, user};
+use crate::http;
+use crate::ingest;
+use crate::live::LiveTable;
+use crate::metrics::Metrics;
+use crate::store::{self, Parts, Store};
+
+/// What is queued at the end may take this long to be stored; what is not is sent again by the collectors.
+const LAST_WRITES: Duration = Duration::from_secs(15);
+
+/// Both doors, open before anything else is done: a taken port ends the start at once, and root may use low ones.
+#[derive(Debug)]
+pub struct Listeners {
+    http: std::net::TcpListener,
+    grpc: std::net::TcpListener,
+}
+
+impl Listeners {
+    pub fn bind(config: &Config) -> anyhow::Result<Self> {
+        let bind = |key: &str, address: SocketAddr| {
+            let listener = std::net::TcpListener::bind(address);
+            let listener = listener.with_context(|| format!("{key}: cannot listen on {address}"))?;
+            listener.set_nonblocking(true)?;
+            anyhow::Ok(listener)
+        };
+        Ok(Self {
+            http: bind("aggregator.http", config.aggregator.http)?,
+            grpc: bind("aggregator.grpc", config.aggregator.grpc)?,
+        })
+    }
+
+    /// Where they really are, when port 0 was asked for: HTTP, gRPC.
+    pub fn addresses(&self) -> std::io::Result<(SocketAddr, SocketAddr)> {
+        Ok((self.http.local_addr()?, self.grpc.local_addr()?))
+    }
+}
+
+/// Started by root: hands the data directory over and becomes an unprivileged user. Before any thread is started.
+pub fn drop_root(config: &Config) -> anyhow::Result<()> {
+    if !user::is_root() {
+        return Ok(());
+    }
+    let user = user::choose(&config.storage.run_as)?;
+    if config.storage.database_url.is_empty() {
+        embedded::hand_over(&config.aggregator.data_dir, &user)?;
+    }
+    user::become_user(&user)?;
+    tracing::info!(user = %user.name, "gave up root");
+    Ok(())
+}
+
+/// The database that the configuration names, or a private one that lives as long as the handle.
+async fn database(config: &Config) -> anyhow::Result<(PgConnectOptions, Option<Cluster>)> {
+    if !config.storage.database_url.is_empty() {
+        return Ok((store::parse_url(&config.storage.database_url)?, None));
+    }
+    let options = embedded::Options {
+        data_dir: config.aggregator.data_dir.clone(),
+        run_as: None,
+        settings: Vec::new(),
+    };
+    let cluster = tokio::task::spawn_blocking(move || Cluster::start(options)).await??;
+    cluster
+        .ensure_database(embedded::NAME)
+        .await
+        .context("private postgresql")?;
+    Ok((cluster.connect_options(embedded::NAME), Some(cluster)))
+}
+
+async fn stop(cluster: Option<Cluster>) -> anyhow::Result<()> {
+    if let Some(cluster) = cluster {
+        tokio::task::spawn_blocking(move || cluster.stop()).await?;
+    }
+    Ok(())
+}
+
+/// `sonde-aggregator migrate`.
+pub async fn migrate(config: &Config) -> anyhow::Result<()> {
+    let (options, cluster) = database(config).await?;
+    let result = store::migrate(&options).await;
+    stop(cluster).await?;
+    Ok(result?)
+}
+
+/// `sonde-aggregator serve`: until the shutdown fires, or a part fails.
+pub async fn serve(config: Config, listeners: Listeners, shutdown: Shutdown) -> anyhow::Result<()> {
+    let (options, cluster) = database(&config).await?;
+    let result = serve_with(&config, options, listeners, shutdown).await;
+    stop(cluster).await?;
+    result
+}
+
+async fn serve_with(
+    config: &Config,
+    options: PgConnectOptions,
+    listeners: Listeners,
+    shutdown: Shutdown,
+) -> anyhow::Result<()> {
+    let (live, metrics) = (LiveTable::new(), Metrics::new());
+    let parts = Parts {
+        live: live.clone(),
+        metrics: metrics.clone(),
+    };
+    let (store, tasks) = Store::open(options, &config.storage, parts).await?;
+    let grpc = TcpListener::from_std(listeners.grpc)?;
+    let http = TcpListener::from_std(listeners.http)?;
+    tracing::info!(http = %http.local_addr()?, grpc = %grpc.local_addr()?, "aggregator is ready");
+
+    // One part that fails ends the others too.
+    let (trigger, both) = shutdown::channel();
+    let ingest = ingest::Service::new(store.clone(), live.clone(), metrics.clone(), both.clone());
+    let state = http::AppState::new(store.clone(), live, metrics, both.clone());
+    let mut ingest = tokio::spawn(ingest.serve(grpc));
+    let mut http = tokio::spawn(http::serve(state, http, both));
+    let mut stop = shutdown;
+    let (ingest, http) = tokio::select! {
+        () = stop.recv() => { trigger.fire(); (ingest.await, http.await) }
+        ingest = &mut ingest => { trigger.fire(); (ingest, http.await) }
+        http = &mut http => { trigger.fire(); (ingest.await, http) }
+    };
+    tracing::info!("aggregator is ending");
+    tasks.finish(store, LAST_WRITES).await;
+    ingest?.context("grpc")?;
+    http?.context("http")?;
+    Ok(())
+}

@@ -1,0 +1,181 @@
+//! Checked batches as rows of COPY. The column lists here and the order of the fields are one thing in two forms.
+
+use std::net::IpAddr;
+
+use sonde_proto::{ABSENT, v1};
+
+use super::batch::{Batch, StreamProbe};
+use super::catalogue::{Definition, Kind};
+use super::copy::CopyBuffer;
+use super::pods::{Pods, address};
+use super::schema::ident;
+
+/// Numbers of a batch's strings, stacks and pods, by their places in it.
+#[derive(Debug, Default)]
+pub(super) struct Numbers {
+    pub(super) words: Vec<i32>,
+    pub(super) stacks: Vec<i32>,
+    pub(super) pods: Vec<i32>,
+}
+
+impl Numbers {
+    /// What a row of this subject refers to: 0 is the node itself.
+    fn subject(&self, subject: u32) -> i32 {
+        match subject {
+            0 => 0,
+            pod => self.pods[pod as usize - 1],
+        }
+    }
+
+    /// The same where the subject may be unknown.
+    fn known_subject(&self, subject: u32, unknown: bool) -> Option<i32> {
+        (!unknown).then(|| self.subject(subject))
+    }
+
+    /// `None` for the empty string.
+    fn word(&self, word: u32) -> Option<i32> {
+        (word != 0).then(|| self.words[word as usize])
+    }
+}
+
+pub(super) const EVENT_COLUMNS: &str = "time, id, node_id, pod_id, peer_pod_id, probe, type, reason, protocol, saddr, sport, daddr, dport, \
+     direction, latency_ns, cpu, pid, comm, state, interface, suppressed, stack_id, attributes";
+const EVENT_FIELDS: usize = 23;
+
+pub(super) const GAP_COLUMNS: &str = "from_time, to_time, node_id, pod_id, probe, cause, count, detail";
+const GAP_FIELDS: usize = 8;
+
+/// Columns of a probe's table, in the order of [`rows`].
+pub(super) fn row_columns(table: &Definition) -> String {
+    let mut columns = "time, node_id, pod_id".to_owned();
+    let names = table
+        .labels
+        .iter()
+        .map(|l| &l.name)
+        .chain(table.columns.iter().map(|c| &c.name));
+    for name in names {
+        columns.push_str(", ");
+        columns.push_str(&ident(name));
+    }
+    columns
+}
+
+/// One reading of one probe: `n` rows. `table` may be wider than the stream's view of it: columns are only added.
+pub(super) fn rows(
+    out: &mut CopyBuffer,
+    table: &Definition,
+    probe: &StreamProbe,
+    node_id: i32,
+    rows: &v1::Rows,
+    numbers: &Numbers,
+) {
+    let labels = probe.said.labels.len();
+    for (row, subject) in rows.subjects.iter().enumerate() {
+        out.row(3 + table.labels.len() + table.columns.len());
+        out.time(rows.time_ns);
+        out.i32(node_id);
+        out.i32(numbers.subject(*subject));
+        for at in 0..table.labels.len() {
+            let said = probe.label_at.get(at).copied().flatten();
+            let word = said.map_or(0, |said| rows.labels[row * labels + said]);
+            out.i32(numbers.words[word as usize]);
+        }
+        for (at, column) in table.columns.iter().enumerate() {
+            let said = probe.column_at.get(at).copied().flatten();
+            let Some(values) = said.and_then(|said| rows.columns.get(said)).map(|c| &c.values) else {
+                out.null();
+                continue;
+            };
+            let width = column.width();
+            let values = &values[row * width..(row + 1) * width];
+            match column.kind {
+                Kind::Histogram if values.iter().all(|v| *v == ABSENT) => out.null(),
+                Kind::Histogram => out.i64_array(values, ABSENT),
+                Kind::Counter | Kind::Gauge => out.opt_i64((values[0] != ABSENT).then_some(values[0])),
+            }
+        }
+    }
+}
+
+pub(super) fn event(out: &mut CopyBuffer, id: i64, batch: &Batch, event: &v1::Event, numbers: &Numbers, pods: &Pods) {
+    let (saddr, daddr) = (address(&event.saddr), address(&event.daddr));
+    let port = |port: u32| (port != 0).then_some(port as i32);
+    let subject = numbers.known_subject(event.subject, event.subject_unknown);
+    out.row(EVENT_FIELDS);
+    out.time(event.time_ns);
+    out.i64(id);
+    out.i32(batch.stream.node_id);
+    out.opt_i32(subject);
+    out.opt_i32(peer(batch, event, numbers, pods, (saddr, daddr)));
+    out.i32(numbers.words[event.probe as usize]);
+    out.i32(numbers.words[event.r#type as usize]);
+    out.opt_i32(numbers.word(event.reason));
+    out.opt_i32(numbers.word(event.protocol));
+    out.inet(saddr);
+    out.opt_i32(port(event.sport));
+    out.inet(daddr);
+    out.opt_i32(port(event.dport));
+    out.i16(event.direction as i16);
+    out.opt_i64(event.latency_ns.map(|v| v as i64));
+    out.opt_i32(event.cpu.map(|v| v as i32));
+    out.opt_i32((event.pid != 0).then_some(event.pid as i32));
+    out.opt_i32(numbers.word(event.comm));
+    out.opt_i32(numbers.word(event.state));
+    out.opt_i32(numbers.word(event.interface));
+    out.i64(event.suppressed as i64);
+    out.opt_i32((event.stack != 0).then(|| numbers.stacks[event.stack as usize - 1]));
+    if event.attributes.is_empty() {
+        out.null();
+    } else {
+        out.jsonb(|json| attributes(json, event, &batch.body.strings));
+    }
+}
+
+fn attributes(json: &mut Vec<u8>, event: &v1::Event, strings: &[String]) {
+    let attribute = |a: &v1::Attribute| {
+        let text = |at: u32| serde_json::Value::from(strings[at as usize].as_str());
+        (strings[a.key as usize].clone(), text(a.value))
+    };
+    let map: serde_json::Map<_, _> = event.attributes.iter().map(attribute).collect();
+    serde_json::to_writer(json, &map).expect("texts become JSON");
+}
+
+/// The pod at the other end: as the collector says, else whoever in the cluster had the other address at that time.
+fn peer(
+    batch: &Batch,
+    event: &v1::Event,
+    numbers: &Numbers,
+    pods: &Pods,
+    (saddr, daddr): (Option<IpAddr>, Option<IpAddr>),
+) -> Option<i32> {
+    if event.peer != 0 {
+        return Some(numbers.subject(event.peer - 1));
+    }
+    let own = |ip: IpAddr| {
+        let subject = event.subject.checked_sub(1).filter(|_| !event.subject_unknown)?;
+        let pod = &batch.body.pods[subject as usize];
+        pod.ips.iter().any(|bytes| address(bytes) == Some(ip)).then_some(())
+    };
+    // The subject's own address tells the ends apart best; the direction does where it is not known.
+    let other = match (saddr.and_then(own), daddr.and_then(own), event.direction()) {
+        (Some(()), None, _) => daddr,
+        (None, Some(()), _) => saddr,
+        (_, _, v1::Direction::Ingress) => saddr,
+        (_, _, v1::Direction::Egress) => daddr,
+        _ => None,
+    }?;
+    let peer = pods.by_address(other, event.time_ns, batch.stream.node_id);
+    peer.filter(|peer| event.subject_unknown || *peer != numbers.subject(event.subject))
+}
+
+pub(super) fn gap(out: &mut CopyBuffer, from_ns: u64, node_id: i32, gap: &v1::Gap, numbers: &Numbers) {
+    out.row(GAP_FIELDS);
+    out.time(from_ns);
+    out.time(gap.to_ns);
+    out.i32(node_id);
+    out.opt_i32(numbers.known_subject(gap.subject, gap.subject_unknown));
+    out.text(&gap.probe);
+    out.text(&gap.cause);
+    out.i64(gap.count as i64);
+    out.text(&gap.detail);
+}

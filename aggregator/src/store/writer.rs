@@ -1,0 +1,208 @@
+//! The one task that writes: takes what all streams have queued, stores it in one transaction, then lets them ack.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use sonde_common::shutdown::Shutdown;
+use sonde_common::time::now_ns;
+use sqlx::postgres::{PgConnectOptions, PgConnection};
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+
+use super::StoreStatus;
+use super::batch::{Batch, Ended};
+use super::database::{self, Trouble, classify, describe};
+use super::transaction::{Fate, Session, Stored};
+use crate::live::LiveTable;
+use crate::metrics::Metrics;
+
+/// Under load a transaction begins at most this often; after a pause the first batch does not wait.
+const PACE: Duration = Duration::from_millis(150);
+/// A group of this size does not wait, and takes no more: bytes of decoded batches, estimated.
+const ENOUGH: usize = 8 << 20;
+const MOST_BATCHES: usize = 4096;
+/// Waiting times between attempts while the database is away.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(3);
+/// How often pods that other aggregators stored are read, and how far back beyond the last reading: their transactions
+/// may have been open when we looked.
+const REFRESH: Duration = Duration::from_secs(5);
+const REFRESH_OVERLAP: Duration = Duration::from_secs(60);
+
+pub(super) struct Writer {
+    pub(super) options: PgConnectOptions,
+    pub(super) session: Session,
+    pub(super) queue: mpsc::Receiver<Batch>,
+    pub(super) live: Arc<LiveTable>,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) newest_event: watch::Sender<i64>,
+    pub(super) status: watch::Sender<StoreStatus>,
+    pub(super) connection: Option<PgConnection>,
+    pub(super) shutdown: Shutdown,
+    pub(super) refreshed: Option<Instant>,
+}
+
+impl Writer {
+    /// Until every sender of the queue is gone.
+    pub(super) async fn run(mut self) {
+        let mut last_start = Instant::now() - PACE;
+        while let Some(group) = self.next_group(last_start).await {
+            last_start = Instant::now();
+            self.store(group).await;
+        }
+        if let Some(connection) = self.connection.take() {
+            let _ = sqlx::Connection::close(connection).await;
+        }
+    }
+
+    async fn next_group(&mut self, last_start: Instant) -> Option<Vec<Batch>> {
+        let first = self.queue.recv().await?;
+        let mut size = first.size;
+        let mut group = vec![first];
+        let pace = tokio::time::sleep_until(last_start + PACE);
+        tokio::pin!(pace);
+        while size < ENOUGH && group.len() < MOST_BATCHES {
+            // What is queued is taken before the clock is looked at.
+            let next = tokio::select! {
+                biased;
+                next = self.queue.recv() => next,
+                () = &mut pace => break,
+            };
+            let Some(batch) = next else { break };
+            size += batch.size;
+            group.push(batch);
+        }
+        self.metrics.queued_batches.sub(group.len() as u64);
+        Some(group)
+    }
+
+    /// Stores a group, however often that has to be tried; halves it when something in it is refused.
+    async fn store(&mut self, group: Vec<Batch>) {
+        let mut parts: Vec<Vec<Batch>> = vec![group];
+        while let Some(mut part) = parts.pop() {
+            match self.store_part(&part).await {
+                Ok(stored) => self.settle(&part, &stored),
+                Err(None) => {}
+                Err(Some(why)) if part.len() == 1 => {
+                    let batch = &part[0];
+                    tracing::error!(node = %batch.stream.node, sequence = batch.sequence, error = %why, "the database refuses a batch");
+                    self.metrics.refused(&batch.stream.node);
+                    batch.stream.end(Ended::Poison {
+                        sequence: batch.sequence,
+                        why,
+                    });
+                }
+                Err(Some(_)) => {
+                    let second = part.split_off(part.len() / 2);
+                    parts.push(second);
+                    parts.push(part);
+                }
+            }
+        }
+    }
+
+    /// `Err(Some(why))`: the data is refused. `Err(None)`: given up, the streams know.
+    async fn store_part(&mut self, part: &[Batch]) -> Result<Stored, Option<String>> {
+        let open: Vec<&Batch> = part.iter().collect();
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let started = Instant::now();
+            let error = match self.attempt(&open).await {
+                Ok(stored) => {
+                    self.metrics.commit_seconds.observe(started.elapsed());
+                    self.up();
+                    return Ok(stored);
+                }
+                Err(error) => error,
+            };
+            match classify(&error) {
+                Trouble::Data => return Err(Some(describe(&error))),
+                Trouble::SchemaLost => {
+                    tracing::error!(error = %describe(&error), "tables are missing or changed, all streams start over");
+                    self.lose_connection();
+                    part.iter().for_each(|batch| batch.stream.end(Ended::StartOver));
+                    return Err(None);
+                }
+                Trouble::Away => {
+                    self.down(&error);
+                    if !matches!(&error, sqlx::Error::Database(e) if keeps_session(e.code().as_deref())) {
+                        self.lose_connection();
+                    }
+                    tokio::select! {
+                        () = tokio::time::sleep(pause) => {}
+                        // Nobody waits for these acks any more; the collectors have them in their spools.
+                        () = self.shutdown.recv() => return Err(None),
+                    }
+                    pause = (pause * 2).min(LONGEST_PAUSE);
+                }
+            }
+        }
+    }
+
+    async fn attempt(&mut self, group: &[&Batch]) -> sqlx::Result<Stored> {
+        if self.connection.is_none() {
+            self.connection = Some(database::writer_connection(&self.options).await?);
+        }
+        let connection = self.connection.as_mut().expect("just made");
+        let since = self.refreshed.map(|at| at.elapsed());
+        if since.is_none_or(|since| since > REFRESH) {
+            let window = since.map(|since| (since + REFRESH_OVERLAP).as_secs_f64());
+            self.session.pods.refresh(connection, window).await?;
+            self.session.pods.prune(now_ns());
+            self.refreshed = Some(Instant::now());
+        }
+        self.session.store(connection, group).await
+    }
+
+    fn settle(&self, part: &[Batch], stored: &Stored) {
+        let m = &self.metrics;
+        let fresh = stored.fate.iter().filter(|f| **f == Fate::Stored).count() as u64;
+        m.transactions.add(u64::from(fresh > 0));
+        m.batches.add(fresh);
+        m.rows.add(stored.rows);
+        m.samples.add(stored.samples);
+        m.events.add(stored.events);
+        m.gaps.add(stored.gaps);
+        m.expired.add(stored.expired);
+        m.missing_sequences.add(stored.missing);
+        for (batch, fate) in part.iter().zip(&stored.fate) {
+            match fate {
+                Fate::Stored => self.live.apply(&batch.stream.node, &batch.body),
+                Fate::Resent(_) => m.resent.add(1),
+                Fate::Skipped | Fate::Lost => {}
+            }
+        }
+        if let Some(newest) = stored.newest_event {
+            super::raise(&self.newest_event, newest);
+        }
+        for (batch, fate) in part.iter().zip(&stored.fate) {
+            match fate {
+                Fate::Stored => batch.stream.committed(batch.sequence),
+                Fate::Resent(cursor) => batch.stream.committed(*cursor),
+                Fate::Skipped => {}
+                Fate::Lost => batch.stream.end(Ended::StartOver),
+            }
+        }
+    }
+
+    /// The database may have been another one, or an older state of it, when it comes back.
+    fn lose_connection(&mut self) {
+        self.connection = None;
+        self.refreshed = None;
+        self.session.forget();
+    }
+
+    fn up(&self) {
+        super::set_status(&self.status, &self.metrics, None);
+    }
+
+    fn down(&self, error: &sqlx::Error) {
+        super::set_status(&self.status, &self.metrics, Some(describe(error)));
+    }
+}
+
+/// Deadlocks, locks, full disks and cancelled statements leave the session as it was.
+fn keeps_session(code: Option<&str>) -> bool {
+    let code = code.unwrap_or_default();
+    ["40", "53", "55"].iter().any(|class| code.starts_with(class)) || code == "57014"
+}

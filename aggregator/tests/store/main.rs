@@ -1,0 +1,6 @@
+//! Ingest and store against a real PostgreSQL: a collector's stream in, rows of the views out.
+
+mod copying;
+mod fixture;
+mod once;
+mod refusals;
