@@ -39,10 +39,28 @@ pub struct EventTypeSpec {
 
 impl ColumnSpec {
     pub const fn counter(name: &'static str, unit: &'static str, help: &'static str) -> Self {
-        Self { name, help, kind: Kind::Counter, unit, scale: 1.0, bounds: &[] }
+        Self {
+            name,
+            help,
+            kind: Kind::Counter,
+            unit,
+            scale: 1.0,
+            bounds: &[],
+        }
     }
     pub const fn gauge(name: &'static str, unit: &'static str, help: &'static str) -> Self {
-        Self { name, help, kind: Kind::Gauge, unit, scale: 1.0, bounds: &[] }
+        Self {
+            name,
+            help,
+            kind: Kind::Gauge,
+            unit,
+            scale: 1.0,
+            bounds: &[],
+        }
+    }
+    /// A counter that is kept in milliseconds; `unit` is `seconds`.
+    pub const fn counter_ms(name: &'static str, unit: &'static str, help: &'static str) -> Self {
+        Self::counter(name, unit, help).scaled(1e-3)
     }
     pub const fn scaled(mut self, scale: f64) -> Self {
         self.scale = scale;
@@ -62,12 +80,22 @@ impl ProbeSpec {
         v1::ProbeDef {
             name: self.name.into(),
             help: self.help.into(),
-            labels: self.labels.iter().map(|l| v1::LabelDef { name: l.name.into(), help: l.help.into() }).collect(),
+            labels: self
+                .labels
+                .iter()
+                .map(|l| v1::LabelDef {
+                    name: l.name.into(),
+                    help: l.help.into(),
+                })
+                .collect(),
             columns: self.columns.iter().map(ColumnSpec::to_proto).collect(),
             event_types: self
                 .event_types
                 .iter()
-                .map(|t| v1::EventTypeDef { name: t.name.into(), help: t.help.into() })
+                .map(|t| v1::EventTypeDef {
+                    name: t.name.into(),
+                    help: t.help.into(),
+                })
                 .collect(),
         }
     }

@@ -3,6 +3,9 @@
 pub mod catalogue;
 pub mod event;
 pub mod kernel;
+pub mod missing;
+pub mod netlink;
 pub mod pods;
 pub mod probes;
+pub mod procfs;
 pub mod table;

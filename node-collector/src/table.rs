@@ -21,14 +21,25 @@ pub struct Table {
 
 impl Table {
     pub fn new(spec: &'static ProbeSpec, time_ns: u64) -> Self {
-        Self { spec, time_ns, subjects: Vec::new(), labels: Vec::new(), columns: vec![Vec::new(); spec.columns.len()] }
+        Self {
+            spec,
+            time_ns,
+            subjects: Vec::new(),
+            labels: Vec::new(),
+            columns: vec![Vec::new(); spec.columns.len()],
+        }
     }
 
     /// Adds a row. `values` has the columns one after another; histograms take their whole width.
     pub fn push(&mut self, subject: Subject, labels: impl IntoIterator<Item = Arc<str>>, values: &[i64]) {
         self.subjects.push(subject);
         self.labels.extend(labels);
-        debug_assert_eq!(self.labels.len(), self.subjects.len() * self.spec.labels.len(), "{}", self.spec.name);
+        debug_assert_eq!(
+            self.labels.len(),
+            self.subjects.len() * self.spec.labels.len(),
+            "{}",
+            self.spec.name
+        );
         let mut rest = values;
         for (column, spec) in self.columns.iter_mut().zip(self.spec.columns) {
             let (mine, others) = rest.split_at(spec.width());

@@ -5,11 +5,15 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 mod index;
+pub mod names;
+pub mod netns;
+mod targets;
 
-pub use index::PodIndex;
+pub use index::{Facts, PodIndex};
+pub use targets::{Target, Targets};
 
 /// One sandbox. All but the end of its life is known when it is found and never changes.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Pod {
     /// Unique on the node, also over time.
     pub sandbox: String,
@@ -18,6 +22,7 @@ pub struct Pod {
     pub name: String,
     pub workload_kind: String,
     pub workload: String,
+    /// Those it was found with; what it has now is in the index.
     pub ips: Vec<IpAddr>,
     pub labels: BTreeMap<String, String>,
     pub netns: crate::event::NetnsKey,
@@ -26,4 +31,10 @@ pub struct Pod {
     pub valid_from_ns: u64,
     /// Unix time of its end, 0 while it is there.
     pub valid_to_ns: std::sync::atomic::AtomicU64,
+}
+
+impl Pod {
+    pub fn has_ended(&self) -> bool {
+        self.valid_to_ns.load(std::sync::atomic::Ordering::Acquire) != 0
+    }
 }

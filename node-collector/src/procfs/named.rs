@@ -1,0 +1,121 @@
+//! `/proc/net/snmp6`: a name and a value a line, in an order that is fixed while a kernel runs.
+
+use std::collections::HashMap;
+
+use sonde_proto::ABSENT;
+
+use super::number::decimal;
+use super::{ParseError, lines, words};
+
+/// The wanted counters of such a file.
+#[derive(Debug)]
+pub struct Named {
+    wanted: HashMap<&'static [u8], usize>,
+    /// What stands on each line, from the last reading: saves the look-up.
+    order: Vec<(Vec<u8>, Option<usize>)>,
+}
+
+impl Named {
+    pub fn new(wanted: &[&'static str]) -> Self {
+        let wanted = wanted
+            .iter()
+            .enumerate()
+            .map(|(i, name)| (name.as_bytes(), i))
+            .collect();
+        Self {
+            wanted,
+            order: Vec::new(),
+        }
+    }
+
+    /// Fills `out` in the order wanted, [`ABSENT`] where the kernel has no such name. Whether one of them is there.
+    pub fn parse(&mut self, text: &[u8], out: &mut [i64]) -> Result<bool, ParseError> {
+        assert_eq!(out.len(), self.wanted.len());
+        out.fill(ABSENT);
+        let mut found = false;
+        for (number, line) in lines(text).enumerate() {
+            let end = line
+                .iter()
+                .position(|b| matches!(b, b' ' | b'\t'))
+                .unwrap_or(line.len());
+            let (name, rest) = line.split_at(end);
+            let Some(place) = self.place(number, name) else {
+                continue;
+            };
+            let mut values = words(rest);
+            let (Some(value), None) = (values.next(), values.next()) else {
+                out.fill(ABSENT);
+                return Err(ParseError::Shape {
+                    line: number + 1,
+                    what: "expected a name and one value",
+                });
+            };
+            let Some(value) = decimal(value) else {
+                out.fill(ABSENT);
+                return Err(ParseError::not_a_number(number + 1, value));
+            };
+            out[place] = value;
+            found = true;
+        }
+        Ok(found)
+    }
+
+    fn place(&mut self, number: usize, name: &[u8]) -> Option<usize> {
+        match self.order.get(number) {
+            Some((known, place)) if known == name => *place,
+            _ => {
+                let place = self.wanted.get(name).copied();
+                // A file that got longer in the middle is learnt anew from there on.
+                self.order.truncate(number);
+                if self.order.len() == number {
+                    self.order.push((name.to_vec(), place));
+                }
+                place
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_found_by_name_in_any_order() {
+        let mut named = Named::new(&["Ip6InReceives", "Udp6MemErrors"]);
+        let mut out = [0; 2];
+        let old = "Ip6InReceives                   \t12\nUdp6InDatagrams\t3\n";
+        assert_eq!(named.parse(old.as_bytes(), &mut out), Ok(true));
+        assert_eq!(out, [12, ABSENT]);
+        let new = "Ip6New\t1\nIp6InReceives\t13\nUdp6InDatagrams\t4\nUdp6MemErrors\t5\n";
+        for _ in 0..2 {
+            assert_eq!(named.parse(new.as_bytes(), &mut out), Ok(true));
+            assert_eq!(out, [13, 5]);
+        }
+        assert_eq!(named.parse(b"", &mut out), Ok(false));
+    }
+
+    #[test]
+    fn broken_lines_are_errors_with_their_number() {
+        let mut named = Named::new(&["A"]);
+        let mut out = [0];
+        for text in ["X 1\nA\n", "X 1\nA 1 2\n"] {
+            assert_eq!(
+                named.parse(text.as_bytes(), &mut out),
+                Err(ParseError::Shape {
+                    line: 2,
+                    what: "expected a name and one value"
+                })
+            );
+        }
+        let error = named.parse(b"A x\n", &mut out);
+        assert_eq!(
+            error,
+            Err(ParseError::NotANumber {
+                line: 1,
+                found: "x".into()
+            })
+        );
+        assert_eq!(out, [ABSENT]);
+    }
+}
