@@ -53,6 +53,21 @@ impl Page {
         self.text.push('\n');
     }
 
+    /// A sample whose labels are rendered already, by [`write_labels`]: for pages on which they repeat.
+    pub fn rendered(&mut self, name: &str, labels: &str, value: impl Into<Number>) {
+        self.text.push_str(name);
+        self.text.push('{');
+        self.text.push_str(labels);
+        self.text.push_str("} ");
+        value.into().write(&mut self.text);
+        self.text.push('\n');
+    }
+
+    /// Lines that were rendered as a page of their own.
+    pub fn append(&mut self, page: &str) {
+        self.text.push_str(page);
+    }
+
     /// A family with one sample and no labels.
     pub fn single(&mut self, name: &str, kind: Type, help: &str, value: impl Into<Number>) {
         self.family(name, kind, help);
@@ -138,11 +153,13 @@ mod tests {
         let mut page = Page::new();
         page.family("x_total", Type::Counter, "a \\ b\nc");
         page.sample("x_total", &[("pod", "a\"b\\c\nd"), ("node", "n")], u64::MAX);
+        page.rendered("x_total", "pod=\"p\"", 1u8);
         page.single("y", Type::Gauge, "h", 0.5);
         assert_eq!(
             page.finish(),
             "# HELP x_total a \\\\ b\\nc\n# TYPE x_total counter\n\
              x_total{pod=\"a\\\"b\\\\c\\nd\",node=\"n\"} 18446744073709551615\n\
+             x_total{pod=\"p\"} 1\n\
              # HELP y h\n# TYPE y gauge\ny 0.5\n"
         );
     }

@@ -29,7 +29,11 @@ fn structs() -> HashMap<String, (String, Vec<Field>)> {
         } else if let (Some(field), Some(name)) = (line.strip_prefix("pub "), &current)
             && let Some((field, kind)) = field.trim_end_matches(',').split_once(": ")
         {
-            let field = Field { name: field.into(), kind: kind.into(), doc: std::mem::take(&mut doc) };
+            let field = Field {
+                name: field.into(),
+                kind: kind.into(),
+                doc: std::mem::take(&mut doc),
+            };
             all.get_mut(name).expect("inserted above").1.push(field);
         } else if line == "}" {
             current = None;
@@ -44,7 +48,11 @@ fn structs() -> HashMap<String, (String, Vec<Field>)> {
 fn rows(out: &mut String, structs: &HashMap<String, (String, Vec<Field>)>, name: &str, path: &str, defaults: &Value) {
     let (about, fields) = &structs[name];
     for field in fields {
-        let key = if path.is_empty() { field.name.clone() } else { format!("{path}.{}", field.name) };
+        let key = if path.is_empty() {
+            field.name.clone()
+        } else {
+            format!("{path}.{}", field.name)
+        };
         let default = &defaults[&field.name];
         if structs.contains_key(&field.kind) {
             rows(out, structs, &field.kind, &key, default);
@@ -52,7 +60,11 @@ fn rows(out: &mut String, structs: &HashMap<String, (String, Vec<Field>)>, name:
         }
         let doc = if field.doc.is_empty() { about } else { &field.doc };
         let variable = format!("SONDE_{}", key.replace('.', "_").to_ascii_uppercase());
-        let _ = writeln!(out, "| `{key}` | `{default}` | {} | `{variable}` |", doc.replace('|', "\\|"));
+        let _ = writeln!(
+            out,
+            "| `{key}` | `{default}` | {} | `{variable}` |",
+            doc.replace('|', "\\|")
+        );
     }
 }
 
@@ -69,8 +81,16 @@ fn page() -> String {
     out.push_str("\nEach entry of `probes` has, by the probe's name:\n\n| key | default | meaning |\n|---|---|---|\n");
     let probe = serde_json::to_value(sonde_common::config::Probe::default()).unwrap();
     for field in &structs["Probe"].1 {
-        let doc = if field.doc.is_empty() { "Whether the probe runs." } else { &field.doc };
-        let _ = writeln!(out, "| `probes.NAME.{}` | `{}` | {doc} |", field.name, probe[&field.name]);
+        let doc = if field.doc.is_empty() {
+            "Whether the probe runs."
+        } else {
+            &field.doc
+        };
+        let _ = writeln!(
+            out,
+            "| `probes.NAME.{}` | `{}` | {doc} |",
+            field.name, probe[&field.name]
+        );
     }
     out
 }

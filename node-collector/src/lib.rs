@@ -1,11 +1,23 @@
 //! Sonde's node collector. ARCHITECTURE.md at the top of the repository has the picture.
 
 pub mod catalogue;
+mod check;
+pub mod doctor;
 pub mod event;
+pub mod gaps;
 pub mod kernel;
 pub mod missing;
 pub mod netlink;
+pub mod pipeline;
 pub mod pods;
 pub mod probes;
 pub mod procfs;
+pub mod reading;
+pub mod round;
+mod run;
+pub mod serve;
+pub mod ship;
 pub mod table;
+
+pub use check::{Problem, check};
+pub use run::run;

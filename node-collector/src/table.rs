@@ -30,6 +30,21 @@ impl Table {
         }
     }
 
+    /// Room for as many rows as the round before had.
+    pub fn with_capacity(spec: &'static ProbeSpec, time_ns: u64, rows: usize) -> Self {
+        Self {
+            spec,
+            time_ns,
+            subjects: Vec::with_capacity(rows),
+            labels: Vec::with_capacity(rows * spec.labels.len()),
+            columns: spec
+                .columns
+                .iter()
+                .map(|column| Vec::with_capacity(rows * column.width()))
+                .collect(),
+        }
+    }
+
     /// Adds a row. `values` has the columns one after another; histograms take their whole width.
     pub fn push(&mut self, subject: Subject, labels: impl IntoIterator<Item = Arc<str>>, values: &[i64]) {
         self.subjects.push(subject);

@@ -15,7 +15,7 @@ use super::Pod;
 use crate::event::{NetnsKey, Subject};
 
 /// How long what has ended can still be asked for.
-pub const HISTORY_NS: u64 = 600 * 1_000_000_000;
+const HISTORY_NS: u64 = 600 * 1_000_000_000;
 /// An event may bear a time a little after the end of its pod: the end is when we saw it, and clocks differ.
 const LATE_NS: u64 = 2 * 1_000_000_000;
 

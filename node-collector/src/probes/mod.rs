@@ -6,6 +6,7 @@
 
 mod ip;
 mod netdev;
+pub mod packetloss;
 mod sock;
 mod softnet;
 mod tcp;
@@ -48,6 +49,15 @@ pub const PROBES: &[Registration] = &[
     softnet::PROBE,
     sock::PROBE,
 ];
+
+/// What this collector can send, the kernel's probes included.
+pub fn specs() -> Vec<&'static ProbeSpec> {
+    PROBES
+        .iter()
+        .map(|probe| probe.spec)
+        .chain([&packetloss::SPEC])
+        .collect()
+}
 
 /// Columns beside the names the kernel has for them: `"InSegs" => counter "received_segments" "segments": "help";`
 /// makes `COLUMNS` and `NAMES` of the same order. A second name (`"InReceives" "Ip6InReceives" => ...`) makes `NAMES_2`, a third

@@ -10,19 +10,24 @@ use super::{ParseError, lines, words};
 /// The wanted counters of such a file.
 #[derive(Debug)]
 pub struct Named {
+    count: usize,
     wanted: HashMap<&'static [u8], usize>,
     /// What stands on each line, from the last reading: saves the look-up.
     order: Vec<(Vec<u8>, Option<usize>)>,
 }
 
 impl Named {
+    /// `""` stands for a counter that this file never has.
     pub fn new(wanted: &[&'static str]) -> Self {
+        let count = wanted.len();
         let wanted = wanted
             .iter()
             .enumerate()
+            .filter(|(_, name)| !name.is_empty())
             .map(|(i, name)| (name.as_bytes(), i))
             .collect();
         Self {
+            count,
             wanted,
             order: Vec::new(),
         }
@@ -30,7 +35,7 @@ impl Named {
 
     /// Fills `out` in the order wanted, [`ABSENT`] where the kernel has no such name. Whether one of them is there.
     pub fn parse(&mut self, text: &[u8], out: &mut [i64]) -> Result<bool, ParseError> {
-        assert_eq!(out.len(), self.wanted.len());
+        assert_eq!(out.len(), self.count);
         out.fill(ABSENT);
         let mut found = false;
         for (number, line) in lines(text).enumerate() {
@@ -97,8 +102,8 @@ mod tests {
 
     #[test]
     fn broken_lines_are_errors_with_their_number() {
-        let mut named = Named::new(&["A"]);
-        let mut out = [0];
+        let mut named = Named::new(&["", "A"]);
+        let mut out = [0; 2];
         for text in ["X 1\nA\n", "X 1\nA 1 2\n"] {
             assert_eq!(
                 named.parse(text.as_bytes(), &mut out),
@@ -116,6 +121,6 @@ mod tests {
                 found: "x".into()
             })
         );
-        assert_eq!(out, [ABSENT]);
+        assert_eq!(out, [ABSENT; 2]);
     }
 }

@@ -1,0 +1,305 @@
+//! Puts the parts together, watches them, and ends them in order.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, anyhow, bail};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use parking_lot::Mutex;
+use sonde_common::config::{Config, PodSource};
+use sonde_common::shutdown::{self, Shutdown};
+use sonde_proto::v1;
+use tokio::net::TcpListener;
+use tokio::task::{JoinHandle, spawn_blocking};
+use uuid::Uuid;
+
+use crate::gaps::GapLog;
+use crate::kernel::{Kernel, SignalStatus};
+use crate::missing::Missing;
+use crate::pipeline::{EventStats, Pipeline};
+use crate::pods::names::Globs;
+use crate::pods::netns::{self, NetnsSource, Settings};
+use crate::pods::{PodIndex, Targets};
+use crate::probes::{self, PROBES, Registration};
+use crate::procfs::NetFile;
+use crate::reading::{Parts, Reading, RoundLog};
+use crate::round::Rounds;
+use crate::serve;
+use crate::ship::client::{self, Client, Link};
+use crate::ship::spool::Spool;
+use crate::ship::writer::{Shipper, Writer};
+
+/// Vectors of observations between the kernel side and the pipeline.
+const OBSERVATIONS: usize = 256;
+/// How long what is on its way may take at the end.
+const LAST_EVENTS: Duration = Duration::from_secs(2);
+
+/// Runs until `shutdown`. What cannot start is an error of one line; what the host does not permit is said and left out.
+pub async fn run(config: Config, mut shutdown: Shutdown) -> anyhow::Result<()> {
+    crate::check(&config)?;
+    let started = Instant::now();
+    let listener = bind(config.collector.http).await?;
+    let handles = raise_open_files();
+    let paths = config.host.paths();
+    let boot = boot_id(&config);
+    let (spool, recovery) = Spool::open(
+        &config.collector.data_dir.join("spool"),
+        config.spool.max_bytes,
+        &boot.to_string(),
+    )?;
+    let spool = Arc::new(spool);
+    tracing::info!(
+        node = %config.node.name, spool = %spool.epoch(), resumed = recovery.resumed, "collector starts"
+    );
+
+    let missing = Arc::new(Missing::default());
+    let node = netns::own_netns(&paths).with_context(|| format!("host.proc: `{}`", paths.proc.display()))?;
+    let index = Arc::new(PodIndex::new(node));
+    let targets = Arc::new(Targets::default());
+    let (observed, observations) = tokio::sync::mpsc::channel(OBSERVATIONS);
+    let (kernel, signals) = {
+        let (config, index) = (config.clone(), Arc::clone(&index));
+        spawn_blocking(move || Kernel::start(&config, index, observed)).await?
+    };
+    say_missing(&signals, &missing);
+    let kernel = Arc::new(Mutex::new(kernel));
+
+    let enabled: Vec<&'static Registration> = PROBES.iter().filter(|p| is_enabled(&config, p.spec.name)).collect();
+    let settings = Settings {
+        globs: named_namespaces(&config)?,
+        include_host: config.pods.include_host,
+        pod_files: files(enabled.iter().filter(|p| !p.node_only)),
+        node_files: files(enabled.iter()),
+        keep_handles: handles,
+        on_change: Box::new({
+            let kernel = Arc::clone(&kernel);
+            move |live| kernel.lock().netns_changed(live)
+        }),
+        paths,
+    };
+    let source = {
+        let (index, targets, missing) = (Arc::clone(&index), Arc::clone(&targets), Arc::clone(&missing));
+        spawn_blocking(move || NetnsSource::start(settings, index, targets, missing)).await??
+    };
+
+    let gaps = Arc::new(GapLog::default());
+    let (writer, shipper) = Writer::start(Arc::clone(&spool), Arc::clone(&index), Arc::clone(&gaps), recovery)?;
+    let events = Arc::new(EventStats::default());
+    let pipeline = Pipeline::new(
+        &config,
+        Arc::clone(&index),
+        source.rescan(),
+        shipper.clone(),
+        Arc::clone(&events),
+    );
+    let pipeline = tokio::spawn(pipeline.run(observations));
+
+    let link = Arc::new(Link::default());
+    let (end_client, client_ends) = shutdown::channel();
+    let client = start_client(&config, boot, &spool, &link, &shipper, client_ends)?;
+
+    let rounds = Rounds::new(enabled);
+    let round_log = Arc::new(RoundLog::default());
+    let probe_stats = rounds.stats();
+    let reading = Reading::start(
+        Parts {
+            rounds,
+            kernel,
+            targets,
+            index: Arc::clone(&index),
+            shipper,
+            log: Arc::clone(&round_log),
+        },
+        config.collector.interval.0,
+    )?;
+
+    let state = serve::State {
+        node: config.node.name.clone(),
+        target: config.collector.aggregator.clone(),
+        started,
+        interval: config.collector.interval.0,
+        spool_max_bytes: config.spool.max_bytes,
+        off: PROBES
+            .iter()
+            .map(|p| p.spec.name)
+            .filter(|name| !is_enabled(&config, name))
+            .collect(),
+        index,
+        rounds: round_log,
+        probes: probe_stats,
+        events,
+        gaps,
+        missing,
+        spool: Arc::clone(&spool),
+        link,
+    };
+    tracing::info!(http = %config.collector.http, "collector serves");
+    let (end_http, http_ends) = shutdown::channel();
+    let http = tokio::spawn(serve::serve(listener, Arc::new(state), http_ends));
+
+    let result = watch(&mut shutdown, &source, &reading, &writer, &http, &client).await;
+    tracing::info!("collector ends");
+    spawn_blocking(move || {
+        // The last round reads the kernel's maps; after it nobody holds the programs, and the observations end.
+        drop(reading);
+        drop(source);
+    })
+    .await?;
+    if tokio::time::timeout(LAST_EVENTS, pipeline).await.is_err() {
+        tracing::warn!("last events did not arrive in time");
+    }
+    spawn_blocking(move || writer.stop()).await?;
+    if config.collector.aggregator.is_empty() || tokio::time::timeout(client::DRAIN, drained(&spool)).await.is_err() {
+        tracing::info!(
+            frames = spool.stats().frames,
+            "what is not stored yet stays in the spool"
+        );
+    }
+    end_client.fire();
+    end_http.fire();
+    let _ = client.await;
+    // A client that holds a request open does not hold the end up.
+    let _ = tokio::time::timeout(Duration::from_millis(500), http).await;
+    result
+}
+
+async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address)
+        .await
+        .map_err(|e| anyhow!("collector.http: `{address}`: {e}"))
+}
+
+/// Resolves when the end is asked for, or with an error when a part ended that must not.
+async fn watch(
+    shutdown: &mut Shutdown,
+    source: &NetnsSource,
+    reading: &Reading,
+    writer: &Writer,
+    http: &JoinHandle<std::io::Result<()>>,
+    client: &JoinHandle<()>,
+) -> anyhow::Result<()> {
+    let mut clock = tokio::time::interval(Duration::from_secs(1));
+    loop {
+        tokio::select! {
+            () = shutdown.recv() => return Ok(()),
+            _ = clock.tick() => {}
+        }
+        // The pipeline may end: the kernel side has nothing to tell where eBPF is off.
+        for (what, ended) in [
+            ("discovery of pods", source.has_failed()),
+            ("thread of rounds", reading.has_failed()),
+            ("spool writer", writer.has_failed()),
+            ("http server", http.is_finished()),
+            ("client of the aggregator", client.is_finished()),
+        ] {
+            if ended {
+                bail!("{what} ended unexpectedly");
+            }
+        }
+    }
+}
+
+async fn drained(spool: &Spool) {
+    let mut appended = tokio::time::interval(Duration::from_millis(20));
+    while !spool.is_drained() {
+        appended.tick().await;
+    }
+}
+
+fn start_client(
+    config: &Config,
+    boot: Uuid,
+    spool: &Arc<Spool>,
+    link: &Arc<Link>,
+    shipper: &Shipper,
+    end: Shutdown,
+) -> anyhow::Result<JoinHandle<()>> {
+    if config.collector.aggregator.is_empty() {
+        return Ok(tokio::spawn(forget(Arc::clone(spool), end)));
+    }
+    let hello = v1::Hello {
+        node: config.node.name.clone(),
+        boot_id: boot.as_bytes().to_vec(),
+        epoch: spool.epoch().as_bytes().to_vec(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        kernel: kernel_release(),
+        interval_ns: config.collector.interval.as_nanos(),
+        catalogue: Some(v1::Catalogue {
+            probes: probes::specs().iter().map(|spec| spec.to_proto()).collect(),
+        }),
+    };
+    let client = Client::new(
+        &config.collector.aggregator,
+        hello,
+        Arc::clone(spool),
+        Arc::clone(link),
+        shipper.clone(),
+    )
+    .map_err(|e| anyhow!(e))?;
+    Ok(tokio::spawn(client.run(end)))
+}
+
+/// Without an aggregator nobody acks, so the spool does.
+async fn forget(spool: Arc<Spool>, mut end: Shutdown) {
+    let mut appended = spool.appended();
+    loop {
+        let last = *appended.borrow_and_update();
+        if let Err(error) = spool.acked(last) {
+            tracing::warn!(%error, "spool cannot be trimmed");
+        }
+        tokio::select! {
+            changed = appended.changed() => if changed.is_err() { return },
+            () = end.recv() => return,
+        }
+    }
+}
+
+fn is_enabled(config: &Config, probe: &str) -> bool {
+    config.probes.get(probe).is_none_or(|settings| settings.enabled)
+}
+
+fn files<'a>(probes: impl Iterator<Item = &'a &'static Registration>) -> Vec<NetFile> {
+    let wanted: Vec<NetFile> = probes.flat_map(|probe| probe.files.iter().copied()).collect();
+    NetFile::ALL.into_iter().filter(|file| wanted.contains(file)).collect()
+}
+
+fn named_namespaces(config: &Config) -> anyhow::Result<Option<Globs>> {
+    if !config.pods.sources.contains(&PodSource::Netns) {
+        return Ok(None);
+    }
+    Ok(Some(Globs::new(&config.pods.netns.include)?))
+}
+
+fn say_missing(signals: &[SignalStatus], missing: &Missing) {
+    for signal in signals {
+        match signal.rung {
+            Some(rung) => tracing::info!(signal = signal.name, rung, reason = signal.reason, "kernel signal on"),
+            None => missing.say(signal.name, &signal.reason),
+        }
+    }
+}
+
+/// All zeros where the kernel does not tell.
+fn boot_id(config: &Config) -> Uuid {
+    let path = config.host.proc.join("sys/kernel/random/boot_id");
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    Uuid::parse_str(text.trim()).unwrap_or_default()
+}
+
+fn kernel_release() -> String {
+    nix::sys::utsname::uname().map_or_else(|_| String::new(), |name| name.release().to_string_lossy().into_owned())
+}
+
+/// Raises the limit of open files as far as permitted. How many may be files of `/proc` that are kept open: three
+/// quarters.
+fn raise_open_files() -> usize {
+    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else {
+        return 0;
+    };
+    let now = match setrlimit(Resource::RLIMIT_NOFILE, hard, hard) {
+        Ok(()) => hard,
+        Err(_) => soft,
+    };
+    usize::try_from(now / 4 * 3).unwrap_or(usize::MAX)
+}

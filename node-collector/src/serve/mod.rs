@@ -1,0 +1,109 @@
+//! The collector's HTTP side. A request formats what is there and reads nothing.
+
+pub mod metrics;
+mod own;
+mod status;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::http::{StatusCode, header};
+use axum::response::{Html, IntoResponse, Json, Response};
+use axum::routing::get;
+use parking_lot::Mutex;
+use sonde_common::prom::{CONTENT_TYPE, Page};
+use sonde_common::shutdown::Shutdown;
+use tokio::net::TcpListener;
+use tower_http::catch_panic::CatchPanicLayer;
+
+use crate::gaps::GapLog;
+use crate::missing::Missing;
+use crate::pipeline::EventStats;
+use crate::pods::PodIndex;
+use crate::reading::RoundLog;
+use crate::round::ProbeStats;
+use crate::ship::client::Link;
+use crate::ship::spool::Spool;
+
+/// What there is to be shown.
+#[derive(Debug)]
+pub struct State {
+    pub node: String,
+    pub target: String,
+    pub started: Instant,
+    pub interval: Duration,
+    pub spool_max_bytes: u64,
+    /// Probes of `/proc` that the configuration switches off.
+    pub off: Vec<&'static str>,
+    pub index: Arc<PodIndex>,
+    pub rounds: Arc<RoundLog>,
+    pub probes: Arc<Mutex<Vec<ProbeStats>>>,
+    pub events: Arc<EventStats>,
+    pub gaps: Arc<GapLog>,
+    pub missing: Arc<Missing>,
+    pub spool: Arc<Spool>,
+    pub link: Arc<Link>,
+}
+
+/// Serves until the end is asked for; open requests are finished.
+pub async fn serve(listener: TcpListener, state: Arc<State>, mut end: Shutdown) -> std::io::Result<()> {
+    axum::serve(listener, router(state))
+        .with_graceful_shutdown(async move { end.recv().await })
+        .await
+}
+
+pub fn router(state: Arc<State>) -> Router {
+    Router::new()
+        .route("/", get(index))
+        .route("/metrics", get(metrics_page))
+        .route("/status", get(status_page))
+        .route("/-/healthy", get(async || "ok\n"))
+        .route("/-/ready", get(ready))
+        .layer(CatchPanicLayer::new())
+        .with_state(state)
+}
+
+type Shared = axum::extract::State<Arc<State>>;
+
+/// Everything on `/metrics`.
+pub fn page(state: &State) -> String {
+    let mut page = Page::new();
+    if let Some(snapshot) = state.rounds.snapshot() {
+        metrics::render(&mut page, &state.node, &snapshot.tables);
+        page.append(&snapshot.kernel_metrics);
+    }
+    own::render(&mut page, state);
+    page.finish()
+}
+
+async fn metrics_page(state: Shared) -> Response {
+    // A thousand pods are a second's work in a debug build: not on the threads that answer others.
+    match tokio::task::spawn_blocking(move || page(&state)).await {
+        Ok(text) => ([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response(),
+        Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+    }
+}
+
+async fn status_page(state: Shared) -> impl IntoResponse {
+    Json(status::status(&state))
+}
+
+/// Ready once the first round is done.
+async fn ready(state: Shared) -> (StatusCode, &'static str) {
+    match state.rounds.snapshot() {
+        Some(_) => (StatusCode::OK, "ready\n"),
+        None => (StatusCode::SERVICE_UNAVAILABLE, "first round not done\n"),
+    }
+}
+
+async fn index() -> Html<&'static str> {
+    Html(
+        "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><title>Sonde collector</title>\
+         <h1>Sonde collector</h1><ul>\
+         <li><a href=\"/metrics\">/metrics</a> of this node's pods and of the collector\
+         <li><a href=\"/status\">/status</a> probes, what they run on, gaps\
+         <li><a href=\"/-/healthy\">/-/healthy</a>\
+         <li><a href=\"/-/ready\">/-/ready</a></ul></html>\n",
+    )
+}

@@ -1,0 +1,128 @@
+//! The small files beside the segments: who we are (`meta`), when we were last seen (`heartbeat`), which pods we last
+//! had (`pods`), and the lock.
+
+use std::fs::File;
+use std::io::{self, Read as _, Write as _};
+use std::path::Path;
+
+use nix::fcntl::{Flock, FlockArg};
+use uuid::Uuid;
+
+use super::SpoolError;
+
+/// Of the format of everything below the spool's directory.
+const VERSION: u32 = 1;
+
+/// Which stream of sequences this is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Meta {
+    pub epoch: Uuid,
+    /// Of the machine when the spool was opened last: what was written since then is on disk only if synced.
+    pub boot: String,
+}
+
+impl Meta {
+    /// `Ok(None)`: there is none that can be read.
+    pub(super) fn read(dir: &Path) -> Result<Option<Self>, SpoolError> {
+        let Ok(text) = std::fs::read_to_string(dir.join("meta")) else {
+            return Ok(None);
+        };
+        let field = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        match field("version").and_then(|v| v.parse::<u32>().ok()) {
+            Some(VERSION) => {}
+            Some(version) => {
+                return Err(SpoolError::Version {
+                    dir: dir.to_owned(),
+                    version,
+                    ours: VERSION,
+                });
+            }
+            None => return Ok(None),
+        }
+        let epoch = field("epoch").and_then(|e| Uuid::parse_str(e).ok());
+        Ok(epoch.map(|epoch| Self {
+            epoch,
+            boot: field("boot").unwrap_or_default().to_owned(),
+        }))
+    }
+
+    pub(super) fn write(&self, dir: &Path) -> io::Result<()> {
+        let text = format!("version {VERSION}\nepoch {}\nboot {}\n", self.epoch, self.boot);
+        replace(dir, "meta", text.as_bytes())
+    }
+}
+
+/// When a collector last ran on this spool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Heartbeat {
+    pub time_ns: u64,
+    /// It ended in order.
+    pub clean: bool,
+}
+
+impl Heartbeat {
+    pub(super) fn read(dir: &Path) -> Option<Self> {
+        let text = std::fs::read_to_string(dir.join("heartbeat")).ok()?;
+        let mut words = text.split_whitespace();
+        Some(Self {
+            time_ns: words.next()?.parse().ok()?,
+            clean: words.next() == Some("stopped"),
+        })
+    }
+
+    /// Written in place and not synced: it has to outlive the process, not the machine.
+    pub(super) fn write(self, dir: &Path) -> io::Result<()> {
+        let word = if self.clean { "stopped" } else { "running" };
+        let mut file = File::options()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(dir.join("heartbeat"))?;
+        // Always of one length, so that an older one never shows behind a newer one.
+        file.write_all(format!("{:020} {word}\n", self.time_ns).as_bytes())
+    }
+}
+
+/// A file replaced as a whole: the old content or the new, never a part.
+pub(super) fn replace(dir: &Path, name: &str, content: &[u8]) -> io::Result<()> {
+    let temporary = dir.join(format!("{name}.new"));
+    let mut file = File::create(&temporary)?;
+    file.write_all(content)?;
+    file.sync_all()?;
+    std::fs::rename(temporary, dir.join(name))?;
+    File::open(dir)?.sync_all()
+}
+
+/// Held as long as the spool is open. The kernel lets go of it however the process ends.
+pub(super) fn lock(dir: &Path) -> Result<Flock<File>, SpoolError> {
+    let path = dir.join("lock");
+    let open = File::options()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(&path);
+    let file = open.map_err(|source| SpoolError::Io {
+        path: path.clone(),
+        source,
+    })?;
+    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        Ok(mut lock) => {
+            let _ = lock.set_len(0);
+            let _ = lock.write_all(std::process::id().to_string().as_bytes());
+            Ok(lock)
+        }
+        Err((mut file, nix::errno::Errno::EWOULDBLOCK)) => {
+            let mut holder = String::new();
+            let _ = file.read_to_string(&mut holder);
+            Err(SpoolError::Locked {
+                dir: dir.to_owned(),
+                holder,
+            })
+        }
+        Err((_, error)) => Err(SpoolError::Io {
+            path,
+            source: error.into(),
+        }),
+    }
+}

@@ -1,0 +1,409 @@
+//! The thread that makes batches and appends them to the spool: events at most a quarter of a second after they
+//! happened, rows once a round. Producers hand over and go on; what does not fit is counted and becomes a gap.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::time::{Duration, Instant};
+
+use prost::Message as _;
+use sonde_common::time::now_ns;
+use sonde_proto::{gap, v1};
+
+use super::batch::{self, Batch};
+use super::spool::{Contents, Cut, Dropped, Heartbeat, Lane, Recovery, Spool};
+use crate::event::{Event, Gap, Subject};
+use crate::gaps::GapLog;
+use crate::pods::{Pod, PodIndex};
+use crate::table::Table;
+
+/// How long events are gathered.
+const GATHER: Duration = Duration::from_millis(150);
+/// How many events make a batch that does not wait.
+const BATCH_EVENTS: usize = 4096;
+/// Events that may wait for the writer: a slow disk costs memory up to here, then events.
+const QUEUED_EVENTS: u64 = 200_000;
+const QUEUED_MESSAGES: usize = 4096;
+/// Gaps that wait for a spool that cannot be written.
+const KEPT_GAPS: usize = 1000;
+/// Heartbeat, and sync of what is not acked.
+const BEAT: Duration = Duration::from_secs(1);
+
+enum Message {
+    Rows(Arc<Vec<Table>>),
+    Events(Vec<Event>),
+    Gaps(Vec<Gap>),
+    Stop,
+}
+
+/// Hands things to the writer; never blocks.
+#[derive(Clone, Debug)]
+pub struct Shipper {
+    sender: SyncSender<Message>,
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    queued_events: AtomicU64,
+    lost_events: AtomicU64,
+    lost_rounds: AtomicU64,
+}
+
+impl Shipper {
+    pub fn rows(&self, tables: Arc<Vec<Table>>) {
+        if self.sender.try_send(Message::Rows(tables)).is_err() {
+            self.shared.lost_rounds.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    pub fn events(&self, events: Vec<Event>) {
+        let count = events.len() as u64;
+        let full = self.shared.queued_events.load(Ordering::Relaxed) + count > QUEUED_EVENTS;
+        if count == 0 {
+            return;
+        }
+        self.shared.queued_events.fetch_add(count, Ordering::Relaxed);
+        if full || self.sender.try_send(Message::Events(events)).is_err() {
+            self.shared.queued_events.fetch_sub(count, Ordering::Relaxed);
+            self.shared.lost_events.fetch_add(count, Ordering::Relaxed);
+        }
+    }
+
+    pub fn gaps(&self, gaps: Vec<Gap>) {
+        // A gap that finds no room is one of many about the same thing; what it counts is in the metrics.
+        if !gaps.is_empty() {
+            let _ = self.sender.try_send(Message::Gaps(gaps));
+        }
+    }
+}
+
+/// The running thread.
+#[derive(Debug)]
+pub struct Writer {
+    thread: std::thread::JoinHandle<()>,
+    sender: SyncSender<Message>,
+}
+
+impl Writer {
+    pub fn start(
+        spool: Arc<Spool>,
+        index: Arc<PodIndex>,
+        gaps: Arc<GapLog>,
+        recovery: Recovery,
+    ) -> io::Result<(Self, Shipper)> {
+        let (sender, receiver) = sync_channel(QUEUED_MESSAGES);
+        let shared = Arc::new(Shared::default());
+        let mut work = Work {
+            spool,
+            index,
+            gap_log: gaps,
+            shared: Arc::clone(&shared),
+            events: Vec::new(),
+            gaps: Vec::new(),
+            pods: Vec::new(),
+            live: HashMap::new(),
+            since: None,
+            last_beat: None,
+            failing: false,
+        };
+        work.tell_of_the_past(&recovery);
+        let thread = std::thread::Builder::new()
+            .name("sonde-spool".into())
+            .spawn(move || work.run(&receiver))?;
+        Ok((
+            Self {
+                thread,
+                sender: sender.clone(),
+            },
+            Shipper { sender, shared },
+        ))
+    }
+
+    pub fn has_failed(&self) -> bool {
+        self.thread.is_finished()
+    }
+
+    /// Returns when everything handed over until now is in the spool, and the end of this run noted.
+    pub fn stop(self) {
+        // Fails only if the thread is gone already.
+        let _ = self.sender.send(Message::Stop);
+        let _ = self.thread.join();
+    }
+}
+
+struct Work {
+    spool: Arc<Spool>,
+    index: Arc<PodIndex>,
+    gap_log: Arc<GapLog>,
+    shared: Arc<Shared>,
+    events: Vec<Event>,
+    gaps: Vec<Gap>,
+    /// Came or ended since they were told last.
+    pods: Vec<Arc<Pod>>,
+    /// By sandbox, as told last.
+    live: HashMap<String, Arc<Pod>>,
+    /// When the oldest of what is gathered came in.
+    since: Option<Instant>,
+    last_beat: Option<Instant>,
+    /// The last batch could not be written.
+    failing: bool,
+}
+
+impl Work {
+    fn run(&mut self, receiver: &Receiver<Message>) {
+        loop {
+            let due = self.since.map_or(BEAT, |since| GATHER.saturating_sub(since.elapsed()));
+            match receiver.recv_timeout(due) {
+                Ok(Message::Stop) | Err(RecvTimeoutError::Disconnected) => break,
+                Ok(message) => self.take(message),
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+            if self.events.len() >= BATCH_EVENTS || self.since.is_some_and(|since| since.elapsed() >= GATHER) {
+                self.flush();
+            }
+            if self.last_beat.is_none_or(|last| last.elapsed() >= BEAT) {
+                self.last_beat = Some(Instant::now());
+                self.beat(false);
+            }
+        }
+        self.note_losses();
+        self.flush();
+        self.beat(true);
+    }
+
+    fn take(&mut self, message: Message) {
+        match message {
+            Message::Rows(tables) => {
+                for batch in batch::rows(&tables, &self.index) {
+                    self.append(Lane::Rows, &batch);
+                }
+                self.note_pods();
+                self.note_losses();
+                return;
+            }
+            Message::Events(mut events) => {
+                self.shared
+                    .queued_events
+                    .fetch_sub(events.len() as u64, Ordering::Relaxed);
+                self.events.append(&mut events);
+            }
+            Message::Gaps(gaps) => gaps.into_iter().for_each(|gap| self.gap(gap)),
+            Message::Stop => {}
+        }
+        self.since.get_or_insert_with(Instant::now);
+    }
+
+    fn flush(&mut self) {
+        self.since = None;
+        let (gaps, pods) = (std::mem::take(&mut self.gaps), std::mem::take(&mut self.pods));
+        let mut written = true;
+        for batch in batch::events(&[], &gaps, &pods, &self.index) {
+            written &= self.append(Lane::Events, &batch);
+        }
+        if !written {
+            // What tells of losses is not lost with them.
+            self.gaps.splice(0..0, gaps);
+            self.gaps.truncate(KEPT_GAPS);
+            self.pods.splice(0..0, pods);
+        }
+        let events = std::mem::take(&mut self.events);
+        for batch in batch::events(&events, &[], &[], &self.index) {
+            self.append(Lane::Events, &batch);
+        }
+    }
+
+    fn append(&mut self, lane: Lane, batch: &Batch) -> bool {
+        let (result, dropped) = self.spool.append(lane, batch.contents, &batch.payload);
+        for Dropped { lane, contents } in dropped {
+            self.spool_gap(lane, contents, "oldest data dropped to make room".to_owned());
+        }
+        match result {
+            Ok(_) => {
+                if std::mem::take(&mut self.failing) {
+                    tracing::info!("spool can be written again");
+                }
+                true
+            }
+            Err(error) => {
+                if !std::mem::replace(&mut self.failing, true) {
+                    tracing::error!(%error, "spool cannot be written, data is lost");
+                }
+                if batch.contents.count > 0 {
+                    self.spool_gap(lane, batch.contents, format!("spool cannot be written: {error}"));
+                }
+                false
+            }
+        }
+    }
+
+    fn spool_gap(&mut self, lane: Lane, contents: Contents, detail: String) {
+        let Contents { from_ns, to_ns, count } = contents;
+        let detail = format!("{}: {detail}", lane.name());
+        // While nothing can be written, losses come with every batch: one gap grows.
+        let same = self
+            .gaps
+            .iter_mut()
+            .find(|g| g.cause == gap::SPOOL_FULL && g.detail == detail);
+        if let Some(same) = same {
+            same.to_ns = same.to_ns.max(to_ns);
+            same.from_ns = same.from_ns.min(from_ns);
+            same.count += u64::from(count);
+            return self.gap_log.grown(gap::SPOOL_FULL, u64::from(count));
+        }
+        self.gap(Gap {
+            probe: "",
+            cause: gap::SPOOL_FULL,
+            from_ns,
+            to_ns,
+            count: count.into(),
+            subject: Subject::Node,
+            detail,
+        });
+    }
+
+    fn gap(&mut self, gap: Gap) {
+        self.gap_log.add(&gap);
+        self.gaps.push(gap);
+        self.since.get_or_insert_with(Instant::now);
+    }
+
+    fn note_losses(&mut self) {
+        let events = self.shared.lost_events.swap(0, Ordering::Relaxed);
+        let rounds = self.shared.lost_rounds.swap(0, Ordering::Relaxed);
+        let now = now_ns();
+        for (lane, count) in [(Lane::Events, events), (Lane::Rows, rounds)] {
+            if count > 0 {
+                let contents = Contents {
+                    from_ns: now - BEAT.as_nanos() as u64,
+                    to_ns: now,
+                    count: count as u32,
+                };
+                self.spool_gap(lane, contents, "the disk is too slow, its queue was full".to_owned());
+            }
+        }
+    }
+
+    /// Pods that came or ended since the last time, to be told even if they have no rows or events.
+    fn note_pods(&mut self) {
+        let now: HashMap<String, Arc<Pod>> = self.index.live().into_iter().map(|p| (p.sandbox.clone(), p)).collect();
+        let before = self.pods.len();
+        self.pods.extend(
+            now.iter()
+                .filter(|(sandbox, _)| !self.live.contains_key(*sandbox))
+                .map(|(_, p)| Arc::clone(p)),
+        );
+        self.pods.extend(
+            self.live
+                .iter()
+                .filter(|(sandbox, _)| !now.contains_key(*sandbox))
+                .map(|(_, p)| Arc::clone(p)),
+        );
+        if self.pods.len() == before {
+            return;
+        }
+        self.live = now;
+        self.since.get_or_insert_with(Instant::now);
+        let pods = self
+            .live
+            .values()
+            .map(|pod| batch::pod_to_proto(pod, &self.index))
+            .collect();
+        let list = v1::BatchBody {
+            pods,
+            ..v1::BatchBody::default()
+        };
+        if let Err(error) = self.spool.remember_pods(&list.encode_to_vec()) {
+            tracing::warn!(%error, "pods cannot be remembered for the next start");
+        }
+    }
+
+    fn beat(&mut self, last: bool) {
+        let heartbeat = Heartbeat {
+            time_ns: now_ns(),
+            clean: last,
+        };
+        if let Err(error) = self.spool.beat(heartbeat).and_then(|()| self.spool.sync()) {
+            tracing::debug!(%error, "heartbeat or sync failed");
+        }
+    }
+
+    /// What happened while no collector ran, as far as the spool tells.
+    fn tell_of_the_past(&mut self, recovery: &Recovery) {
+        let now = now_ns();
+        let gap = |cause, from_ns, detail| Gap {
+            probe: "",
+            cause,
+            from_ns,
+            to_ns: now,
+            count: 0,
+            subject: Subject::Node,
+            detail,
+        };
+        if let Some(last) = recovery.last_seen {
+            let how = if last.clean {
+                "after an orderly end"
+            } else {
+                "after a crash or kill"
+            };
+            self.gap(gap(gap::COLLECTOR_DOWN, last.time_ns.min(now), how.to_owned()));
+        }
+        for Cut { file, bytes, after_ns } in &recovery.cuts {
+            tracing::warn!(file, bytes, "end of a spool segment could not be read back");
+            let from_ns = if *after_ns == 0 { now } else { *after_ns };
+            self.gap(gap(
+                gap::SPOOL_DAMAGED,
+                from_ns.min(now),
+                format!("{bytes} bytes cut off {file}"),
+            ));
+        }
+        if let Some(path) = &recovery.set_aside {
+            tracing::warn!(path = %path.display(), "spool without a readable meta file set aside, new epoch");
+            self.gap(gap(
+                gap::SPOOL_DAMAGED,
+                now,
+                "the spool before could not be read".to_owned(),
+            ));
+        }
+        let seen_ns = recovery.last_seen.map_or(now, |last| last.time_ns);
+        let live: BTreeMap<String, Arc<Pod>> = self.index.live().into_iter().map(|p| (p.sandbox.clone(), p)).collect();
+        let known = v1::BatchBody::decode(recovery.pods.as_slice()).unwrap_or_default().pods;
+        self.pods.extend(
+            known
+                .into_iter()
+                .filter(|pod| !live.contains_key(&pod.sandbox))
+                .map(|pod| Arc::new(ended(pod, seen_ns))),
+        );
+        self.since = Some(Instant::now());
+    }
+}
+
+/// A pod of an earlier run that is not there any more; it ended some time after that run.
+fn ended(pod: v1::Pod, seen_ns: u64) -> Pod {
+    let ip = |octets: Vec<u8>| -> Option<std::net::IpAddr> {
+        match octets.len() {
+            4 => Some(<[u8; 4]>::try_from(octets).ok()?.into()),
+            16 => Some(<[u8; 16]>::try_from(octets).ok()?.into()),
+            _ => None,
+        }
+    };
+    Pod {
+        sandbox: pod.sandbox,
+        uid: pod.uid,
+        namespace: pod.namespace,
+        name: pod.name,
+        workload_kind: pod.workload_kind,
+        workload: pod.workload,
+        ips: pod.ips.into_iter().filter_map(ip).collect(),
+        labels: pod.labels.into_iter().collect(),
+        netns: crate::event::NetnsKey {
+            inode: pod.netns_inode as u32,
+            cookie: pod.netns_cookie,
+        },
+        host_network: pod.host_network,
+        valid_from_ns: pod.valid_from_ns,
+        valid_to_ns: AtomicU64::new(seen_ns.max(pod.valid_from_ns)),
+    }
+}
