@@ -49,7 +49,8 @@ pub fn command(program: &str) -> Result<Command> {
 impl Process {
     /// Starts it with its output at the end of `log`. Should this process be killed, the next lab ends it.
     pub fn start(lab: &Lab, name: &str, mut command: Command, log: &Path) -> Result<Self> {
-        let child = sonde_lab::apart(|| -> Result<Child> {
+        // All that owns a descriptor of that thread also ends there.
+        let child = sonde_lab::apart(move || -> Result<Child> {
             let output = File::options().create(true).append(true).open(log)?;
             command
                 .stdin(Stdio::null())
@@ -130,7 +131,8 @@ impl Drop for Process {
 
 /// What a program that ends by itself said and how it ended.
 pub fn output(mut command: Command) -> Result<(Option<i32>, String, String)> {
-    let output = sonde_lab::apart(|| command.stdin(Stdio::null()).output())?.with_context(|| format!("{command:?}"))?;
+    let shown = format!("{command:?}");
+    let output = sonde_lab::apart(move || command.stdin(Stdio::null()).output())?.context(shown)?;
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     Ok((output.status.code(), text(&output.stdout), text(&output.stderr)))
 }

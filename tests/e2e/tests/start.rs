@@ -29,9 +29,9 @@ fn expect_line(command: Command, code: i32, parts: &[&str]) -> Result<()> {
         found == Some(code),
         "{shown}: exit code {found:?}, expected {code}: {stdout}{stderr}"
     );
-    let errors: Vec<&str> = stderr.lines().filter(|line| line.starts_with("error: ")).collect();
-    let [line] = errors.as_slice() else {
-        anyhow::bail!("{shown}: expected one line of error, found: {stderr}");
+    let lines: Vec<&str> = stderr.lines().collect();
+    let [line] = lines.as_slice() else {
+        anyhow::bail!("{shown}: expected one line, found: {stderr}");
     };
     for part in parts {
         ensure!(line.contains(part), "{shown}: expected {part:?} in: {line}");
@@ -106,14 +106,16 @@ fn a_port_in_use_is_named() -> Result<()> {
     ends_with_one_line(&mut collector, &[&site.collector_http.to_string(), "in use"])
 }
 
+/// What a program says last is why it ended; before that may be its log.
+fn last_line(stderr: &str) -> &str {
+    stderr.lines().last().unwrap_or_default()
+}
+
 fn ends_with_one_line(process: &mut Process, parts: &[&str]) -> Result<()> {
     let status = process.wait()?;
     let log = process.log();
     ensure!(status.code() == Some(1), "{status}: {log}");
-    let errors: Vec<&str> = log.lines().filter(|line| line.starts_with("error: ")).collect();
-    let [line] = errors.as_slice() else {
-        anyhow::bail!("expected one line of error, found: {log}");
-    };
+    let line = last_line(&log);
     for part in parts {
         ensure!(line.to_lowercase().contains(part), "expected {part:?} in: {line}");
     }
@@ -134,8 +136,7 @@ fn a_database_that_refuses_is_named() -> Result<()> {
         .env("SONDE_AGGREGATOR_GRPC", site.grpc.to_string());
     let (code, stdout, stderr) = output(command)?;
     ensure!(code == Some(1), "{code:?}: {stdout}{stderr}");
-    let errors: Vec<&str> = stderr.lines().filter(|line| line.starts_with("error: ")).collect();
-    ensure!(errors.len() == 1 && errors[0].contains("127.0.0.1:1"), "{stderr}");
+    ensure!(last_line(&stderr).contains("127.0.0.1:1"), "{stderr}");
     ensure!(!stderr.contains("secret"), "the password is in the log: {stderr}");
     Ok(())
 }

@@ -11,7 +11,8 @@ use crate::error::{At, LabError, Result};
 ///
 /// A child process holds copies of all its parent's descriptors until it has executed its program. A socket that another
 /// thread closes in between stays open for that moment: its port stays taken, its datagrams are swallowed. So children
-/// are born where no sockets are. `f` sees descriptors 0 to 2 and must not touch one that it did not open itself.
+/// are born where no sockets are. `f` sees descriptors 0 to 2; it must not use one from outside, nor let one that it
+/// opened out: move a `Command` in.
 pub fn apart<T: Send>(f: impl FnOnce() -> T + Send) -> std::io::Result<T> {
     std::thread::scope(|scope| {
         std::thread::Builder::new()
