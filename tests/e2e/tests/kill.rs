@@ -68,8 +68,11 @@ impl Flood {
     }
 }
 
-fn collector_counter(site: &Site, name: &str) -> Result<Option<f64>> {
-    Ok(prom::sum(&site.collector_metrics()?, name, &[]))
+/// Events that went into the spool, says the collector.
+fn spooled(site: &Site) -> Result<f64> {
+    let samples = site.collector_metrics()?;
+    let of = |outcome| prom::sum(&samples, "sonde_collector_events_total", &[("outcome", outcome)]);
+    Ok(of("known").context("no such counter")? + of("unknown").context("no such counter")?)
 }
 
 /// In the table, and how many of them differ.
@@ -120,9 +123,8 @@ fn after_a_kill_of_the_aggregator_the_table_holds_exactly_the_events_the_spool_t
             Err(format!("{found:?}"))
         })
     })?;
-    let spooled = "sonde_collector_spooled_events_total";
     let (events, distinct) = site.until("the table to hold what the spool took", || {
-        let taken = collector_counter(&site, spooled)?.with_context(|| format!("no {spooled}"))?;
+        let taken = spooled(&site)?;
         let (count, distinct) = stored(&site, namespace)?;
         let all = site.sql_number("select count(*) from sonde.events")?;
         Ok(if all as f64 == taken && count > 0 {

@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 use serde_json::Value;
 use sonde_e2e::prom;
 use sonde_e2e::site::Site;
-use sonde_lab::faults::{Drop, Fault, Injected, Signal};
+use sonde_lab::faults::{Drop, Fault, Injected, Role, Signal, Topology};
 use sonde_lab::{Family, Pod};
 
 use crate::shared::Shared;
@@ -29,7 +29,13 @@ pub(crate) fn check(shared: &Shared, fault: &'static Fault) -> Result<()> {
     match fault.signal {
         Signal::Event(drop) => {
             for injected in &injected {
-                events_fit(&events, injected, &drop)?;
+                // Of two pods that are linked, the other one; a router's drop has two others.
+                let peer = match (scene.fault.topology, drop.place) {
+                    (Topology::Pair, Role::Server) => Some(&scene.client),
+                    (Topology::Pair, Role::Client) => Some(&scene.server),
+                    _ => None,
+                };
+                events_fit(&events, injected, &drop, peer)?;
             }
             let dropped = injected.iter().map(|i| i.dropped).sum::<u64>();
             ensure!(
@@ -51,7 +57,7 @@ pub(crate) fn check(shared: &Shared, fault: &'static Fault) -> Result<()> {
 }
 
 /// As many events as packets, each with all that is to be known.
-fn events_fit(events: &[Value], injected: &Injected, drop: &Drop) -> Result<()> {
+fn events_fit(events: &[Value], injected: &Injected, drop: &Drop, peer: Option<&Pod>) -> Result<()> {
     let flow = injected.flow;
     let place = &injected.place;
     let mine: Vec<&Value> = events
@@ -92,6 +98,10 @@ fn events_fit(events: &[Value], injected: &Injected, drop: &Drop) -> Result<()> 
                 event["interface"] == interface,
                 "interface: expected {interface} in {event:#}"
             );
+        }
+        if let Some(peer) = peer {
+            let fits = event["peer"]["namespace"] == peer.namespace() && event["peer"]["pod"] == peer.name();
+            ensure!(fits, "peer: expected {peer} in {event:#}");
         }
         let stack = event["stack"].as_array().map_or(0, Vec::len);
         ensure!(stack >= 3, "stack: expected some frames in {event:#}");
