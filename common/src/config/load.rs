@@ -73,8 +73,23 @@ fn parse_file(path: &Path) -> Result<Config, ConfigError> {
     }
     serde_saphyr::from_str(&text).map_err(|e| ConfigError::File {
         path: path.to_owned(),
-        what: one_line(&e.to_string()),
+        what: explain(&text, one_line(&e.to_string())),
     })
+}
+
+/// The YAML parser knows the place; a second look at the same text as plain data knows the key, the value and what was
+/// expected.
+fn explain(text: &str, first: String) -> String {
+    let Some((place, _)) = first.split_once(": ").filter(|(place, _)| place.starts_with("line ")) else {
+        return first;
+    };
+    let Ok(data) = serde_saphyr::from_str::<Value>(text) else {
+        return first;
+    };
+    match serde_path_to_error::deserialize::<_, Config>(data) {
+        Err(e) => format!("{place}: {}: {}", e.path(), e.inner()),
+        Ok(_) => first,
+    }
 }
 
 /// The first line of a parser's message: the rest is a picture of the place.
@@ -250,6 +265,9 @@ mod tests {
         );
         let error = load_text("pods: {include_host: maybe}\n", &[]).unwrap_err();
         assert!(error.contains("bool") && error.contains("line 1"), "{error}");
+        let error = load_text("events: {rate: many}\n", &[]).unwrap_err();
+        let expected = "line 1 column 16: events.rate: invalid type: string \"many\", expected u32";
+        assert!(error.ends_with(expected), "{error}");
         let error = load_text("a: [\n", &[]).unwrap_err();
         assert!(error.contains("line"), "{error}");
     }

@@ -167,7 +167,7 @@ fn the_whole_system_ends_on_sigterm_starts_again_and_refuses_a_directory_of_anot
 
     let mut aggregator = site.aggregator()?;
     site.sql(
-        "insert into _sqlx_migrations (version, description, installed_on, success, checksum, execution_time) \
+        "insert into sonde_store.migrations (version, description, installed_on, success, checksum, execution_time) \
          values (9999, 'from the future', now(), true, '', 0)",
     )?;
     ensure!(aggregator.terminate()?.success(), "{}", aggregator.log());
