@@ -69,6 +69,11 @@ impl EventStats {
         all[place].2[outcome as usize] += 1;
     }
 
+    /// All of them.
+    pub fn total(&self) -> u64 {
+        self.0.lock().iter().flat_map(|(_, _, outcomes)| outcomes).sum()
+    }
+
     pub fn all(&self) -> Vec<(&'static str, &'static str, [u64; 4])> {
         self.0.lock().clone()
     }

@@ -13,6 +13,7 @@ use sonde_common::prom::Page;
 use sonde_common::time::now_ns;
 
 use crate::kernel::{Kernel, KernelStatus};
+use crate::pipeline::EventStats;
 use crate::pods::{PodIndex, Targets};
 use crate::round::Rounds;
 use crate::ship::writer::Shipper;
@@ -64,7 +65,12 @@ pub struct Parts {
     pub index: Arc<PodIndex>,
     pub shipper: Shipper,
     pub log: Arc<RoundLog>,
+    pub events: Arc<EventStats>,
 }
+
+/// How long after an event its count is read, where the next round is further away: who sees an event looks for it in
+/// the metrics next.
+const SOON: Duration = Duration::from_secs(1);
 
 /// The running thread. Dropping it ends it after a last round.
 #[derive(Debug)]
@@ -104,14 +110,21 @@ impl Drop for Reading {
 impl Parts {
     fn run(&mut self, interval: Duration, stopped: &Receiver<()>) {
         let mut due = Instant::now();
+        let mut counted = 0;
         loop {
-            self.round();
-            due += interval;
-            // A round that took too long leaves out those it overlapped; they do not pile up.
-            while due < Instant::now() {
+            if Instant::now() >= due {
+                counted = self.events.total();
+                self.round();
                 due += interval;
+                // A round that took too long leaves out those it overlapped; they do not pile up.
+                while due < Instant::now() {
+                    due += interval;
+                }
+            } else if self.events.total() != counted {
+                counted = self.events.total();
+                self.count_events();
             }
-            match stopped.recv_timeout(due.saturating_duration_since(Instant::now())) {
+            match stopped.recv_timeout(due.saturating_duration_since(Instant::now()).min(SOON)) {
                 Err(RecvTimeoutError::Timeout) => {}
                 Ok(()) | Err(RecvTimeoutError::Disconnected) => return,
             }
@@ -121,31 +134,51 @@ impl Parts {
     fn round(&mut self) {
         let (begun, cpu) = (Instant::now(), thread_cpu_ns());
         let time_ns = now_ns();
-        let (mut tables, mut gaps) = self.rounds.read(time_ns, &self.targets.load());
+        let (tables, gaps) = self.rounds.read(time_ns, &self.targets.load());
+        self.shipper.gaps(gaps);
+        self.publish(time_ns, tables, |_| false);
+        let took = begun.elapsed().as_nanos() as u64;
+        self.log.count.fetch_add(1, Ordering::Relaxed);
+        self.log.cpu_ns.fetch_add(thread_cpu_ns() - cpu, Ordering::Relaxed);
+        self.log.busy_ns.fetch_add(took, Ordering::Relaxed);
+        self.log.last_ns.store(took, Ordering::Relaxed);
+    }
+
+    /// Between two rounds: the kernel side's maps alone.
+    fn count_events(&mut self) {
+        self.publish(now_ns(), Vec::new(), |_| true);
+    }
+
+    /// Reads the kernel side, ships its tables behind `tables`, and shows both; of the tables shown before, those that
+    /// are not read now and that `keep` permits stay.
+    fn publish(&mut self, time_ns: u64, mut tables: Vec<Table>, keep: impl Fn(&Table) -> bool) {
         let (kernel_metrics, kernel_status) = {
             let mut kernel = self.kernel.lock();
             let (more, missed) = kernel.read(time_ns, &self.index);
             tables.extend(more);
-            gaps.extend(missed);
+            self.shipper.gaps(missed);
             let mut page = Page::new();
             kernel.self_metrics(&mut page);
             (page.finish(), kernel.status())
         };
         let tables = Arc::new(tables);
         self.shipper.rows(Arc::clone(&tables));
-        self.shipper.gaps(gaps);
+        let before = self.log.snapshot();
+        let is_new = |table: &Table| tables.iter().any(|new| new.spec.name == table.spec.name);
+        let old = before.iter().flat_map(|snapshot| snapshot.tables.iter());
+        let kept: Vec<Table> = old.filter(|table| keep(table) && !is_new(table)).cloned().collect();
+        let shown = if kept.is_empty() {
+            tables
+        } else {
+            Arc::new(kept.into_iter().chain(tables.iter().cloned()).collect())
+        };
         let snapshot = Snapshot {
             time_ns,
-            tables,
+            tables: shown,
             kernel_metrics,
             kernel_status,
         };
         self.log.snapshot.store(Some(Arc::new(snapshot)));
-        let took = begun.elapsed().as_nanos() as u64;
-        self.log.count.fetch_add(1, Ordering::Relaxed);
-        self.log.cpu_ns.fetch_add(thread_cpu_ns() - cpu, Ordering::Relaxed);
-        self.log.busy_ns.fetch_add(took, Ordering::Relaxed);
-        self.log.last_ns.store(took, Ordering::Relaxed);
     }
 }
 

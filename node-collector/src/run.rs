@@ -110,6 +110,7 @@ pub async fn run(config: Config, mut shutdown: Shutdown) -> anyhow::Result<()> {
             index: Arc::clone(&index),
             shipper,
             log: Arc::clone(&round_log),
+            events: Arc::clone(&events),
         },
         config.collector.interval.0,
     )?;

@@ -153,9 +153,9 @@ impl Layout {
         make_dir(&data_dir)?;
         Ok(Self {
             data_dir,
-            http: free_port(args.http.unwrap_or(config.aggregator.http))?,
-            grpc: free_port(args.grpc.unwrap_or(config.aggregator.grpc))?,
-            collector_http: free_port(args.collector_http.unwrap_or(config.collector.http))?,
+            http: free_port("--http", args.http.unwrap_or(config.aggregator.http))?,
+            grpc: free_port("--grpc", args.grpc.unwrap_or(config.aggregator.grpc))?,
+            collector_http: free_port("--collector-http", args.collector_http.unwrap_or(config.collector.http))?,
         })
     }
 
@@ -227,14 +227,12 @@ fn make_dir(dir: &Path) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Port 0 becomes one that is free now, so that every part can be told the same number.
-fn free_port(address: SocketAddr) -> Result<SocketAddr, Failure> {
-    if address.port() != 0 {
-        return Ok(address);
-    }
+/// The address with a port that is free now: port 0 becomes a real one, so that every part can be told the same number.
+/// A port in use is found here, before anything starts: somebody else's answer on it must not pass for ours.
+fn free_port(flag: &str, address: SocketAddr) -> Result<SocketAddr, Failure> {
     TcpListener::bind(address)
-        .and_then(|l| l.local_addr())
-        .map_err(|e| Failure::new(format!("{address}: {e}")))
+        .and_then(|listener| listener.local_addr())
+        .map_err(|e| Failure::new(format!("{flag} {address}: cannot listen: {e}")))
 }
 
 impl Ended {
@@ -256,10 +254,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn port_zero_becomes_a_real_port() {
+    fn port_zero_becomes_a_real_port_and_a_port_in_use_is_said() {
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
-        assert_ne!(free_port(any).map_err(|f| f.message).unwrap().port(), 0);
-        let fixed = SocketAddr::from(([127, 0, 0, 1], 9640));
-        assert_eq!(free_port(fixed).map_err(|f| f.message).unwrap(), fixed);
+        assert_ne!(free_port("--http", any).map_err(|f| f.message).unwrap().port(), 0);
+        let taken = TcpListener::bind(any).unwrap();
+        let address = taken.local_addr().unwrap();
+        let message = free_port("--http", address).map_err(|f| f.message).unwrap_err();
+        assert!(
+            message.starts_with(&format!("--http {address}: cannot listen: ")),
+            "{message}"
+        );
     }
 }

@@ -25,17 +25,13 @@ pub(super) async fn until_ready(program: &str, address: SocketAddr) {
     }
 }
 
-/// Prints the signals and probes of the collector that are off, with its reasons.
+/// Prints what the collector cannot do, with its reasons.
 pub(super) async fn say_what_is_off(collector: SocketAddr) {
     let client = Client::new(&format!("http://{collector}"));
     let Ok(status) = client.get("/status", &Query::default()).await else {
         return;
     };
-    for key in ["signals", "probes"] {
-        for item in status[key].as_array().into_iter().flatten() {
-            if item["state"] == "off" {
-                eprintln!("sonde: {} is off: {}", cell(&item["name"]), cell(&item["reason"]));
-            }
-        }
+    for (what, why) in status["missing"].as_object().into_iter().flatten() {
+        eprintln!("sonde: not available: {what}: {}", cell(why));
     }
 }

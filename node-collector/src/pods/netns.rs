@@ -31,6 +31,9 @@ use crate::missing::Missing;
 use crate::netlink::route::{Buffer, RouteSocket};
 use crate::procfs::{NetFile, NetFiles, ReadError};
 
+/// Hears the network namespaces that are there now.
+pub type OnChange = Box<dyn Fn(&[NetnsKey]) + Send>;
+
 /// What the source needs to know.
 pub struct Settings {
     pub paths: HostPaths,
@@ -43,7 +46,7 @@ pub struct Settings {
     /// How many file handles may be kept open in all.
     pub keep_handles: usize,
     /// Hears which namespaces are of interest, each time that changes.
-    pub on_change: Box<dyn Fn(&[NetnsKey]) + Send>,
+    pub on_change: OnChange,
 }
 
 impl std::fmt::Debug for Settings {

@@ -57,13 +57,8 @@ struct Carried {
 
 impl Carried {
     fn add(&mut self, now: [u32; 5]) {
-        for i in 0..now.len() {
-            let step = if self.seen {
-                now[i].wrapping_sub(self.last[i])
-            } else {
-                now[i]
-            };
-            self.total[i] += u64::from(step);
+        for ((total, last), now) in self.total.iter_mut().zip(self.last).zip(now) {
+            *total += u64::from(if self.seen { now.wrapping_sub(last) } else { now });
         }
         self.last = now;
         self.seen = true;
