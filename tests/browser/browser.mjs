@@ -1,6 +1,7 @@
 // Starts the installed Chromium and watches what a page complains about.
 
-import { existsSync } from "node:fs";
+import { existsSync, readFileSync } from "node:fs";
+import { createRequire } from "node:module";
 
 import { chromium } from "playwright-core";
 
@@ -36,4 +37,38 @@ export async function openPage(browser, url, { width = 1280, height = 800, schem
   });
   await page.goto(url);
   return { page, complaints, close: () => context.close() };
+}
+
+const AXE = readFileSync(createRequire(import.meta.url).resolve("axe-core/axe.min.js"), "utf8");
+
+/** What a reader with other senses or tools would stumble over: WCAG 2.2 A and AA, as far as a program can see it. */
+export async function accessibilityFaults(page) {
+  await page.evaluate(AXE);
+  const { violations } = await page.evaluate(() =>
+    globalThis.axe.run(document, { runOnly: ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"] }),
+  );
+  return violations.map(({ id, help, nodes }) => `${id}: ${help}: ${nodes.map((node) => node.html.slice(0, 160)).join(" | ")}`);
+}
+
+/** How much of the page is wider than the window, in pixels. */
+export function overflow(page) {
+  return page.evaluate(() => document.documentElement.scrollWidth - document.documentElement.clientWidth);
+}
+
+/** Pixels of a chart that have the colour of its first line, or near it. */
+export function linePixels(plot) {
+  return plot.locator("canvas").first().evaluate((canvas) => {
+    const style = getComputedStyle(canvas).getPropertyValue("--line-0").trim();
+    const wanted = [1, 3, 5].map((at) => parseInt(style.slice(at, at + 2), 16));
+    // On a copy: reading from the page's own canvas makes Chromium complain about how it was made.
+    const copy = Object.assign(document.createElement("canvas"), { width: canvas.width, height: canvas.height });
+    const context = copy.getContext("2d", { willReadFrequently: true });
+    context.drawImage(canvas, 0, 0);
+    const { data } = context.getImageData(0, 0, copy.width, copy.height);
+    let count = 0;
+    for (let i = 0; i < data.length; i += 4) {
+      if (data[i + 3] > 128 && wanted.every((value, at) => Math.abs(data[i + at] - value) < 24)) count += 1;
+    }
+    return count;
+  });
 }

@@ -155,11 +155,14 @@ function value(one, seed, time, n, count) {
   if (part > 0.7 && part < 0.72) return null;
   if (one.name.startsWith("still") || one.name.endsWith("errors")) return 7;
   const wave = 1 + 0.5 * Math.sin(time / 400_000 + seed);
-  if (one.kind === "histogram") return [n * 3, n * 2, Math.floor(n / 4), 0, n * 0.01];
+  if (one.kind === "histogram") return [n * 3, n * 2, Math.floor(n / 4), 0, n * 0.01 + Math.sin(n / 9) * 0.05];
   if (one.kind === "gauge") return Math.round((one.unit === "bytes" ? 4_000_000 : 310) * wave);
-  const since = part > 0.6 ? time - 1_600_000_000_000 - part * 1e6 : time - 1_500_000_000_000;
-  const speed = one.unit === "bytes" ? 1200 : one.unit === "seconds" ? 0.000_2 : 0.02;
-  return Math.floor((since / 1000) * speed * (seed + 1) * 10 + 400_000 * wave * speed * 2 * (seed + 1));
+  // Never falls but where it is reset, half an hour back.
+  const reset = Math.floor(Date.now() / 3_600_000) * 3_600_000 - 1_800_000;
+  const seconds = (time < reset ? time - 1_700_000_000_000 : time - reset) / 1000;
+  const speed = one.unit === "bytes" ? 250_000 : one.unit === "seconds" ? 0.04 : 12;
+  const raw = speed * (seed + 1) * (seconds + 300 * (Math.sin(seconds / 400 + seed) - Math.sin(seed)));
+  return one.unit === "seconds" ? raw : Math.floor(raw);
 }
 
 export function busyScenario() {

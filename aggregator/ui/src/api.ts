@@ -49,7 +49,8 @@ export interface EventStats {
   to: string;
   step_s: number;
   buckets: { time: string; count: number }[];
-  top: { value: string; count: number }[];
+  /** Most frequent first; null counts the events that have no value there. */
+  top: { value: string | null; count: number }[];
   total: number;
 }
 
@@ -72,7 +73,7 @@ export interface Node {
   node: string;
   version: string;
   kernel: string;
-  boot_id: string;
+  boot_id: string | null;
   first_seen: string;
   last_seen: string;
   connected: boolean;

@@ -45,8 +45,8 @@ export const EventRow = memo(function EventRow({ event, open, zone, filters, onT
           {formatClock(ms, zone)}
           <small>{fraction(event.time, 3)}</small>
         </time>
-        <span className="type">{event.type}</span>
-        <span className="reason">{event.reason ?? ""}</span>
+        <span className="type" title={event.type}>{event.type}</span>
+        <span className="reason" title={event.reason}>{event.reason ?? ""}</span>
         <span className="where" title={`${where} on ${event.node}`}>
           {where} <small>{event.node}</small>
         </span>
@@ -146,35 +146,37 @@ function Detail({ event, filters }: { event: SondeEvent; filters: Filters }) {
             )}
           </tbody>
         </table>
-        <table>
-          <tbody>
-            {row("direction", event.direction)}
-            {row("interface", event.interface)}
-            {row("latency", event.latency_ns, undefined, event.latency_ns === undefined ? null : `${formatLatency(event.latency_ns)} (${event.latency_ns} ns)`)}
-            {row("state", event.state)}
-            {row("cpu", event.cpu)}
-            {row("pid", event.pid)}
-            {row("command", event.comm)}
-            {row("held back before", event.suppressed)}
-            {Object.entries(event.attributes ?? {}).map(([name, value]) =>
-              row(name, typeof value === "string" || typeof value === "number" ? value : JSON.stringify(value)),
+        <div>
+          <table>
+            <tbody>
+              {row("direction", event.direction)}
+              {row("interface", event.interface)}
+              {row("latency", event.latency_ns, undefined, event.latency_ns === undefined ? null : `${formatLatency(event.latency_ns)} (${event.latency_ns} ns)`)}
+              {row("state", event.state)}
+              {row("cpu", event.cpu)}
+              {row("pid", event.pid)}
+              {row("command", event.comm)}
+              {row("held back before", event.suppressed)}
+              {Object.entries(event.attributes ?? {}).map(([name, value]) =>
+                row(name, typeof value === "string" || typeof value === "number" ? value : JSON.stringify(value)),
+              )}
+              {row("id", event.id)}
+            </tbody>
+          </table>
+          <p className="links">
+            {href !== null && (
+              <Link className="button" href={href}>
+                {event.pod === "" ? "node page" : "pod page"}
+              </Link>
             )}
-            {row("id", event.id)}
-          </tbody>
-        </table>
-        <p className="links">
-          {href !== null && (
-            <Link className="button" href={href}>
-              {event.pod === "" ? "node page" : "pod page"}
-            </Link>
-          )}
-          <CopyButton text={JSON.stringify(event, null, 2)} name="copy JSON" />
-        </p>
+            <CopyButton text={JSON.stringify(event, null, 2)} name="copy JSON" />
+          </p>
+        </div>
       </div>
       {event.stack !== undefined && event.stack.length > 0 && (
         <div className="stack">
-          <h3>Kernel stack, innermost first</h3>
-          <ol>
+          <p id={`stack-${event.id}`}>Kernel stack, innermost first</p>
+          <ol aria-labelledby={`stack-${event.id}`}>
             {event.stack.map((frame, i) => (
               <li key={i}>{frame}</li>
             ))}

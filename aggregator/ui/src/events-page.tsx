@@ -2,7 +2,7 @@
 
 import { useEffect, useMemo, useState } from "react";
 
-import { api, type EventStats, type SondeEvent } from "./api";
+import { api, type EventStats, type Params, type SondeEvent } from "./api";
 import { EventList, FeedStatus } from "./event-list";
 import { filterSearch, hasFilters, rangeMs, rangeParams, valueParams, withValue, type FilterKey, type Filters } from "./filters";
 import { FilterBar } from "./filter-bar";
@@ -10,7 +10,7 @@ import { formatInteger, plural } from "./format";
 import { GapList } from "./gap-list";
 import { stepFor } from "./histogram";
 import { HistogramView } from "./histogram-view";
-import { useFeed, useNow, useResource, useShared } from "./hooks";
+import { useFeed, useResource, useShared } from "./hooks";
 import { useListKeys } from "./keys";
 import { rangeName } from "./range-picker";
 import { Link, navigate } from "./router";
@@ -28,12 +28,11 @@ export function EventsPage({ filters }: { filters: Filters }) {
   const live = filters.to === null;
   const [feed, control] = useFeed({ values, from: filters.from, to: filters.to });
   const [by, setBy] = useState<(typeof BY)[number]>("type");
-  const now = useNow(live ? STATS_MS : 600_000);
-  const [from, to] = rangeMs(filters, now);
+  const { minute } = useShared();
+  const [from, to] = rangeMs(filters, minute);
   const step = stepFor(to - from, BARS);
   const range = rangeParams(filters);
-  const query: [string, string][] = [...range, ...values, ["by", by], ["step", `${step}s`]];
-  const stats = useResource(`stats ${JSON.stringify(query)}`, (signal) => api.eventStats(query, signal), live ? STATS_MS : 0);
+  const stats = useResource(`stats ${JSON.stringify([range, values, by, step])}`, (signal) => loadStats(filters, by, step, signal), live ? STATS_MS : 0);
   const gapQuery: [string, string][] = [...range, ...values.filter(([key, value]) => (key === "node" || key === "probe") && !value.startsWith("!"))];
   const gaps = useResource(`gaps ${JSON.stringify(gapQuery)}`, (signal) => api.gaps(gapQuery, signal), live ? STATS_MS : 0);
   useListKeys(control, feed.paused);
@@ -57,12 +56,19 @@ export function EventsPage({ filters }: { filters: Filters }) {
       <GapList gaps={gaps} />
       <div className="toolbar">
         <FeedStatus feed={feed} control={control} />
-        <span data-testid="match-count">{stats.data === null ? "" : `${formatInteger(stats.data.total)} match`}</span>
+        <span data-testid="match-count">{stats.data !== null && hasFilters(filters) ? `${formatInteger(stats.data.total)} match` : ""}</span>
         <Top stats={stats.data} by={by} onBy={setBy} filters={filters} />
       </div>
       <EventList feed={feed} control={control} filters={filters} empty={<Empty filters={filters} gaps={gaps.data?.length ?? 0} onClear={go} />} />
     </>
   );
+}
+
+/** Steps are counted from the start of the range: on a whole step where it is live, so that bars grow and do not slide. */
+function loadStats(filters: Filters, by: string, step: number, signal: AbortSignal): Promise<EventStats> {
+  const start = Math.floor(rangeMs(filters, Date.now())[0] / 1000 / step) * step;
+  const range: Params = filters.to === null ? [["from", new Date(start * 1000).toISOString()]] : rangeParams(filters);
+  return api.eventStats([...range, ...valueParams(filters), ["by", by], ["step", `${step}s`]], signal);
 }
 
 /** The most frequent values of one field, each a link that filters by it. */
@@ -84,8 +90,8 @@ function Top(props: { stats: EventStats | null; by: (typeof BY)[number]; onBy: (
         </select>
       </label>
       {stats?.top.slice(0, 8).map(({ value, count }) => (
-        <Link key={value} href={`/${filterSearch(withValue(filters, by, value))}`} title={`Only ${by} ${value}`}>
-          {value === "" ? "(none)" : value} <b>{formatInteger(count)}</b>
+        <Link key={value} href={`/${filterSearch(withValue(filters, by, value ?? ""))}`} title={`Only ${by} ${value ?? "none"}`}>
+          {value === null || value === "" ? `no ${by}` : value} <b>{formatInteger(count)}</b>
         </Link>
       ))}
     </div>

@@ -169,6 +169,7 @@ export class EventFeed {
       if (signal.aborted) return;
       const problem = asApiError(error);
       this.set({ error: problem });
+      if (problem.status === 400) this.refuse();
       throw problem;
     }
   }
@@ -211,7 +212,7 @@ export class EventFeed {
       const outcome = await this.stream(signal);
       if (isAborted(signal)) return;
       if (outcome === "refused") {
-        this.setState("refused", signal);
+        this.refuse();
         return;
       }
       failures = outcome === "ended" ? 0 : failures + 1;
@@ -228,6 +229,12 @@ export class EventFeed {
         if (isAborted(signal)) return;
       }
     }
+  }
+
+  /** These filters will never work: nothing more is asked. */
+  private refuse(): void {
+    this.set({ state: "refused" });
+    this.stop();
   }
 
   private setState(state: FeedState, signal: AbortSignal): void {

@@ -8,6 +8,8 @@ import { useResource, useShared } from "./hooks";
 import { RangePicker } from "./range-picker";
 import { CopyButton } from "./ui";
 
+const HINTS: Partial<Record<FilterKey, string>> = { type: "any, !X is not X", ip: "any, 10.0.0.0/8" };
+
 interface Props {
   filters: Filters;
   onChange: (filters: Filters) => void;
@@ -21,7 +23,7 @@ export function FilterBar({ filters, onChange, seen }: Props) {
   const count = Object.values(filters.values).reduce((sum, values) => sum + values.length, 0);
   return (
     <form
-      className="filters"
+      className="filters search"
       role="search"
       aria-label="Filter events"
       onSubmit={(event) => {
@@ -37,33 +39,14 @@ export function FilterBar({ filters, onChange, seen }: Props) {
       <FilterBox
         name="q"
         label="text"
-        placeholder="search in all fields"
+        placeholder="in reason, command, stack, attributes"
         values={filters.values.q ?? []}
         split={(text) => (text.trim() === "" ? [] : [text.trim()])}
         onChange={(values) => {
           onChange(withValues(filters, "q", values));
         }}
       />
-      <details className="more" open={isWide() || undefined}>
-        <summary>Filters{count > 0 ? ` (${count})` : ""}</summary>
-        <div className="boxes">
-          {BOX_KEYS.map((key) => (
-            <FilterBox
-              key={key}
-              name={key}
-              label={key}
-              placeholder={key === "type" ? "any, !X is not X" : "any"}
-              values={filters.values[key] ?? []}
-              hints={hints[key] ?? []}
-              split={splitBox}
-              onChange={(values) => {
-                onChange(withValues(filters, key, values));
-              }}
-            />
-          ))}
-        </div>
-      </details>
-      <div className="tags">
+      <div className="actions">
         {tags.map(({ key, value }) => (
           <button
             key={`${key}=${value}`}
@@ -102,6 +85,25 @@ export function FilterBar({ filters, onChange, seen }: Props) {
         )}
         <CopyButton text={window.location.href} name="copy link" />
       </div>
+      <details className="more" open={isWide() || undefined}>
+        <summary>Filters{count > 0 ? ` (${count})` : ""}</summary>
+        <div className="boxes">
+          {BOX_KEYS.map((key) => (
+            <FilterBox
+              key={key}
+              name={key}
+              label={key}
+              placeholder={HINTS[key] ?? "any"}
+              values={filters.values[key] ?? []}
+              hints={hints[key] ?? []}
+              split={splitBox}
+              onChange={(values) => {
+                onChange(withValues(filters, key, values));
+              }}
+            />
+          ))}
+        </div>
+      </details>
     </form>
   );
 }

@@ -17,6 +17,7 @@ export interface Filters {
   from: string;
   /** RFC 3339; null is now, and then the list is live. */
   to: string | null;
+  /** An empty value asks for events that have none there; for namespace and pod that is the node itself. */
   values: Partial<Record<FilterKey, string[]>>;
 }
 
@@ -25,16 +26,11 @@ export const DEFAULT_FROM = "-1h";
 export function parseFilters(search: URLSearchParams): Filters {
   const values: Filters["values"] = {};
   for (const key of FILTER_KEYS) {
-    const given = search.getAll(key).filter((value) => value !== "" || emptyMeansHost(key));
+    const given = search.getAll(key);
     if (given.length > 0) values[key] = given;
   }
   const to = search.get("to");
   return { from: search.get("from") ?? DEFAULT_FROM, to: to === "" || to === "now" ? null : to, values };
-}
-
-/** `namespace=` and `pod=` (empty) ask for the node itself; elsewhere an empty value asks for nothing. */
-function emptyMeansHost(key: FilterKey): boolean {
-  return key === "namespace" || key === "pod";
 }
 
 /** The filters without the times, as the API takes them. */

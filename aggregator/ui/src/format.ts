@@ -137,6 +137,6 @@ export function formatValue(value: number | null | undefined, unit: string, rate
   const tail = rate ? "/s" : "";
   if (unit === "bytes") return formatBytes(value) + tail;
   // A rate of seconds is seconds per second: a share of one CPU, or of the time.
-  if (unit === "seconds") return rate ? `${short(value * 100)}\u202f%` : formatSeconds(value);
+  if (unit === "seconds") return rate ? `${formatCount(value * 100)}\u202f%` : formatSeconds(value);
   return formatCount(value) + tail;
 }

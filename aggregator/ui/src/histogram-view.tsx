@@ -22,7 +22,7 @@ export function HistogramView({ stats, gaps, from, to, onZoom }: Props) {
   const { zone } = useShared();
   const all = stats === null ? [] : bars(stats, from, to);
   const most = Math.max(1, ...all.map((bar) => bar.count));
-  const x = (time: number) => ((Math.min(to, Math.max(from, time)) - from) / (to - from)) * WIDTH;
+  const x = (time: number) => ((Math.min(to, Math.max(from, time)) - from) / Math.max(1, to - from)) * WIDTH;
   const [drag, setDrag] = useState<[number, number] | null>(null);
   const [hover, setHover] = useState<string | null>(null);
   const box = useRef<SVGSVGElement>(null);

@@ -46,17 +46,17 @@ export function NodesPage() {
                   <th scope="row">
                     <Link href={nodePath(node.node)}>{node.node}</Link>
                   </th>
-                  <td>
+                  <td data-name="state">
                     <NodeState node={node} />
                   </td>
-                  <td>{ago(node.last_seen, now)}</td>
-                  <td className="num">
+                  <td data-name="last heard">{ago(node.last_seen, now)}</td>
+                  <td className="num" data-name="pods">
                     <Link href={`/pods?${new URLSearchParams({ node: node.node }).toString()}`}>{formatInteger(node.pods)}</Link>
                   </td>
-                  <td>{node.kernel}</td>
-                  <td>{node.version}</td>
-                  <td>{node.interval_s} s</td>
-                  <td>
+                  <td data-name="kernel">{node.kernel}</td>
+                  <td data-name="collector">{node.version}</td>
+                  <td data-name="interval">{node.interval_s} s</td>
+                  <td data-name="first seen">
                     <Time at={node.first_seen} />
                   </td>
                 </tr>

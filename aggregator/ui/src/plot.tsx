@@ -11,6 +11,8 @@ import { aligned, peak, type Panel } from "./rates";
 const HEIGHT = 150;
 const SYNC = "sonde";
 const COLOURS = 8;
+/** Powers of two, so that an axis of bytes has round numbers. */
+const BYTE_STEPS = Array.from({ length: 60 }, (_, i) => 2 ** (i - 4));
 
 interface Props {
   probe: string;
@@ -143,7 +145,7 @@ function options({ names, unit, rate, zone, width, style, overlay, legend }: Set
     },
     axes: [
       { ...axis, size: 24, values: (_plot, splits, _axis, _space, step) => splits.map((split) => tickText(split * 1000, step, zone)) },
-      { ...axis, size: 64, values: (_plot, splits) => splits.map((split) => formatValue(split, unit, rate)) },
+      { ...axis, size: 64, ...(unit === "bytes" ? { incrs: BYTE_STEPS } : {}), values: (_plot, splits) => splits.map((split) => formatValue(split, unit, rate)) },
     ],
     series: [{}, ...names.map((name, i): uPlot.Series => ({ label: name, stroke: colour(`--line-${i % COLOURS}`), width: 1.5, points: { size: 4 }, spanGaps: false }))],
     hooks: {

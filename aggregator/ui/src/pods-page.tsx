@@ -56,7 +56,7 @@ export function PodsPage({ search }: { search: string }) {
     <>
       <h1>Pods</h1>
       <form
-        className="filters"
+        className="filters pod-search"
         role="search"
         aria-label="Filter pods"
         onSubmit={(event) => {
@@ -168,15 +168,15 @@ export function PodTable({ pods }: { pods: readonly Pod[] }) {
                   {pod.pod}
                 </Link>
               </th>
-              <td>
+              <td data-name="node">
                 <Link href={nodePath(pod.node)}>{pod.node}</Link>
               </td>
-              <td>{workloadName(pod)}</td>
-              <td className="mono">{pod.ips.join(" ")}</td>
-              <td>
+              <td data-name="workload">{workloadName(pod)}</td>
+              <td className="mono" data-name="addresses">{pod.ips.join(" ")}</td>
+              <td data-name="since">
                 <Time at={pod.valid_from} short />
               </td>
-              <td>{pod.valid_to === null ? "live" : <Time at={pod.valid_to} short />}</td>
+              <td data-name="until">{pod.valid_to === null ? "live" : <Time at={pod.valid_to} short />}</td>
             </tr>
           ))}
         </tbody>

@@ -55,7 +55,7 @@ export function ProbeCard({ probe, subject, range, bounds, everyMs, gaps, marks,
   const empty = rows.data !== null && [...lines.values()].every((all) => all.length === 0);
   const quiet = probe.columns.length - moving.length;
   return (
-    <article className={`card ${empty ? "no-rows" : ""}`} aria-labelledby={`h-${probe.name}`} data-testid={`probe-${probe.name}`}>
+    <article className={`card ${rows.data !== null && drawn.length === 0 ? "small" : ""}`} aria-labelledby={`h-${probe.name}`} data-testid={`probe-${probe.name}`}>
       <header>
         <h3 id={`h-${probe.name}`}>{probe.name}</h3>
         <p title={probe.help}>{probe.help}</p>
@@ -79,7 +79,10 @@ function Picker({ probe, moving, picked, onPick }: { probe: Probe; moving: strin
   const chosen = new Set(picked ?? moving);
   return (
     <details className="picker">
-      <summary aria-label={`Columns of ${probe.name}`}>{picked === null ? "columns: moving" : `columns: ${picked.length}`}</summary>
+      <summary>
+        {picked === null ? "columns: moving" : `columns: ${picked.length}`}
+        <span className="hidden"> of {probe.name}</span>
+      </summary>
       <div className="menu">
         <div>
           <button

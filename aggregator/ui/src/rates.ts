@@ -55,9 +55,40 @@ export function withHoles(times: readonly number[], values: readonly (number | n
   return [outTimes, outValues];
 }
 
-/** A histogram's buckets (the last value is the sum) count as the number of observations. */
-function scalar(value: Point[1]): number | null {
+function total(value: Point[1]): number | null {
   return Array.isArray(value) ? value.slice(0, -1).reduce((a, b) => a + b, 0) : value;
+}
+
+function sum(value: Point[1]): number | null {
+  return Array.isArray(value) ? (value[value.length - 1] ?? null) : null;
+}
+
+/** What is drawn of a column. A histogram (buckets, and the sum as the last value) gives how often and how long. */
+interface Drawn {
+  suffix: string;
+  unit: string;
+  rate: boolean;
+  values: (times: number[], points: readonly Point[]) => (number | null)[];
+}
+
+function drawnOf(column: Column): Drawn[] {
+  const counted = (times: number[], points: readonly Point[]) => rates(times, points.map(([, value]) => total(value)));
+  switch (column.kind) {
+    case "gauge":
+      return [{ suffix: "", unit: column.unit, rate: false, values: (_times, points) => points.map(([, value]) => total(value)) }];
+    case "counter":
+      return [{ suffix: "", unit: column.unit, rate: true, values: counted }];
+    case "histogram": {
+      const mean = (times: number[], points: readonly Point[]) => {
+        const summed = rates(times, points.map(([, value]) => sum(value)));
+        return counted(times, points).map((count, i) => (count === null || count === 0 ? null : (summed[i] ?? 0) / count));
+      };
+      return [
+        { suffix: " mean", unit: column.unit, rate: false, values: mean },
+        { suffix: " observations", unit: "", rate: true, values: counted },
+      ];
+    }
+  }
 }
 
 function labelText(labels: Record<string, string>): string {
@@ -68,22 +99,16 @@ function labelText(labels: Record<string, string>): string {
 
 /** The lines of one column over all label sets of a probe's rows. */
 export function columnLines(column: Column, series: readonly RowSeries[]): Line[] {
-  const rate = column.kind !== "gauge";
   return series.flatMap((one) => {
     const points = one.columns[column.name] ?? [];
     if (!points.some(([, value]) => value !== null)) return [];
     const raw = points.map(([time]) => time);
-    const read = points.map(([, value]) => scalar(value));
-    const [times, values] = withHoles(raw, rate ? rates(raw, read) : read);
     const labels = labelText(one.labels);
-    return {
-      key: `${column.name}|${labels}`,
-      label: labels === "" ? column.name : `${column.name} ${labels}`,
-      unit: column.kind === "histogram" ? "" : column.unit,
-      rate,
-      times,
-      values,
-    };
+    return drawnOf(column).map((drawn) => {
+      const [times, values] = withHoles(raw, drawn.values(raw, points));
+      const name = column.name + drawn.suffix;
+      return { key: `${name}|${labels}`, label: labels === "" ? name : `${name} ${labels}`, unit: drawn.unit, rate: drawn.rate, times, values };
+    });
   });
 }
 
