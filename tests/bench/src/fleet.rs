@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use sonde_proto::v1::{
-    Batch, BatchBody, Catalogue, Column, ColumnDef, Event, Hello, Kind, Pod, ProbeDef, Rows, Stack, Up,
+    Batch, BatchBody, Catalogue, Column, ColumnDef, Event, EventTypeDef, Hello, Kind, Pod, ProbeDef, Rows, Stack, Up,
     down::Message as DownMessage, ingest_client::IngestClient, up::Message as UpMessage,
 };
 use tokio::sync::mpsc;
