@@ -1,6 +1,18 @@
 //! Packets the kernel dropped, and why: tracepoint skb:kfree_skb (all kernels; its `reason` since Linux 5.17).
 
+mod classify;
+mod decode;
+mod headers;
+#[cfg(test)]
+mod tests;
+
+pub use classify::{Class, classify, verdict_of_reason};
+pub use decode::{DecodeError, Names, Raw};
+
 use crate::catalogue::{ColumnSpec, EventTypeSpec, LabelSpec, ProbeSpec};
+
+/// Type of its events.
+pub const PACKETLOSS: &str = "PACKETLOSS";
 
 pub const SPEC: ProbeSpec = ProbeSpec {
     name: "packetloss",
@@ -28,7 +40,7 @@ pub const SPEC: ProbeSpec = ProbeSpec {
         ),
     ],
     event_types: &[EventTypeSpec {
-        name: "PACKETLOSS",
+        name: PACKETLOSS,
         help: "The kernel dropped a packet for a reason that ordinary traffic does not give",
     }],
 };

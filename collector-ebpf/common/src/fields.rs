@@ -1,0 +1,131 @@
+//! Kernel fields and tracepoint arguments that programs read, each declared once.
+//!
+//! A field is a `static` in the object's `.rodata` under its name here. Before loading, the collector finds the member
+//! in the running kernel's BTF and writes the place there; [`Field::ABSENT`] where the kernel has no such member. The
+//! verifier knows the value as a constant: a program's branch for a kernel of another shape is never looked at.
+
+/// Where a member lies in its struct.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Field {
+    /// Bytes from the start of the struct to the word that holds the member.
+    pub offset: u32,
+    /// Of a bit field within that word, from its least significant bit.
+    pub shift: u8,
+    /// Bits of a bit field; 0: the member is a whole word.
+    pub width: u8,
+    pub pad: u16,
+}
+
+impl Field {
+    pub const ABSENT: Self = Self {
+        offset: u32::MAX,
+        shift: 0,
+        width: 0,
+        pad: 0,
+    };
+
+    pub const fn at(offset: u32) -> Self {
+        Self {
+            offset,
+            shift: 0,
+            width: 0,
+            pad: 0,
+        }
+    }
+}
+
+/// An argument that this kernel's tracepoint does not have. Else its number, counted from 0.
+pub const NO_ARGUMENT: u32 = u32::MAX;
+
+/// Hands every field to a macro as `NAME: type = "struct" ["path", "path on other kernels", ...];`. A path goes
+/// through named members with dots, through anonymous structs and unions by itself.
+#[macro_export]
+macro_rules! for_each_field {
+    ($callback:ident) => {
+        $callback! {
+            SKB_DEV: u64 = "sk_buff" ["dev"];
+            SKB_SK: u64 = "sk_buff" ["sk"];
+            SKB_DST: u64 = "sk_buff" ["_skb_refdst"];
+            SKB_LEN: u32 = "sk_buff" ["len"];
+            SKB_IIF: u32 = "sk_buff" ["skb_iif"];
+            SKB_PROTOCOL: u16 = "sk_buff" ["protocol"];
+            SKB_PKT_TYPE: u8 = "sk_buff" ["pkt_type"];
+            SKB_MAC_HEADER: u16 = "sk_buff" ["mac_header"];
+            SKB_NETWORK_HEADER: u16 = "sk_buff" ["network_header"];
+            SKB_TRANSPORT_HEADER: u16 = "sk_buff" ["transport_header"];
+            SKB_HEAD: u64 = "sk_buff" ["head"];
+            SKB_DATA: u64 = "sk_buff" ["data"];
+            SKB_TAIL: u32 = "sk_buff" ["tail"];
+            SKB_END: u32 = "sk_buff" ["end"];
+            SHARED_GSO_SEGS: u16 = "skb_shared_info" ["gso_segs"];
+            DEV_NET: u64 = "net_device" ["nd_net.net"];
+            DEV_IFINDEX: u32 = "net_device" ["ifindex"];
+            DEV_NAME: [u8; 16] = "net_device" ["name"];
+            DST_DEV: u64 = "dst_entry" ["dev"];
+            DST_INPUT: u64 = "dst_entry" ["input"];
+            SOCK_NET: u64 = "sock" ["__sk_common.skc_net.net"];
+            NET_INODE: u32 = "net" ["ns.inum"];
+            NET_COOKIE: u64 = "net" ["net_cookie", "net_cookie.counter"];
+        }
+    };
+}
+
+/// Hands every tracepoint argument to a macro as `NAME: "tracepoint" "argument" "type";`. The name finds it where the
+/// kernel's BTF has names, else the type.
+#[macro_export]
+macro_rules! for_each_argument {
+    ($callback:ident) => {
+        $callback! {
+            KFREE_SKB_SKB: "kfree_skb" "skb" "*sk_buff";
+            KFREE_SKB_LOCATION: "kfree_skb" "location" "*void";
+            KFREE_SKB_REASON: "kfree_skb" "reason" "skb_drop_reason";
+            KFREE_SKB_RX_SK: "kfree_skb" "rx_sk" "*sock";
+        }
+    };
+}
+
+/// A field as the collector looks for it.
+#[derive(Clone, Copy, Debug)]
+pub struct FieldDecl {
+    /// Name of the `static`.
+    pub symbol: &'static str,
+    pub structure: &'static str,
+    pub paths: &'static [&'static str],
+    /// Bytes of the type the program reads.
+    pub size: u32,
+}
+
+/// A tracepoint's argument as the collector looks for it.
+#[derive(Clone, Copy, Debug)]
+pub struct ArgumentDecl {
+    pub symbol: &'static str,
+    pub tracepoint: &'static str,
+    pub name: &'static str,
+    /// Name of the struct behind a pointer (`*sock`), `*void`, or of an enum.
+    pub type_name: &'static str,
+}
+
+macro_rules! field_table {
+    ($($name:ident: $type:ty = $structure:literal [$($path:literal),+];)*) => {
+        pub const FIELDS: &[FieldDecl] = &[$(FieldDecl {
+            symbol: stringify!($name),
+            structure: $structure,
+            paths: &[$($path),+],
+            size: size_of::<$type>() as u32,
+        }),*];
+    };
+}
+for_each_field!(field_table);
+
+macro_rules! argument_table {
+    ($($name:ident: $tracepoint:literal $argument:literal $type:literal;)*) => {
+        pub const ARGUMENTS: &[ArgumentDecl] = &[$(ArgumentDecl {
+            symbol: stringify!($name),
+            tracepoint: $tracepoint,
+            name: $argument,
+            type_name: $type,
+        }),*];
+    };
+}
+for_each_argument!(argument_table);

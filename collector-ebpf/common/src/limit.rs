@@ -1,0 +1,29 @@
+//! The token bucket of each (network namespace, event type).
+
+/// Positions in [`Namespace::tat`] and [`Held::events`].
+pub const PACKETLOSS: usize = 0;
+/// Drops at a place that user space has not classified yet: they must not eat the tokens of real ones.
+pub const PACKETLOSS_NEW_SITE: usize = 1;
+pub const TYPES: usize = 2;
+
+/// The inode under which everything goes that belongs to no listed namespace.
+pub const UNKNOWN: u32 = 0;
+
+record! {
+    /// What the kernel side knows of a network namespace that the collector listed, by inode.
+    #[derive(Debug)]
+    pub struct Namespace {
+        /// 0: the kernel gives none to user space, so the inode alone must do.
+        pub cookie: u64,
+        /// CLOCK_MONOTONIC at which each type's bucket will be full again (GCRA's theoretical arrival time).
+        pub tat: [u64; TYPES],
+    }
+}
+
+record! {
+    /// Events that buckets held back, per CPU, by inode. Only ever grows.
+    #[derive(Debug, Default)]
+    pub struct Held {
+        pub events: [u64; TYPES],
+    }
+}

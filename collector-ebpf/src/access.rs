@@ -1,0 +1,198 @@
+//! Reading kernel memory: the fields of `sonde_ebpf_common::fields`, tracepoint arguments, and exact counters.
+
+use core::marker::PhantomData;
+use core::mem::MaybeUninit;
+use core::ptr::addr_of;
+
+use aya_ebpf::helpers::generated;
+use sonde_ebpf_common::fields::{Field, NO_ARGUMENT};
+
+/// How a program may read what a kernel pointer points at.
+pub trait Access {
+    /// # Safety
+    /// `T` is plain data, for which every bit pattern is a value.
+    unsafe fn load<T: Copy>(address: *const u8) -> T;
+}
+
+/// A load that the verifier types by BTF: for pointers that are arguments of a `tp_btf` program or come from such
+/// ones. A bad pointer reads as 0.
+pub struct Typed;
+
+/// A helper call: for every program and every pointer. A bad pointer reads as 0.
+pub struct Probed;
+
+impl Access for Typed {
+    #[inline(always)]
+    unsafe fn load<T: Copy>(address: *const u8) -> T {
+        unsafe { address.cast::<T>().read_volatile() }
+    }
+}
+
+impl Access for Probed {
+    #[inline(always)]
+    unsafe fn load<T: Copy>(address: *const u8) -> T {
+        let mut value = MaybeUninit::<T>::uninit();
+        unsafe {
+            // The helper fills the value in any case, with zeroes when it fails.
+            generated::bpf_probe_read_kernel(value.as_mut_ptr().cast(), size_of::<T>() as u32, address.cast());
+            value.assume_init()
+        }
+    }
+}
+
+/// A kernel field of type `T`, its place written by user space before loading.
+#[repr(transparent)]
+pub struct KernelField<T>(Field, PhantomData<fn() -> T>);
+
+impl<T: Copy> KernelField<T> {
+    pub const fn absent() -> Self {
+        Self(Field::ABSENT, PhantomData)
+    }
+
+    #[inline(always)]
+    fn offset(&self) -> u32 {
+        unsafe { addr_of!(self.0.offset).read_volatile() }
+    }
+
+    /// `None` where this kernel has no such member.
+    #[inline(always)]
+    pub fn read<A: Access>(&self, base: *const u8) -> Option<T> {
+        let offset = self.offset();
+        if offset == u32::MAX {
+            return None;
+        }
+        Some(unsafe { A::load(base.wrapping_add(offset as usize)) })
+    }
+
+    /// Where the member is, for what is not read as a value (arrays).
+    #[inline(always)]
+    pub fn address(&self, base: *const u8) -> Option<*const u8> {
+        let offset = self.offset();
+        if offset == u32::MAX {
+            return None;
+        }
+        Some(base.wrapping_add(offset as usize))
+    }
+}
+
+impl KernelField<u64> {
+    /// A member that is a pointer; NULL where there is none.
+    #[inline(always)]
+    pub fn pointer<A: Access>(&self, base: *const u8) -> *const u8 {
+        let offset = self.offset();
+        if offset == u32::MAX {
+            return core::ptr::null();
+        }
+        unsafe { A::load(base.wrapping_add(offset as usize)) }
+    }
+}
+
+impl KernelField<u8> {
+    /// A member that is a bit field within a byte on this kernel, or a whole byte.
+    #[inline(always)]
+    pub fn bits<A: Access>(&self, base: *const u8) -> Option<u8> {
+        let byte = self.read::<A>(base)?;
+        let (shift, width) = unsafe {
+            (
+                addr_of!(self.0.shift).read_volatile(),
+                addr_of!(self.0.width).read_volatile(),
+            )
+        };
+        if width == 0 {
+            return Some(byte);
+        }
+        Some((byte >> (shift & 7)) & ((1u32 << (width & 7)) - 1) as u8)
+    }
+}
+
+macro_rules! statics {
+    ($($name:ident: $type:ty = $structure:literal [$($path:literal),+];)*) => {
+        $(#[unsafe(no_mangle)]
+        pub static $name: KernelField<$type> = KernelField::absent();)*
+    };
+}
+sonde_ebpf_common::for_each_field!(statics);
+
+macro_rules! argument_statics {
+    ($($name:ident: $tracepoint:literal $argument:literal $type:literal;)*) => {
+        $(#[unsafe(no_mangle)]
+        pub static $name: Setting<u32> = Setting::new(NO_ARGUMENT);)*
+    };
+}
+sonde_ebpf_common::for_each_argument!(argument_statics);
+
+/// A number that user space sets before loading.
+#[repr(transparent)]
+pub struct Setting<T>(T);
+
+impl<T: Copy> Setting<T> {
+    pub const fn new(value: T) -> Self {
+        Self(value)
+    }
+
+    #[inline(always)]
+    pub fn get(&self) -> T {
+        unsafe { addr_of!(self.0).read_volatile() }
+    }
+}
+
+/// The tracepoint argument with that number. `None` where this kernel's tracepoint has none: a load beyond the last
+/// argument is refused.
+///
+/// The verifier takes loads from a context at constant offsets only, so each number has a load of its own, in
+/// assembly, which the optimizer cannot merge into one with a computed offset.
+#[inline(always)]
+pub fn argument(context: *const u64, number: &Setting<u32>) -> Option<u64> {
+    macro_rules! load {
+        ($offset:literal) => {{
+            let value: u64;
+            unsafe {
+                core::arch::asm!(
+                    concat!("{value} = *(u64 *)({context} + ", $offset, ")"),
+                    value = out(reg) value,
+                    context = in(reg) context,
+                    options(pure, readonly, nostack),
+                );
+            }
+            Some(value)
+        }};
+    }
+    match number.get() {
+        0 => load!("0"),
+        1 => load!("8"),
+        2 => load!("16"),
+        3 => load!("24"),
+        4 => load!("32"),
+        5 => load!("40"),
+        _ => None,
+    }
+}
+
+/// A pointer argument that may be NULL.
+///
+/// From 6.2 until it was marked nullable, the verifier believed such an argument never to be NULL and deleted checks
+/// of it: so the slot is read once more as a plain number, whose check stays.
+#[inline(always)]
+pub fn nullable_argument(context: *const u64, number: &Setting<u32>) -> Option<*const u8> {
+    let pointer = argument(context, number)?;
+    let slot = context.wrapping_add(number.get() as usize).cast();
+    let plain: u64 = unsafe { Probed::load(slot) };
+    if plain == 0 || pointer == 0 {
+        return None;
+    }
+    Some(pointer as *const u8)
+}
+
+/// `*counter += add`, whole even when this CPU is interrupted in between: kernels before 5.12 have no other guard.
+/// In assembly as Rust's atomics for this target fetch the old value, which 5.10 refuses.
+#[inline(always)]
+pub fn add(counter: *mut u64, add: u64) {
+    unsafe {
+        core::arch::asm!(
+            "lock *(u64 *)({counter} + 0) += {add}",
+            counter = in(reg) counter,
+            add = in(reg) add,
+            options(nostack),
+        );
+    }
+}

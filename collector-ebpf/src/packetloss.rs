@@ -1,0 +1,295 @@
+//! Probe `packetloss`: tracepoint skb:kfree_skb, counted by one program and reported by another.
+//!
+//! Two programs as the kernel skips a program that is already running on the CPU (a drop in a softirq that interrupts
+//! a drop): the shorter the counting, the fewer drops it misses.
+
+use aya_ebpf::EbpfContext;
+use aya_ebpf::bindings::BPF_NOEXIST;
+use aya_ebpf::helpers::generated;
+use aya_ebpf::macros::{btf_tracepoint, map, raw_tracepoint};
+use aya_ebpf::maps::{HashMap, PerCpuArray, PerCpuHashMap, RingBuf};
+use aya_ebpf::programs::{BtfTracePointContext, RawTracePointContext};
+use core::ptr::addr_of_mut;
+use sonde_ebpf_common::drop::{
+    Count, CountKey, KIND_DROP, Lost, NO_REASON, PACKET_BYTES, Record, RecordWithStack, STACK_FRAMES, Site, flag,
+    verdict,
+};
+use sonde_ebpf_common::limit::{PACKETLOSS, PACKETLOSS_NEW_SITE};
+
+use crate::access::{
+    Access, DEV_IFINDEX, DEV_NAME, KFREE_SKB_LOCATION, KFREE_SKB_REASON, KFREE_SKB_RX_SK, KFREE_SKB_SKB, Probed,
+    SKB_DATA, SKB_IIF, SKB_LEN, SKB_MAC_HEADER, SKB_NETWORK_HEADER, SKB_PKT_TYPE, SKB_PROTOCOL, SKB_TAIL,
+    SKB_TRANSPORT_HEADER, Setting, Typed, add, argument, nullable_argument,
+};
+use crate::place::{self, Place};
+use crate::{limit, packet};
+
+#[map]
+static COUNTS: PerCpuHashMap<CountKey, Count> = PerCpuHashMap::with_max_entries(8192, 0);
+
+/// Classes of sites, written by user space when it first sees one.
+#[map]
+static SITES: HashMap<Site, u32> = HashMap::with_max_entries(8192, 0);
+
+#[map]
+static LOST: PerCpuArray<Lost> = PerCpuArray::with_max_entries(1, 0);
+
+#[map]
+static EVENTS: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
+
+/// What to do with each reason of the running kernel: see [`verdict`].
+#[unsafe(no_mangle)]
+static REASONS: [u8; verdict::REASONS] = [verdict::BY_SITE; verdict::REASONS];
+
+/// Whether events carry the stack.
+#[unsafe(no_mangle)]
+static STACKS: Setting<u32> = Setting::new(1);
+
+#[btf_tracepoint(function = "kfree_skb")]
+pub fn drop_count_btf(ctx: BtfTracePointContext) -> i32 {
+    count::<Typed>(ctx.as_ptr().cast())
+}
+
+#[raw_tracepoint(tracepoint = "kfree_skb")]
+pub fn drop_count_raw(ctx: RawTracePointContext) -> i32 {
+    count::<Probed>(ctx.as_ptr().cast())
+}
+
+#[btf_tracepoint(function = "kfree_skb")]
+pub fn drop_event_btf(ctx: BtfTracePointContext) -> i32 {
+    event::<Typed>(ctx.as_ptr().cast())
+}
+
+#[raw_tracepoint(tracepoint = "kfree_skb")]
+pub fn drop_event_raw(ctx: RawTracePointContext) -> i32 {
+    event::<Probed>(ctx.as_ptr().cast())
+}
+
+/// A dropped packet as the tracepoint gives it.
+struct Drop {
+    skb: *const u8,
+    head: *const u8,
+    site: Site,
+    verdict: u8,
+}
+
+impl Drop {
+    #[inline(always)]
+    fn read<A: Access>(context: *const u64) -> Option<Self> {
+        let skb = argument(context, &KFREE_SKB_SKB)? as *const u8;
+        let location = argument(context, &KFREE_SKB_LOCATION)?;
+        let reason = argument(context, &KFREE_SKB_REASON).map_or(NO_REASON, |reason| reason as u32);
+        let verdict = of_reason(reason);
+        let head = packet::head::<A>(skb);
+        let detail = if verdict & verdict::DETAIL != 0 {
+            packet::detail::<A>(skb, head)
+        } else {
+            0
+        };
+        Some(Self {
+            skb,
+            head,
+            site: Site {
+                location,
+                reason,
+                detail,
+            },
+            verdict,
+        })
+    }
+
+    #[inline(always)]
+    fn place<A: Access>(&self, context: *const u64) -> Place {
+        place::of::<A>(self.skb, nullable_argument(context, &KFREE_SKB_RX_SK))
+    }
+}
+
+#[inline(always)]
+fn of_reason(reason: u32) -> u8 {
+    if reason as usize >= verdict::REASONS {
+        return verdict::BY_SITE;
+    }
+    // The check above is lost on the verifier when it is made on a copy of the register, so once more where it looks.
+    let mut at = reason as usize;
+    unsafe {
+        core::arch::asm!("{at} &= {mask}", at = inout(reg) at, mask = const verdict::REASONS - 1, options(pure, nomem, nostack));
+        REASONS.as_ptr().add(at).read_volatile()
+    }
+}
+
+#[inline(always)]
+fn count<A: Access>(context: *const u64) -> i32 {
+    let Some(drop) = Drop::read::<A>(context) else {
+        return 0;
+    };
+    let place = drop.place::<A>(context);
+    if !limit::wanted(&place) {
+        return 0;
+    }
+    let one = Count {
+        skbs: 1,
+        segments: packet::segments::<A>(drop.skb, drop.head),
+    };
+    let key = CountKey {
+        cookie: place.cookie,
+        site: drop.site,
+        netns: place.netns,
+        pad: 0,
+    };
+    if let Some(counter) = COUNTS.get_ptr_mut(&key) {
+        add_count(counter, &one);
+    } else if COUNTS.insert(&key, &one, BPF_NOEXIST as u64).is_err() {
+        // Full, or another CPU was first.
+        if let Some(counter) = COUNTS.get_ptr_mut(&key) {
+            add_count(counter, &one);
+        } else if let Some(lost) = LOST.get_ptr_mut(0) {
+            add_count(unsafe { addr_of_mut!((*lost).uncounted) }, &one);
+        }
+    }
+    0
+}
+
+#[inline(always)]
+fn add_count(counter: *mut Count, by: &Count) {
+    unsafe {
+        add(addr_of_mut!((*counter).skbs), by.skbs);
+        add(addr_of_mut!((*counter).segments), by.segments);
+    }
+}
+
+#[inline(always)]
+fn event<A: Access>(context: *const u64) -> i32 {
+    let Some(drop) = Drop::read::<A>(context) else {
+        return 0;
+    };
+    // Most frees are told apart here, before anything is paid for them.
+    let class = match drop.verdict & verdict::CLASS {
+        verdict::BY_SITE => unsafe { SITES.get(&drop.site) }.map_or(verdict::BY_SITE, |class| *class as u8),
+        class => class,
+    };
+    if class == verdict::PROTOCOL || class == verdict::BENIGN {
+        return 0;
+    }
+    let place = drop.place::<A>(context);
+    let Some(key) = limit::listed(&place) else {
+        return 0;
+    };
+    let now = unsafe { generated::bpf_ktime_get_ns() };
+    let bucket = if class == verdict::BY_SITE {
+        PACKETLOSS_NEW_SITE
+    } else {
+        PACKETLOSS
+    };
+    if !limit::take_token(key, bucket, now) {
+        return 0;
+    }
+    let flags = if class == verdict::BY_SITE { flag::NEW_SITE } else { 0 };
+    if STACKS.get() != 0 {
+        let Some(mut entry) = EVENTS.reserve::<RecordWithStack>(0) else {
+            return lose();
+        };
+        let whole = entry.as_mut_ptr();
+        unsafe {
+            fill::<A>(addr_of_mut!((*whole).record), &drop, &place, now, flags);
+            let stack = addr_of_mut!((*whole).stack);
+            let bytes = generated::bpf_get_stack(context.cast_mut().cast(), stack.cast(), (STACK_FRAMES * 8) as u32, 0);
+            addr_of_mut!((*whole).record.stack_bytes).write(bytes as i32);
+            addr_of_mut!((*whole).record.size).write(size_of::<RecordWithStack>() as u32);
+        }
+        entry.submit(0);
+    } else {
+        let Some(mut entry) = EVENTS.reserve::<Record>(0) else {
+            return lose();
+        };
+        unsafe { fill::<A>(entry.as_mut_ptr(), &drop, &place, now, flags) };
+        entry.submit(0);
+    }
+    0
+}
+
+#[inline(always)]
+fn lose() -> i32 {
+    if let Some(lost) = LOST.get_ptr_mut(0) {
+        add(unsafe { addr_of_mut!((*lost).ring_full) }, 1);
+    }
+    0
+}
+
+/// Everything but the stack.
+#[inline(always)]
+unsafe fn fill<A: Access>(record: *mut Record, drop: &Drop, place: &Place, now: u64, flags: u16) {
+    let skb = drop.skb;
+    let offset = |field: &crate::access::KernelField<u16>| field.read::<A>(skb).unwrap_or(u16::MAX);
+    let network = offset(&SKB_NETWORK_HEADER);
+    let mut flags = flags | place.from << flag::FROM_SHIFT;
+    let mut ifindex = 0;
+    unsafe {
+        if place.device.is_null() {
+            flags |= flag::NO_DEVICE;
+        }
+        // The pointer is only believed where it led to a namespace.
+        let name = addr_of_mut!((*record).device).cast::<u8>();
+        name.cast::<[u64; 2]>().write_unaligned([0; 2]);
+        if place.from == place::from::DEVICE || place.from == place::from::RECEIVER && !place.device.is_null() {
+            ifindex = DEV_IFINDEX.read::<A>(place.device).unwrap_or(0);
+            if let Some(from) = DEV_NAME.address(place.device) {
+                generated::bpf_probe_read_kernel(name.cast(), 16, from.cast());
+            }
+        }
+        addr_of_mut!((*record).kind).write(KIND_DROP);
+        addr_of_mut!((*record).size).write(size_of::<Record>() as u32);
+        addr_of_mut!((*record).ktime_ns).write(now);
+        addr_of_mut!((*record).cookie).write(place.cookie);
+        addr_of_mut!((*record).site).write(drop.site);
+        addr_of_mut!((*record).route_input).write(place::route_input::<A>(skb));
+        addr_of_mut!((*record).netns).write(place.netns);
+        addr_of_mut!((*record).ifindex).write(ifindex);
+        addr_of_mut!((*record).iif).write(SKB_IIF.read::<A>(skb).unwrap_or(0));
+        addr_of_mut!((*record).len).write(SKB_LEN.read::<A>(skb).unwrap_or(0));
+        addr_of_mut!((*record).segments).write(packet::segments::<A>(skb, drop.head) as u32);
+        addr_of_mut!((*record).tgid).write((generated::bpf_get_current_pid_tgid() >> 32) as u32);
+        addr_of_mut!((*record).cpu).write(generated::bpf_get_smp_processor_id());
+        addr_of_mut!((*record).stack_bytes).write(0);
+        addr_of_mut!((*record).protocol).write(SKB_PROTOCOL.read::<A>(skb).unwrap_or(0));
+        addr_of_mut!((*record).mac_header).write(offset(&SKB_MAC_HEADER));
+        addr_of_mut!((*record).network_header).write(network);
+        addr_of_mut!((*record).transport_header).write(offset(&SKB_TRANSPORT_HEADER));
+        addr_of_mut!((*record).flags).write(flags);
+        addr_of_mut!((*record).pkt_type).write(SKB_PKT_TYPE.bits::<A>(skb).unwrap_or(0));
+        addr_of_mut!((*record).pad).write(0);
+        let comm = addr_of_mut!((*record).comm);
+        if generated::bpf_get_current_comm(comm.cast(), 16) != 0 {
+            comm.cast::<[u64; 2]>().write_unaligned([0; 2]);
+        }
+        copy_packet::<A>(record, drop, network);
+    }
+}
+
+/// Copies from the network header on, or from where the data begins if that header is not set. A fixed length, which
+/// every verifier can follow: behind the packet's own bytes lies `skb_shared_info`, so it stays within the buffer;
+/// `captured` says how much of it is the packet's.
+#[inline(always)]
+unsafe fn copy_packet<A: Access>(record: *mut Record, drop: &Drop, network: u16) {
+    let data = SKB_DATA.read::<A>(drop.skb).unwrap_or(0).wrapping_sub(drop.head as u64) as u32;
+    let tail = SKB_TAIL.read::<A>(drop.skb).unwrap_or(0);
+    let start = if network != 0 && network != u16::MAX && (network as u32) < tail {
+        network as u32
+    } else {
+        data
+    };
+    let mut captured = tail.wrapping_sub(start);
+    if start >= tail || start > u16::MAX as u32 {
+        captured = 0;
+    } else if captured > PACKET_BYTES as u32 {
+        captured = PACKET_BYTES as u32;
+    }
+    unsafe {
+        let packet = addr_of_mut!((*record).packet);
+        let from = drop.head.wrapping_add(start as usize);
+        if generated::bpf_probe_read_kernel(packet.cast(), PACKET_BYTES as u32, from.cast()) != 0 {
+            captured = 0;
+        }
+        addr_of_mut!((*record).start).write(start as u16);
+        addr_of_mut!((*record).captured).write(captured as u16);
+    }
+}
