@@ -113,6 +113,7 @@ async fn serve_with(
         metrics: metrics.clone(),
     };
     let (store, tasks) = Store::open(options, &config.storage, parts).await?;
+    live.restore(&store).await;
     let grpc = TcpListener::from_std(listeners.grpc)?;
     let http = TcpListener::from_std(listeners.http)?;
     tracing::info!(http = %http.local_addr()?, grpc = %grpc.local_addr()?, "aggregator is ready");

@@ -11,12 +11,13 @@ mod params;
 mod problem;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::http::StatusCode;
 use axum::middleware::{from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{any, get};
 use sonde_common::shutdown::Shutdown;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
@@ -33,6 +34,9 @@ use problem::Problem;
 
 /// Event streams that may be open at once: each asks the database on its own.
 const MAX_STREAMS: usize = 128;
+
+/// How long answers may take to end after the shutdown.
+const LAST_ANSWERS: Duration = Duration::from_secs(5);
 
 /// What handlers work with. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -58,13 +62,21 @@ impl AppState {
     }
 }
 
-/// Serves until shutdown; answers that are under way are finished.
-pub async fn serve(state: AppState, listener: TcpListener, mut shutdown: Shutdown) -> std::io::Result<()> {
+/// Serves until shutdown; answers that are under way are finished, if their readers keep reading.
+pub async fn serve(state: AppState, listener: TcpListener, shutdown: Shutdown) -> std::io::Result<()> {
     let bound = listener.local_addr()?;
     let app = router(state).layer(from_fn_with_state(bound, host::check));
-    axum::serve(listener, app)
-        .with_graceful_shutdown(async move { shutdown.recv().await })
-        .await
+    let mut begun = shutdown.clone();
+    let server = axum::serve(listener, app).with_graceful_shutdown(async move { begun.recv().await });
+    let mut over = shutdown;
+    let late = async move {
+        over.recv().await;
+        tokio::time::sleep(LAST_ANSWERS).await;
+    };
+    tokio::select! {
+        ended = server => ended,
+        () = late => Ok(()),
+    }
 }
 
 fn router(state: AppState) -> Router {
@@ -82,8 +94,9 @@ fn router(state: AppState) -> Router {
         .route("/openapi.json", get(openapi::document))
         .route("/-/healthy", get(health::healthy))
         .route("/-/ready", get(health::ready))
-        .route("/api", get(unknown))
-        .route("/api/{*path}", get(unknown))
+        .route("/api", any(unknown))
+        .route("/api/", any(unknown))
+        .route("/api/{*path}", any(unknown))
         .method_not_allowed_fallback(wrong_method)
         .fallback(pages::serve);
     routes

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use sonde_common::time::now_ns;
 use sonde_proto::v1;
 
-use super::{LiveTable, SILENT_INTERVALS, interval};
+use super::{LiveTable, SILENT_INTERVALS, Size, interval};
+use crate::store::Store;
 
 /// The newest reading of one probe on one node, as stored.
 #[derive(Clone, Debug)]
@@ -37,6 +38,20 @@ pub struct LoadedPod {
 }
 
 impl LiveTable {
+    /// Takes the newest rows of the database. Without them federation only begins with the next readings, so a failure
+    /// is no reason not to start.
+    pub async fn restore(&self, store: &Store) {
+        let now = i64::try_from(now_ns() / 1000).unwrap_or(i64::MAX);
+        match store.newest_tables(now).await {
+            Ok(tables) => {
+                self.load(&tables);
+                let Size { nodes, rows } = self.size();
+                tracing::info!(nodes, rows, "took over the newest rows of the database");
+            }
+            Err(error) => tracing::warn!(%error, "cannot read the newest rows, federation begins with the next ones"),
+        }
+    }
+
     /// Takes what the store had. Each series lives as long as it would have lived without the restart.
     pub fn load(&self, tables: &[LoadedTable]) {
         let now = now_ns();

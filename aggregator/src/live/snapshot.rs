@@ -190,10 +190,13 @@ fn labels_of<'a>(rows: &v1::Rows, body: &'a v1::BatchBody, row: usize, width: us
         .collect()
 }
 
+/// Sandbox, and the probe's own labels.
+type RowKey<'a> = (Option<&'a str>, Vec<&'a str>);
+
 /// Labels of the series that were there before, found by place (the usual case) or by name.
 struct Known<'a> {
     old: Option<&'a Snapshot>,
-    by_name: Option<HashMap<(Option<&'a str>, Vec<&'a str>), &'a Arc<RowLabels>>>,
+    by_name: Option<HashMap<RowKey<'a>, &'a Arc<RowLabels>>>,
 }
 
 impl<'a> Known<'a> {

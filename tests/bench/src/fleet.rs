@@ -43,8 +43,17 @@ impl Shape {
             columns: columns(p),
             ..Default::default()
         };
+        let drops = ProbeDef {
+            name: "packetloss".into(),
+            help: "Where the events of the benchmark come from".into(),
+            event_types: vec![EventTypeDef {
+                name: "PACKETLOSS".into(),
+                help: "A drop".into(),
+            }],
+            ..Default::default()
+        };
         Catalogue {
-            probes: (0..self.probes).map(probe).collect(),
+            probes: (0..self.probes).map(probe).chain([drops]).collect(),
         }
     }
 

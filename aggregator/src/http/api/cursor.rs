@@ -20,12 +20,20 @@ pub(crate) fn digest(endpoint: &str, params: &Params) -> u64 {
     hasher.finish()
 }
 
-/// `fields` may hold anything; the text is safe in a URL.
+/// `fields` may hold anything but line feeds; the text is safe in a URL.
 pub(crate) fn write(digest: u64, fields: &[&str]) -> String {
     let digest = format!("{digest:x}");
-    let mut all = vec![VERSION, &digest];
+    let seal = seal(fields);
+    let mut all = vec![VERSION, &digest, &seal];
     all.extend(fields);
     all.join("\n").bytes().map(|b| format!("{b:02x}")).collect()
+}
+
+/// So that a cursor that was cut or changed on its way is refused, and does not show some other place.
+fn seal(fields: &[impl AsRef<str>]) -> String {
+    let mut hasher = DefaultHasher::new();
+    fields.iter().for_each(|f| f.as_ref().hash(&mut hasher));
+    format!("{:x}", hasher.finish())
 }
 
 /// The fields of the `cursor` parameter, if there is one; their number is checked.
@@ -34,9 +42,10 @@ pub(crate) fn read<const N: usize>(digest: u64, params: &Params) -> Result<Optio
         return Ok(None);
     };
     let fields = decode(text).ok_or_else(unreadable)?;
-    let (version, rest) = fields.split_first().ok_or_else(unreadable)?;
-    let (of, fields) = rest.split_first().ok_or_else(unreadable)?;
-    if version != VERSION {
+    let [version, of, sealed, fields @ ..] = fields.as_slice() else {
+        return Err(unreadable());
+    };
+    if version != VERSION || *sealed != seal(fields) {
         return Err(unreadable());
     }
     if u64::from_str_radix(of, 16) != Ok(digest) {

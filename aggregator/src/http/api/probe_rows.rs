@@ -12,7 +12,7 @@ use utoipa::{IntoParams, ToSchema};
 use crate::http::AppState;
 use crate::http::params::Params;
 use crate::http::problem::{ApiResult, Problem};
-use crate::store::query::probes::{ColumnDefinition, Definition};
+use crate::store::catalogue::{Column, Definition};
 use crate::store::query::rfc3339;
 use crate::store::query::rows::{Reading, Rows, RowsQuery, Series};
 
@@ -118,7 +118,7 @@ pub(crate) async fn rows(
     }))
 }
 
-fn columns<'a>(params: &Params, definition: &'a Definition) -> Result<Vec<&'a ColumnDefinition>, Problem> {
+fn columns<'a>(params: &Params, definition: &'a Definition) -> Result<Vec<&'a Column>, Problem> {
     let mut wanted = Vec::new();
     for name in params.all("column") {
         let Some(column) = definition.columns.iter().find(|c| c.name == name) else {
@@ -126,7 +126,7 @@ fn columns<'a>(params: &Params, definition: &'a Definition) -> Result<Vec<&'a Co
             let detail = format!("`column={name}`: expected one of {}", known.join(", "));
             return Err(Problem::bad("column", detail));
         };
-        if !wanted.iter().any(|held: &&ColumnDefinition| held.name == name) {
+        if !wanted.iter().any(|held: &&Column| held.name == name) {
             wanted.push(column);
         }
     }
@@ -137,7 +137,7 @@ fn columns<'a>(params: &Params, definition: &'a Definition) -> Result<Vec<&'a Co
     })
 }
 
-fn shown(series: Series, definition: &Definition, columns: &[&ColumnDefinition]) -> RowSeries {
+fn shown(series: Series, definition: &Definition, columns: &[&Column]) -> RowSeries {
     let names = definition.labels.iter().map(|l| l.name.clone());
     let millis = series.times.iter().map(|t| t.div_euclid(1000));
     let points = |readings: Vec<Reading>| millis.clone().zip(readings.into_iter().map(Value)).collect();

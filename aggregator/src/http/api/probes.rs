@@ -8,7 +8,8 @@ use utoipa::{IntoParams, ToSchema};
 use crate::http::AppState;
 use crate::http::params::Params;
 use crate::http::problem::{ApiResult, Problem};
-use crate::store::query::probes::{Named, ProbeRow};
+use crate::store::catalogue::Kind;
+use crate::store::query::probes::ProbeRow;
 
 #[derive(IntoParams)]
 struct NoParams {}
@@ -40,7 +41,8 @@ struct Column {
     metric: String,
     help: String,
     /// `counter`, `gauge` or `histogram`.
-    kind: String,
+    #[schema(value_type = String)]
+    kind: Kind,
     unit: String,
     /// Upper bounds of a histogram's buckets in the unit, without infinity.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -64,10 +66,7 @@ pub(crate) async fn list(State(state): State<AppState>, RawQuery(query): RawQuer
 
 impl From<ProbeRow> for Probe {
     fn from(row: ProbeRow) -> Self {
-        let word = |word: Named| Word {
-            name: word.name,
-            help: word.help,
-        };
+        let word = |(name, help)| Word { name, help };
         let columns = row.definition.columns.into_iter().map(|column| Column {
             metric: column.metric(&row.name),
             name: column.name,
@@ -78,8 +77,20 @@ impl From<ProbeRow> for Probe {
         });
         Self {
             columns: columns.collect(),
-            labels: row.definition.labels.into_iter().map(word).collect(),
-            event_types: row.definition.event_types.into_iter().map(word).collect(),
+            labels: row
+                .definition
+                .labels
+                .into_iter()
+                .map(|l| (l.name, l.help))
+                .map(word)
+                .collect(),
+            event_types: row
+                .definition
+                .event_types
+                .into_iter()
+                .map(|t| (t.name, t.help))
+                .map(word)
+                .collect(),
             help: row.help,
             name: row.name,
         }

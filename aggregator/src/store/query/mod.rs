@@ -4,6 +4,7 @@
 pub mod events;
 pub mod filter;
 pub mod gaps;
+pub mod newest;
 pub mod nodes;
 pub mod pods;
 pub mod probes;
@@ -11,6 +12,8 @@ pub mod rows;
 pub mod stats;
 
 use sqlx::{Postgres, QueryBuilder};
+
+use super::database::{Trouble, classify, describe};
 
 /// Instants in queries and answers are Unix microseconds: what PostgreSQL keeps.
 pub type Micros = i64;
@@ -28,21 +31,16 @@ pub enum QueryError {
 
 impl From<sqlx::Error> for QueryError {
     fn from(error: sqlx::Error) -> Self {
-        use sqlx::Error as E;
-        match &error {
-            E::PoolTimedOut => Self::Unavailable("all connections for reading are busy".into()),
-            E::Io(_) | E::Tls(_) | E::PoolClosed | E::WorkerCrashed | E::Protocol(_) => {
-                Self::Unavailable(error.to_string())
-            }
-            E::Database(database) => match database.code().as_deref() {
-                // query_canceled: our statement timeout.
-                Some("57014") => Self::TooSlow,
-                // Shutting down, starting up, crashed, too many connections, connection exceptions.
-                Some("57P01" | "57P02" | "57P03" | "53300") => Self::Unavailable(database.message().into()),
-                Some(code) if code.starts_with("08") => Self::Unavailable(database.message().into()),
-                _ => Self::Sql(error),
-            },
-            _ => Self::Sql(error),
+        // query_canceled: the statement timeout of our connections.
+        if error
+            .as_database_error()
+            .is_some_and(|e| e.code().as_deref() == Some("57014"))
+        {
+            return Self::TooSlow;
+        }
+        match classify(&error) {
+            Trouble::Away => Self::Unavailable(describe(&error)),
+            Trouble::SchemaLost | Trouble::Data => Self::Sql(error),
         }
     }
 }

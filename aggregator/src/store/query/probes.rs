@@ -1,39 +1,11 @@
 //! What each probe says of itself, as the newest collector that spoke of it said it.
 
-use serde::Deserialize;
 use sonde_proto::v1;
 use sqlx::types::Json;
 
 use super::QueryError;
 use crate::store::Store;
-
-/// `sonde_store.probes.definition`.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
-#[serde(default)]
-pub struct Definition {
-    pub labels: Vec<Named>,
-    pub columns: Vec<ColumnDefinition>,
-    pub event_types: Vec<Named>,
-}
-
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
-#[serde(default)]
-pub struct Named {
-    pub name: String,
-    pub help: String,
-}
-
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
-#[serde(default)]
-pub struct ColumnDefinition {
-    pub name: String,
-    pub help: String,
-    /// `counter`, `gauge` or `histogram`.
-    pub kind: String,
-    pub unit: String,
-    pub scale: f64,
-    pub bounds: Vec<f64>,
-}
+use crate::store::catalogue::{Column, Definition, Kind};
 
 #[derive(Clone, Debug)]
 pub struct ProbeRow {
@@ -42,12 +14,12 @@ pub struct ProbeRow {
     pub definition: Definition,
 }
 
-impl ColumnDefinition {
-    pub fn proto(&self) -> v1::ColumnDef {
-        let kind = match self.kind.as_str() {
-            "counter" => v1::Kind::Counter,
-            "histogram" => v1::Kind::Histogram,
-            _ => v1::Kind::Gauge,
+impl Column {
+    pub(crate) fn proto(&self) -> v1::ColumnDef {
+        let kind = match self.kind {
+            Kind::Counter => v1::Kind::Counter,
+            Kind::Gauge => v1::Kind::Gauge,
+            Kind::Histogram => v1::Kind::Histogram,
         };
         v1::ColumnDef {
             name: self.name.clone(),
@@ -60,7 +32,7 @@ impl ColumnDefinition {
     }
 
     /// The metric's family in Prometheus.
-    pub fn metric(&self, probe: &str) -> String {
+    pub(crate) fn metric(&self, probe: &str) -> String {
         sonde_proto::names::metric(probe, &self.proto())
     }
 }
@@ -82,7 +54,7 @@ impl ProbeRow {
                     help: l.help.clone(),
                 })
                 .collect(),
-            columns: columns.iter().map(ColumnDefinition::proto).collect(),
+            columns: columns.iter().map(Column::proto).collect(),
             event_types: event_types
                 .iter()
                 .map(|t| v1::EventTypeDef {

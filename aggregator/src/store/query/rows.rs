@@ -4,15 +4,15 @@
 use std::collections::HashMap;
 
 use futures::TryStreamExt as _;
-use sonde_proto::names;
 use sqlx::postgres::PgRow;
 use sqlx::{Postgres, QueryBuilder, Row as _};
 
 use super::filter::Terms;
 use super::pods::push_terms;
-use super::probes::{ColumnDefinition, Definition};
 use super::{Micros, QueryError, micros, push_time};
 use crate::store::Store;
+use crate::store::catalogue::{Column, Definition, Kind};
+use crate::store::schema::ident;
 
 #[derive(Clone, Debug, Default)]
 pub struct RowsQuery {
@@ -62,7 +62,7 @@ impl Store {
         &self,
         probe: &str,
         definition: &Definition,
-        columns: &[&ColumnDefinition],
+        columns: &[&Column],
         query: &RowsQuery,
     ) -> Result<Rows, QueryError> {
         let mut sql = statement(probe, definition, columns, query);
@@ -100,12 +100,7 @@ impl Store {
 }
 
 /// Time, node, namespace, pod, labels, columns; in the order of series and time.
-fn statement(
-    probe: &str,
-    definition: &Definition,
-    columns: &[&ColumnDefinition],
-    query: &RowsQuery,
-) -> QueryBuilder<Postgres> {
+fn statement(probe: &str, definition: &Definition, columns: &[&Column], query: &RowsQuery) -> QueryBuilder<Postgres> {
     let labels: String = definition
         .labels
         .iter()
@@ -115,7 +110,7 @@ fn statement(
     sql.push(&labels);
     for column in columns {
         sql.push(", ").push(ident(&column.name));
-        sql.push(if column.kind == "histogram" {
+        sql.push(if column.kind == Kind::Histogram {
             "::bigint[]"
         } else {
             "::float8"
@@ -143,8 +138,8 @@ fn statement(
     sql
 }
 
-fn reading(row: &PgRow, at: usize, column: &ColumnDefinition) -> Result<Reading, QueryError> {
-    if column.kind != "histogram" {
+fn reading(row: &PgRow, at: usize, column: &Column) -> Result<Reading, QueryError> {
+    if column.kind != Kind::Histogram {
         return Ok(row
             .try_get::<Option<f64>, _>(at)?
             .map_or(Reading::Absent, Reading::Number));
@@ -156,13 +151,6 @@ fn reading(row: &PgRow, at: usize, column: &ColumnDefinition) -> Result<Reading,
         return Ok(Reading::Absent);
     };
     let mut values: Vec<f64> = counts.iter().map(|n| *n as f64).collect();
-    values.push(*sum as f64 * if column.scale == 0.0 { 1.0 } else { column.scale });
+    values.push(*sum as f64 * column.scale);
     Ok(Reading::Histogram(values))
-}
-
-/// A name of the catalogue as an identifier. They were checked when they were stored; a table that somebody spoilt by
-/// hand must not become SQL all the same.
-fn ident(name: &str) -> String {
-    assert!(names::is_valid(name), "stored name {name:?} is not one of a catalogue");
-    format!("\"{name}\"")
 }

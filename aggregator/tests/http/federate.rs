@@ -1,0 +1,269 @@
+//! `/federate`, asked by hand, by promtool and by a real Prometheus.
+
+use std::io::{Read as _, Write as _};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use flate2::read::GzDecoder;
+use sonde_common::time::now_ns;
+use sonde_proto::ABSENT;
+
+use crate::support::{App, Batch};
+
+const ALL: &str = "/federate?match%5B%5D=%7B__name__%3D~%22sonde_.%2B%22%7D";
+
+/// Rows of the node and of two pods, with every kind of metric and a label value that needs escaping.
+async fn app_with_rows() -> App {
+    let app = App::start().await;
+    send_rows(&app).await;
+    app
+}
+
+async fn send_rows(app: &App) {
+    let now = now_ns();
+    let mut batch = Batch::new();
+    let web = batch.pod("web", "10.0.0.1", now);
+    let api = batch.pod("api", "10.0.0.2", now);
+    let large = (1_i64 << 53) + 1;
+    batch.netdev(
+        now,
+        &[
+            (0, "eth0", [100, 1, 1_500_000_000]),
+            (web, "eth0", [large, 0, ABSENT]),
+            (api, "a\"b\\c\nd é", [3, ABSENT, 250]),
+        ],
+    );
+    batch.lat(now, web, [5, 3, 1, 700_000_000]);
+    app.collector("n1").await.send(batch).await;
+}
+
+#[tokio::test]
+async fn stored_rows_are_federated_and_nothing_else() {
+    let app = app_with_rows().await;
+    let answer = app.get(ALL).await;
+    assert_eq!(
+        answer.header("content-type"),
+        "text/plain; version=0.0.4; charset=utf-8"
+    );
+    let samples = answer.text().lines().filter(|l| !l.starts_with('#')).count();
+    assert_eq!(samples, 7 + 5);
+    let one = app
+        .get(&App::path(
+            "/federate",
+            &[("match[]", "sonde_netdev_carrier{k8s_pod=\"web\"}")],
+        ))
+        .await;
+    assert_eq!(one.text().lines().count(), 3);
+    assert!(
+        one.text()
+            .contains("k8s_namespace=\"shop\",k8s_pod=\"web\",device=\"eth0\"} 0 "),
+        "{}",
+        one.text()
+    );
+    assert_eq!(app.get("/federate?match[]=nosuch").await.text(), "");
+}
+
+#[tokio::test]
+async fn a_restart_leaves_no_hole() {
+    let (app, database) = App::start_with_database().await;
+    send_rows(&app).await;
+    // A pod that has ended does not come back.
+    let now = now_ns();
+    let mut batch = Batch::new();
+    batch.pod_of("shop", "ended", "10.0.0.9", now - 5, now);
+    let ended = batch.0.pods.len() as u32;
+    batch.netdev(now, &[(ended, "eth0", [1, 1, 1])]);
+    app.collector("n2").await.send(batch).await;
+    let before = app.get(ALL).await;
+    assert!(
+        before.text().contains("web") && !before.text().contains("ended"),
+        "{}",
+        before.text()
+    );
+    drop(app);
+
+    let again = App::start_on(&database).await;
+    assert_eq!(again.get(ALL).await.text(), "");
+    again.live.restore(&again.store).await;
+    assert_eq!(again.get(ALL).await.text(), before.text());
+}
+
+#[tokio::test]
+async fn a_selector_that_is_missing_or_bad_is_refused_with_what_was_expected() {
+    let app = App::start().await;
+    for query in [
+        "",
+        "?match=up",
+        "?match[]=",
+        "?match[]=up&match[]=%7B%7D",
+        "?match[]=sum(up)",
+        "?match[]=up%5B5m%5D",
+    ] {
+        let detail = app.get(&format!("/federate{query}")).await.problem(400);
+        assert!(
+            detail.contains("expected") && detail.contains("match[]"),
+            "{query}: {detail}"
+        );
+    }
+    app.send("POST", "/federate?match[]=up", &[]).await.problem(405);
+}
+
+#[tokio::test]
+async fn the_page_is_compressed_for_those_who_ask() {
+    let app = app_with_rows().await;
+    let plain = app.get(ALL).await;
+    assert_eq!(plain.header("content-encoding"), "");
+    let packed = app.get_with(ALL, &[("accept-encoding", "gzip")]).await;
+    assert_eq!(packed.header("content-encoding"), "gzip");
+    let mut text = String::new();
+    GzDecoder::new(packed.body.as_slice())
+        .read_to_string(&mut text)
+        .unwrap();
+    assert_eq!(text, plain.text());
+}
+
+/// `promtool check metrics` knows the text format and the rules for names.
+fn promtool(page: &str) -> Option<(bool, String)> {
+    let child = Command::new("promtool")
+        .args(["check", "metrics"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn();
+    let Ok(mut child) = child else {
+        println!("SKIPPED: promtool is not installed");
+        return None;
+    };
+    child.stdin.take().unwrap().write_all(page.as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    Some((
+        output.status.success(),
+        String::from_utf8_lossy(&output.stderr).into_owned(),
+    ))
+}
+
+#[tokio::test]
+async fn promtool_accepts_every_page() {
+    let app = app_with_rows().await;
+    for path in [ALL, "/metrics"] {
+        let page = app.get(path).await;
+        let Some((accepted, words)) = promtool(page.text()) else {
+            return;
+        };
+        assert!(accepted && words.is_empty(), "{path}: {words}\n{}", page.text());
+    }
+    let (accepted, _) = promtool("# TYPE a counter\na 1\na 1\n").unwrap();
+    assert!(!accepted, "it does refuse what is wrong");
+}
+
+/// A Prometheus that federates one server; ends with its handle.
+struct Prometheus {
+    child: std::process::Child,
+    url: String,
+    _dir: tempfile::TempDir,
+}
+
+impl Prometheus {
+    fn start(target: &str) -> Option<Self> {
+        let dir = tempfile::tempdir().unwrap();
+        let config = format!(
+            "global: {{scrape_interval: 200ms, scrape_timeout: 200ms}}\n\
+             scrape_configs:\n- job_name: sonde\n  honor_labels: true\n  metrics_path: /federate\n\
+             \x20 params: {{'match[]': ['{{__name__=~\"sonde_.+\"}}']}}\n\
+             \x20 static_configs: [{{targets: ['{}']}}]\n",
+            target.trim_start_matches("http://")
+        );
+        std::fs::write(dir.path().join("prometheus.yml"), config).unwrap();
+        // Prometheus does not say which port it took when asked for any.
+        let port = std::net::TcpListener::bind("127.0.0.1:0")
+            .unwrap()
+            .local_addr()
+            .unwrap()
+            .port();
+        let child = Command::new("prometheus")
+            .arg(format!("--config.file={}", dir.path().join("prometheus.yml").display()))
+            .arg(format!("--storage.tsdb.path={}", dir.path().join("data").display()))
+            .arg(format!("--web.listen-address=127.0.0.1:{port}"))
+            .stdout(Stdio::null())
+            .stderr(std::fs::File::create(dir.path().join("log")).unwrap())
+            .spawn();
+        match child {
+            Ok(child) => Some(Self {
+                child,
+                url: format!("http://127.0.0.1:{port}"),
+                _dir: dir,
+            }),
+            Err(_) => {
+                println!("SKIPPED: prometheus is not installed");
+                None
+            }
+        }
+    }
+
+    /// Values of an instant query by their labels, once there are any.
+    async fn query(&self, query: &str) -> Vec<(serde_json::Value, String)> {
+        let path = App::path("/api/v1/query", &[("query", query)]);
+        for _ in 0..300 {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            let url = format!("{}{path}", self.url);
+            let answer = tokio::task::spawn_blocking(move || Command::new("curl").args(["-s", &url]).output().unwrap());
+            let Ok(answer) = serde_json::from_slice::<serde_json::Value>(&answer.await.unwrap().stdout) else {
+                continue;
+            };
+            let result = answer["data"]["result"].as_array().cloned().unwrap_or_default();
+            if !result.is_empty() {
+                let value = |r: &serde_json::Value| (r["metric"].clone(), r["value"][1].as_str().unwrap().to_owned());
+                return result.iter().map(value).collect();
+            }
+        }
+        let log = std::fs::read_to_string(self._dir.path().join("log")).unwrap_or_default();
+        panic!("Prometheus has no {query}: {log}");
+    }
+}
+
+impl Drop for Prometheus {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_real_prometheus_reads_the_same_values() {
+    let app = app_with_rows().await;
+    let Some(prometheus) = Prometheus::start(&app.url) else {
+        return;
+    };
+    let one = |labels: &str| format!("sonde_netdev_receive_bytes_total{{{labels}}}");
+    let values = prometheus.query(&one("k8s_pod=\"api\"")).await;
+    assert_eq!(values.len(), 1);
+    assert_eq!(values[0].0["device"], "a\"b\\c\nd é");
+    assert_eq!(values[0].0["k8s_node"], "n1");
+    assert_eq!(values[0].1, "3");
+    let float = ((1_i64 << 53) + 1) as f64;
+    assert_eq!(
+        prometheus.query(&one("k8s_pod=\"web\"")).await[0]
+            .1
+            .parse::<f64>()
+            .unwrap(),
+        float
+    );
+    assert_eq!(prometheus.query(&one("k8s_pod=\"\"")).await[0].1, "100");
+    assert_eq!(
+        prometheus.query("sonde_netdev_busy_seconds_total{k8s_pod=\"\"}").await[0].1,
+        "1.5"
+    );
+    assert_eq!(
+        prometheus.query("sonde_lat_wait_seconds_bucket{le=\"0.1\"}").await[0].1,
+        "8"
+    );
+    let median = &prometheus
+        .query("histogram_quantile(0.5, sonde_lat_wait_seconds_bucket)")
+        .await[0]
+        .1;
+    assert!((median.parse::<f64>().unwrap() - 0.0009).abs() < 1e-9, "{median}");
+    assert_eq!(prometheus.query("sonde_lat_wait_seconds_sum").await[0].1, "0.7");
+    let all = prometheus.query("count({__name__=~\"sonde_.+\"})").await;
+    assert_eq!(all[0].1, "12", "each series once");
+    assert_eq!(prometheus.query("scrape_samples_scraped").await[0].1, "12");
+}

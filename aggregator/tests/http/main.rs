@@ -1,0 +1,18 @@
+//! The HTTP interface from the outside: a server on loopback, a real PostgreSQL behind it, batches through the writer.
+
+mod support;
+
+mod events;
+mod events_page;
+mod events_stats;
+mod events_stream;
+mod federate;
+mod gaps;
+mod health;
+mod hosts;
+mod interface;
+mod nodes;
+mod pages;
+mod pods;
+mod probe_rows;
+mod probes;
