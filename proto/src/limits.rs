@@ -19,5 +19,17 @@ pub const MAX_STRING: usize = 4096;
 /// A string that is a label of a row or a word of an event (probe, type, reason, protocol, comm, state, interface):
 /// these are looked up through an index, and PostgreSQL bounds what an index entry may hold.
 pub const MAX_WORD: usize = 1024;
+/// 2020-01-01 UTC: a clock that says less was never set.
+pub const EARLIEST_NS: u64 = 1_577_836_800_000_000_000;
+/// Addresses of a pod.
+pub const MAX_IPS: usize = 64;
+/// Labels of a pod.
+pub const MAX_POD_LABELS: usize = 256;
+/// A name, key or value of a pod. A label of Kubernetes fits many times.
+pub const MAX_POD_TEXT: usize = 1024;
+/// Frames of a stack.
+pub const MAX_FRAMES: usize = 256;
+/// Attributes of an event.
+pub const MAX_ATTRIBUTES: usize = 64;
 /// How far ahead of the aggregator's clock a row or event may be.
 pub const MAX_FUTURE_NS: u64 = 600 * 1_000_000_000;

@@ -3,20 +3,12 @@
 
 use std::collections::{HashMap, HashSet};
 
-use sonde_proto::limits::{MAX_FUTURE_NS, MAX_STRING, MAX_WORD};
+use sonde_proto::limits::{
+    EARLIEST_NS, MAX_ATTRIBUTES, MAX_FRAMES, MAX_FUTURE_NS, MAX_IPS, MAX_POD_LABELS, MAX_POD_TEXT, MAX_STRING, MAX_WORD,
+};
 use sonde_proto::{names, v1};
 
 use crate::store::batch::StreamProbe;
-
-/// 2020-01-01 UTC: a clock that says less was never set. What is older than retention is another matter: it is accepted
-/// and not stored, since a spool may have waited for long.
-const EARLIEST_NS: u64 = 1_577_836_800_000_000_000;
-const MAX_FRAMES: usize = 256;
-const MAX_ATTRIBUTES: usize = 64;
-const MAX_IPS: usize = 64;
-const MAX_POD_LABELS: usize = 256;
-/// A label key and value of Kubernetes fit many times.
-const MAX_POD_TEXT: usize = 1024;
 
 /// What is wrong with a batch.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -315,6 +307,8 @@ impl Check<'_> {
         text(&"detail", &gap.detail, MAX_STRING)
     }
 
+    /// What is older than retention is another matter: it is accepted and not stored, since a spool may have waited for
+    /// long.
     fn time(&self, field: &str, ns: u64) -> Checked {
         ensure!(
             ns >= EARLIEST_NS,

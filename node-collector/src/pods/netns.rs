@@ -45,7 +45,7 @@ pub struct Settings {
     pub node_files: Vec<NetFile>,
     /// How many file handles may be kept open in all.
     pub keep_handles: usize,
-    /// Hears which namespaces are of interest, each time that changes.
+    /// Hears which namespaces are pods, each time that changes.
     pub on_change: OnChange,
 }
 
@@ -321,14 +321,7 @@ impl Watcher {
     }
 
     fn keys(&self) -> Vec<NetnsKey> {
-        let node = if self.settings.include_host {
-            self.index.node()
-        } else {
-            None
-        };
-        node.into_iter()
-            .chain(self.known.values().map(|known| known.pod.netns))
-            .collect()
+        self.known.values().map(|known| known.pod.netns).collect()
     }
 
     fn publish(&self) {

@@ -6,7 +6,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use prost::Message as _;
-use sonde_proto::limits::{MAX_BATCH_BYTES, MAX_STRING};
+use sonde_proto::limits::{
+    EARLIEST_NS, MAX_ATTRIBUTES, MAX_BATCH_BYTES, MAX_FRAMES, MAX_IPS, MAX_POD_LABELS, MAX_POD_TEXT, MAX_STRING,
+    MAX_WORD,
+};
 use sonde_proto::{body, v1};
 
 use super::spool::Contents;
@@ -78,23 +81,30 @@ pub fn events(events: &[Event], gaps: &[Gap], pods: &[Arc<Pod>], index: &PodInde
 
 /// A pod as it goes over the wire, with the addresses it has now.
 pub fn pod_to_proto(pod: &Pod, index: &PodIndex) -> v1::Pod {
+    let text = |text: &str| short(text, MAX_POD_TEXT).to_owned();
+    let valid_to_ns = match pod.valid_to_ns.load(Ordering::Acquire) {
+        0 => 0,
+        // The clock may have been set back in between.
+        ended => ended.max(pod.valid_from_ns),
+    };
     v1::Pod {
-        sandbox: short(&pod.sandbox).to_owned(),
-        uid: short(&pod.uid).to_owned(),
-        namespace: short(&pod.namespace).to_owned(),
-        name: short(&pod.name).to_owned(),
-        workload_kind: short(&pod.workload_kind).to_owned(),
-        workload: short(&pod.workload).to_owned(),
-        ips: index.addresses(pod).iter().map(octets).collect(),
+        sandbox: text(&pod.sandbox),
+        uid: text(&pod.uid),
+        namespace: text(&pod.namespace),
+        name: text(&pod.name),
+        workload_kind: text(&pod.workload_kind),
+        workload: text(&pod.workload),
+        ips: index.addresses(pod).iter().take(MAX_IPS).map(octets).collect(),
         labels: pod
             .labels
             .iter()
-            .map(|(k, v)| (short(k).to_owned(), short(v).to_owned()))
+            .take(MAX_POD_LABELS)
+            .map(|(k, v)| (text(k), text(v)))
             .collect(),
         netns_inode: u64::from(pod.netns.inode),
         netns_cookie: pod.netns.cookie,
         valid_from_ns: pod.valid_from_ns,
-        valid_to_ns: pod.valid_to_ns.load(Ordering::Acquire),
+        valid_to_ns,
         host_network: pod.host_network,
     }
 }
@@ -106,9 +116,10 @@ fn octets(ip: &IpAddr) -> Vec<u8> {
     }
 }
 
-/// At most [`MAX_STRING`] bytes of it.
-fn short(text: &str) -> &str {
-    &text[..text.floor_char_boundary(MAX_STRING)]
+/// What the aggregator takes of it: `most` bytes, up to a NUL.
+fn short(text: &str, most: usize) -> &str {
+    let text = &text[..text.floor_char_boundary(most)];
+    &text[..memchr::memchr(0, text.as_bytes()).unwrap_or(text.len())]
 }
 
 struct Builder<'a> {
@@ -166,8 +177,8 @@ impl<'a> Builder<'a> {
         all.count = all.count.saturating_add(count as u32);
     }
 
-    fn string(&mut self, text: &str) -> u32 {
-        let text = short(text);
+    fn string(&mut self, text: &str, most: usize) -> u32 {
+        let text = short(text, most);
         if let Some(number) = self.strings.get(text) {
             return *number;
         }
@@ -178,15 +189,23 @@ impl<'a> Builder<'a> {
         number
     }
 
+    fn word(&mut self, text: &str) -> u32 {
+        self.string(text, MAX_WORD)
+    }
+
     fn optional(&mut self, text: Option<&Arc<str>>) -> u32 {
-        text.map_or(0, |text| self.string(text))
+        text.map_or(0, |text| self.word(text))
     }
 
     fn stack(&mut self, frames: &[Arc<str>]) -> u32 {
         if frames.is_empty() {
             return 0;
         }
-        let frames: Vec<u32> = frames.iter().map(|frame| self.string(frame)).collect();
+        let frames: Vec<u32> = frames
+            .iter()
+            .take(MAX_FRAMES)
+            .map(|frame| self.string(frame, MAX_STRING))
+            .collect();
         if let Some(number) = self.stacks.get(&frames) {
             return *number;
         }
@@ -226,10 +245,7 @@ impl<'a> Builder<'a> {
             .map(|s| self.subject(s).unwrap_or(0))
             .collect();
         let label_range = range.start * labels..range.end * labels;
-        let label_strings = table.labels[label_range]
-            .iter()
-            .map(|label| self.string(label))
-            .collect();
+        let label_strings = table.labels[label_range].iter().map(|label| self.word(label)).collect();
         let columns = table.columns.iter().zip(table.spec.columns).map(|(values, spec)| {
             let width = spec.width();
             v1::Column {
@@ -260,8 +276,8 @@ impl<'a> Builder<'a> {
             time_ns: event.time_ns,
             subject: subject.unwrap_or(0),
             subject_unknown: subject.is_none(),
-            probe: self.string(seen.probe),
-            r#type: self.string(seen.kind),
+            probe: self.word(seen.probe),
+            r#type: self.word(seen.kind),
             reason: self.optional(seen.reason.as_ref()),
             protocol: self.optional(seen.protocol.as_ref()),
             saddr: seen.saddr.as_ref().map(octets).unwrap_or_default(),
@@ -281,9 +297,10 @@ impl<'a> Builder<'a> {
             attributes: seen
                 .attributes
                 .iter()
+                .take(MAX_ATTRIBUTES)
                 .map(|(key, value)| v1::Attribute {
-                    key: self.string(key),
-                    value: self.string(value),
+                    key: self.string(key, MAX_STRING),
+                    value: self.string(value, MAX_STRING),
                 })
                 .collect(),
         };
@@ -297,12 +314,12 @@ impl<'a> Builder<'a> {
         let message = v1::Gap {
             probe: gap.probe.to_owned(),
             cause: gap.cause.to_owned(),
-            from_ns: gap.from_ns,
-            to_ns: gap.to_ns,
+            from_ns: gap.from_ns.max(EARLIEST_NS),
+            to_ns: gap.to_ns.max(gap.from_ns).max(EARLIEST_NS),
             count: gap.count,
             subject: subject.unwrap_or(0),
             subject_unknown: subject.is_none(),
-            detail: short(&gap.detail).to_owned(),
+            detail: short(&gap.detail, MAX_STRING).to_owned(),
         };
         self.size += message.encoded_len() + 4;
         self.note(gap.from_ns, gap.to_ns, 0);
@@ -428,6 +445,49 @@ mod tests {
         assert!(body.events[2].subject_unknown);
         assert_eq!(body.stacks.len(), 1, "a stack is sent once");
         assert_eq!((body.gaps[0].subject, body.gaps[0].detail.len()), (2, MAX_STRING));
+    }
+
+    #[test]
+    fn nothing_is_sent_that_the_aggregator_would_refuse() {
+        let index = PodIndex::default();
+        let pod = Arc::new(Pod {
+            sandbox: "s".into(),
+            name: format!("{}é", "x".repeat(MAX_POD_TEXT - 1)),
+            ips: (0..100).map(|i| IpAddr::from([10, 0, 0, i])).collect(),
+            valid_from_ns: 50,
+            valid_to_ns: 40.into(),
+            ..Pod::default()
+        });
+        let mut event = event(Subject::Pod(pod), None);
+        event.observation.comm = Some("a\0b".into());
+        event.observation.state = Some("y".repeat(MAX_WORD + 1).into());
+        event.observation.stack = (0..300).map(|i| format!("f{i}").into()).collect();
+        let gap = Gap {
+            probe: "",
+            cause: sonde_proto::gap::COLLECTOR_DOWN,
+            from_ns: EARLIEST_NS + 9,
+            to_ns: 7,
+            count: 0,
+            subject: Subject::Node,
+            detail: String::new(),
+        };
+        let body = decode(&events(&[event], &[gap], &[], &index)).remove(0);
+        let word = |number: u32| body.strings[number as usize].as_str();
+        assert_eq!(
+            body.pods[0].name.len(),
+            MAX_POD_TEXT - 1,
+            "not in the middle of a character"
+        );
+        assert_eq!((body.pods[0].ips.len(), body.pods[0].valid_to_ns), (MAX_IPS, 50));
+        assert_eq!(
+            (word(body.events[0].comm), word(body.events[0].state).len()),
+            ("a", MAX_WORD)
+        );
+        assert_eq!(body.stacks[0].frames.len(), MAX_FRAMES);
+        assert_eq!(
+            (body.gaps[0].from_ns, body.gaps[0].to_ns),
+            (EARLIEST_NS + 9, EARLIEST_NS + 9)
+        );
     }
 
     #[test]
