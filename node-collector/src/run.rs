@@ -135,7 +135,7 @@ pub async fn run(config: Config, mut shutdown: Shutdown) -> anyhow::Result<()> {
         spool: Arc::clone(&spool),
         link,
     };
-    tracing::info!(http = %config.collector.http, "collector serves");
+    tracing::info!(http = %listener.local_addr()?, "collector serves");
     let (end_http, http_ends) = shutdown::channel();
     let http = tokio::spawn(serve::serve(listener, Arc::new(state), http_ends));
 

@@ -30,7 +30,7 @@ static SPEC: ProbeSpec = ProbeSpec {
 };
 
 columns! {
-    "InDatagrams" "Udp6InDatagrams" => counter "received_datagrams" "datagrams": "Datagrams delivered to a socket";
+    "InDatagrams" "Udp6InDatagrams" => counter "received_datagrams" "datagrams": "Datagrams that processes read from their sockets";
     "NoPorts" "Udp6NoPorts" => counter "no_ports" "datagrams": "Datagrams for a port nobody listens on";
     "InErrors" "Udp6InErrors" => counter "received_errors" "datagrams": "Datagrams that could not be delivered for another reason than a missing listener";
     "OutDatagrams" "Udp6OutDatagrams" => counter "sent_datagrams" "datagrams": "Datagrams sent";
