@@ -1,44 +1,85 @@
-//! `sonde-collector doctor`: what this host permits, and why the rest is off.
+//! What the host lets the probes of `/proc` read, for `sonde-collector doctor`. The kernel side tells of its own.
 
+use std::fmt;
 use std::fs::File;
 use std::os::fd::AsFd as _;
 
+use serde::Serialize;
 use sonde_common::config::Config;
 
+use crate::kernel::{self, DoctorReport};
 use crate::netlink::route::RouteSocket;
 use crate::pods::netns;
 use crate::probes::PROBES;
-use crate::procfs::NetFile;
 
-/// One line each: what, how, and what is missing.
-pub fn procfs(config: &Config) -> Vec<String> {
-    let paths = config.host.paths();
-    let dir = netns::files_dir(&paths);
-    let mut lines = Vec::new();
-    for probe in PROBES {
-        let on = config.probes.get(probe.spec.name).is_none_or(|p| p.enabled);
-        let state = if on {
-            "procfs"
-        } else {
-            "off: switched off by the configuration"
-        };
+/// Everything `doctor` says.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    #[serde(flatten)]
+    kernel: DoctorReport,
+    /// Probes of `/proc`.
+    probes: Vec<ProbeLine>,
+    /// Whether network namespaces other than the own one can be entered.
+    namespaces: String,
+}
+
+#[derive(Debug, Serialize)]
+struct ProbeLine {
+    name: &'static str,
+    /// `procfs`; absent: off.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rung: Option<&'static str>,
+    state: String,
+}
+
+/// Reads the host and tries what the configuration asks for. Changes nothing that stays.
+pub fn doctor(config: &Config) -> Report {
+    Report {
+        kernel: kernel::doctor(config),
+        probes: probes(config),
+        namespaces: entering(config),
+    }
+}
+
+fn probes(config: &Config) -> Vec<ProbeLine> {
+    let dir = netns::files_dir(&config.host.paths());
+    let line = |probe: &crate::probes::Registration| {
+        let name = probe.spec.name;
+        if config.probes.get(name).is_some_and(|settings| !settings.enabled) {
+            return ProbeLine {
+                name,
+                rung: None,
+                state: "switched off by the configuration".to_owned(),
+            };
+        }
         let missing: Vec<String> = probe
             .files
             .iter()
-            .filter_map(|file: &NetFile| {
-                let error = File::open(dir.join(file.name())).err()?;
-                Some(format!("{}: {error}", file.name()))
-            })
+            .filter_map(|file| Some(format!("{}: {}", file.name(), File::open(dir.join(file.name())).err()?)))
             .collect();
-        let missing = if missing.is_empty() {
-            String::new()
+        let all_missing = missing.len() == probe.files.len();
+        let state = if missing.is_empty() {
+            "reads".to_owned()
         } else {
-            format!(" ({})", missing.join("; "))
+            missing.join("; ")
         };
-        lines.push(format!("{:<24} {state}{missing}", probe.spec.name));
+        ProbeLine {
+            name,
+            rung: (!all_missing).then_some("procfs"),
+            state,
+        }
+    };
+    PROBES.iter().map(line).collect()
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{}", self.kernel)?;
+        for line in &self.probes {
+            writeln!(f, "{:<20} {:<16} {}", line.name, line.rung.unwrap_or("off"), line.state)?;
+        }
+        writeln!(f, "\n{:<20} {}", "network namespaces", self.namespaces)
     }
-    lines.push(format!("{:<24} {}", "network namespaces", entering(config)));
-    lines
 }
 
 /// Whether this process may enter another network namespace: tried on its own, which needs the same rights.

@@ -31,7 +31,10 @@ enum Command {
         output: Output,
     },
     /// Say what this host permits, and why the rest is off
-    Doctor,
+    Doctor {
+        #[arg(short, long, value_enum, default_value_t = Output::Text)]
+        output: Output,
+    },
     /// Check the configuration and print it with all defaults
     CheckConfig,
 }
@@ -54,11 +57,15 @@ fn main() -> ExitCode {
     };
     let result = match cli.command {
         Command::Run => run(config),
-        Command::Probes { output } => print(&list(output)),
-        Command::Doctor => print(&(doctor::procfs(&config).join("\n") + "\n")),
-        Command::CheckConfig => {
-            print(&serde_json::to_string_pretty(&config).map_or_else(|e| e.to_string(), |t| t + "\n"))
+        Command::Probes { output } => list(output),
+        Command::Doctor { output } => {
+            let report = doctor::doctor(&config);
+            match output {
+                Output::Text => print(&report.to_string()),
+                Output::Json => print_json(&report),
+            }
         }
+        Command::CheckConfig => print_json(&config),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -97,14 +104,15 @@ fn print(text: &str) -> anyhow::Result<()> {
     }
 }
 
-fn list(output: Output) -> String {
+fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
+    print(&(serde_json::to_string_pretty(value)? + "\n"))
+}
+
+fn list(output: Output) -> anyhow::Result<()> {
     let specs = probes::specs();
     match output {
-        Output::Text => specs.iter().map(|spec| text_of(spec)).collect(),
-        Output::Json => {
-            let all: Vec<_> = specs.iter().map(|spec| json_of(spec)).collect();
-            serde_json::to_string_pretty(&all).map_or_else(|e| e.to_string(), |text| text + "\n")
-        }
+        Output::Text => print(&specs.iter().map(|spec| text_of(spec)).collect::<String>()),
+        Output::Json => print_json(&specs.iter().map(|spec| json_of(spec)).collect::<Vec<_>>()),
     }
 }
 

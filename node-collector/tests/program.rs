@@ -343,6 +343,12 @@ fn probes_are_listed_and_the_doctor_speaks() {
     }
     let text = String::from_utf8(program(&["probes"]).output().unwrap().stdout).unwrap();
     assert!(text.contains("sonde_tcpext_listen_overflows_total") && text.contains("event PACKETLOSS"));
+    let doctor = program(&["doctor", "-o", "json"]).output().unwrap();
+    let report: serde_json::Value = serde_json::from_slice(&doctor.stdout).unwrap();
+    assert_eq!(
+        report["probes"].as_array().unwrap().len() + 1,
+        probes.as_array().unwrap().len()
+    );
     let doctor = program(&["doctor"]).output().unwrap();
     assert!(doctor.status.success());
     let text = String::from_utf8(doctor.stdout).unwrap();

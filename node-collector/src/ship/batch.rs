@@ -545,7 +545,7 @@ mod tests {
         assert!(bodies.iter().all(|b| b.encoded_len() <= MAX_BATCH_BYTES));
 
         let mut many = Vec::new();
-        for i in 0..3000 {
+        for i in 0..6000 {
             let mut event = event(Subject::Node, None);
             event.observation.comm = Some(format!("{i}{}", "x".repeat(4000)).into());
             many.push(event);
@@ -553,7 +553,7 @@ mod tests {
         let batches = events(&many, &[], &[], &index);
         assert!(batches.len() > 1);
         let bodies = decode(&batches);
-        assert_eq!(bodies.iter().map(|b| b.events.len()).sum::<usize>(), 3000);
+        assert_eq!(bodies.iter().map(|b| b.events.len()).sum::<usize>(), 6000);
         assert!(bodies.iter().all(|b| b.encoded_len() <= MAX_BATCH_BYTES));
     }
 }
