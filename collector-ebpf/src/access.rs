@@ -168,6 +168,10 @@ pub fn argument(context: *const u64, number: &Setting<u32>) -> Option<u64> {
     }
 }
 
+/// 1: a kernel whose verifier may delete NULL checks of arguments that can be NULL.
+#[unsafe(no_mangle)]
+static DOUBT_NULL_CHECKS: Setting<u32> = Setting::new(1);
+
 /// A pointer argument that may be NULL.
 ///
 /// From 6.2 until it was marked nullable, the verifier believed such an argument never to be NULL and deleted checks
@@ -175,6 +179,9 @@ pub fn argument(context: *const u64, number: &Setting<u32>) -> Option<u64> {
 #[inline(always)]
 pub fn nullable_argument(context: *const u64, number: &Setting<u32>) -> Option<*const u8> {
     let pointer = argument(context, number)?;
+    if DOUBT_NULL_CHECKS.get() == 0 {
+        return if pointer == 0 { None } else { Some(pointer as *const u8) };
+    }
     let slot = context.wrapping_add(number.get() as usize).cast();
     let plain: u64 = unsafe { Probed::load(slot) };
     if plain == 0 || pointer == 0 {

@@ -6,16 +6,24 @@ use aya_ebpf::helpers::generated;
 use sonde_ebpf_common::drop::detail;
 
 use crate::access::{
-    Access, Probed, SHARED_GSO_SEGS, SKB_END, SKB_HEAD, SKB_NETWORK_HEADER, SKB_PKT_TYPE, SKB_PROTOCOL,
+    Access, Probed, SHARED_GSO_SEGS, SKB_DATA_LEN, SKB_END, SKB_HEAD, SKB_LEN, SKB_NETWORK_HEADER, SKB_PKT_TYPE,
+    SKB_PROTOCOL,
 };
 
 const ETH_P_IP: u16 = 0x0800u16.to_be();
 const ETH_P_IPV6: u16 = 0x86ddu16.to_be();
+/// With header, without checksum.
+const ETHERNET_FRAME: u32 = 1514;
 const UNSET: u16 = 0xffff;
 
 /// How many packets on the wire this one stands for.
+///
+/// Those of several segments are made from pages, so a small one without any is one packet: saves a helper call for most.
 #[inline(always)]
 pub fn segments<A: Access>(skb: *const u8, head: *const u8) -> u64 {
+    if SKB_DATA_LEN.read::<A>(skb) == Some(0) && SKB_LEN.read::<A>(skb).unwrap_or(u32::MAX) <= ETHERNET_FRAME {
+        return 1;
+    }
     let Some(end) = SKB_END.read::<A>(skb) else {
         return 1;
     };

@@ -128,7 +128,7 @@ fn count<A: Access>(context: *const u64) -> i32 {
     }
     let one = Count {
         skbs: 1,
-        segments: packet::segments::<A>(drop.skb, drop.head),
+        more_segments: packet::segments::<A>(drop.skb, drop.head) - 1,
     };
     let key = CountKey {
         cookie: place.cookie,
@@ -153,7 +153,9 @@ fn count<A: Access>(context: *const u64) -> i32 {
 fn add_count(counter: *mut Count, by: &Count) {
     unsafe {
         add(addr_of_mut!((*counter).skbs), by.skbs);
-        add(addr_of_mut!((*counter).segments), by.segments);
+        if by.more_segments != 0 {
+            add(addr_of_mut!((*counter).more_segments), by.more_segments);
+        }
     }
 }
 

@@ -58,8 +58,19 @@ record! {
     #[derive(Debug, Default, PartialEq, Eq)]
     pub struct Count {
         pub skbs: u64,
-        /// Packets as on the wire: a GSO packet is one skb and several segments.
-        pub segments: u64,
+        /// Packets on the wire beyond one for each skb: a GSO packet is one skb and several segments.
+        pub more_segments: u64,
+    }
+}
+
+impl Count {
+    pub const fn add(&mut self, other: &Self) {
+        self.skbs += other.skbs;
+        self.more_segments += other.more_segments;
+    }
+
+    pub const fn segments(&self) -> u64 {
+        self.skbs + self.more_segments
     }
 }
 

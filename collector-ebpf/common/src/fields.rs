@@ -48,6 +48,7 @@ macro_rules! for_each_field {
             SKB_SK: u64 = "sk_buff" ["sk"];
             SKB_DST: u64 = "sk_buff" ["_skb_refdst"];
             SKB_LEN: u32 = "sk_buff" ["len"];
+            SKB_DATA_LEN: u32 = "sk_buff" ["data_len"];
             SKB_IIF: u32 = "sk_buff" ["skb_iif"];
             SKB_PROTOCOL: u16 = "sk_buff" ["protocol"];
             SKB_PKT_TYPE: u8 = "sk_buff" ["pkt_type"];

@@ -56,8 +56,7 @@ impl Counts {
         map.for_each(buffer, |key, copies| {
             let mut sum = Count::default();
             for copy in copies {
-                sum.skbs += copy.skbs;
-                sum.segments += copy.segments;
+                sum.add(copy);
             }
             entries.push((*key, sum));
         })?;
@@ -72,15 +71,13 @@ impl Counts {
         self.unknown = self.forgotten;
         for at in strangers {
             let (key, count) = self.entries[*at];
-            self.unknown.skbs += count.skbs;
-            self.unknown.segments += count.segments;
+            self.unknown.add(&count);
             let rounds = match self.idle.get(&key) {
                 Some((skbs, rounds)) if *skbs == count.skbs => rounds + 1,
                 _ => 0,
             };
             if rounds >= IDLE_ROUNDS && self.map.delete(&key).unwrap_or(false) {
-                self.forgotten.skbs += count.skbs;
-                self.forgotten.segments += count.segments;
+                self.forgotten.add(&count);
             } else {
                 idle.insert(key, (count.skbs, rounds));
             }
@@ -122,8 +119,7 @@ fn rows(
             continue;
         }
         let sum = sums.entry((netns, known.reason, known.class)).or_default();
-        sum.skbs += count.skbs;
-        sum.segments += count.segments;
+        sum.add(count);
     }
     let mut table = Table::new(&SPEC, time_ns);
     let mut sums: Vec<_> = sums.into_iter().collect();
@@ -131,7 +127,7 @@ fn rows(
         (a.inode, a.cookie, reason_a).cmp(&(b.inode, b.cookie, reason_b))
     });
     for ((netns, reason, class), count) in sums {
-        let values = [count.skbs as i64, count.segments as i64];
+        let values = [count.skbs as i64, count.segments() as i64];
         table.push(subjects[&netns].clone(), [reason, class.name().into()], &values);
     }
     (table, strangers)
@@ -157,7 +153,7 @@ mod tests {
             },
             Count {
                 skbs,
-                segments: skbs * 2,
+                more_segments: skbs,
             },
         )
     }

@@ -118,7 +118,7 @@ fn finding(
         return Err(why.clone());
     }
     let btf = facts.btf.as_ref().map_err(Clone::clone)?;
-    let settings = Settings::new(config, verdicts(reasons), aya::util::nr_cpus().unwrap_or(1));
+    let settings = Settings::new(config, facts, verdicts(reasons), aya::util::nr_cpus().unwrap_or(1));
     // An object of its own for each rung: a program that was refused leaves nothing behind.
     let settings = Settings {
         only_listed: false,

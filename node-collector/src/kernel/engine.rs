@@ -86,7 +86,7 @@ impl Engine {
             .unwrap_or_default();
         drop(btf);
         let cpus = aya::util::nr_cpus().unwrap_or(1);
-        let settings = Settings::new(config, verdicts(&reasons), cpus);
+        let settings = Settings::new(config, facts, verdicts(&reasons), cpus);
         let object = Object::new(btf_facts, &settings)?;
         let host = index.node().filter(|_| config.pods.include_host);
         let listing = Listing::new(object.map("NAMESPACES")?, object.map("HELD")?, host)

@@ -11,7 +11,7 @@ use sonde_ebpf_common::drop::verdict;
 use sonde_ebpf_common::fields::Field;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use super::facts::BtfFacts;
+use super::facts::{BtfFacts, Facts, Release};
 use super::plan::{Rung, Signal};
 use super::sys::{ProgramCounters, RawMap, program_counters};
 
@@ -27,13 +27,15 @@ pub(super) struct Settings {
     pub stacks: bool,
     pub event_interval_ns: u64,
     pub event_burst_ns: u64,
+    /// The verifier may delete NULL checks of arguments that can be NULL.
+    pub doubt_null_checks: bool,
     /// A power of two, whole pages.
     pub ring_bytes: u32,
     pub count_keys: u32,
 }
 
 impl Settings {
-    pub(super) fn new(config: &Config, reasons: [u8; verdict::REASONS], cpus: usize) -> Self {
+    pub(super) fn new(config: &Config, facts: &Facts, reasons: [u8; verdict::REASONS], cpus: usize) -> Self {
         let probe = config.probes.get("packetloss").cloned().unwrap_or_default();
         let interval = 1_000_000_000 / u64::from(config.events.rate.max(1));
         // 512 KiB for each CPU hold some 700 events with stacks.
@@ -42,6 +44,7 @@ impl Settings {
             reasons,
             only_listed: config.events.unknown_netns == UnknownNetns::Drop,
             stacks: probe.stacks,
+            doubt_null_checks: facts.release.is_none_or(|release| NULL_IN_DOUBT.contains(&release)),
             event_interval_ns: interval,
             event_burst_ns: interval * u64::from(config.events.burst.saturating_sub(1)),
             ring_bytes: if probe.events { ring } else { PAGE },
@@ -50,6 +53,9 @@ impl Settings {
         }
     }
 }
+
+/// From where arguments were taken for valid pointers to where those of kfree_skb were marked as maybe NULL.
+const NULL_IN_DOUBT: std::ops::Range<Release> = Release(6, 2)..Release(6, 15);
 
 const PAGE: u32 = 4096;
 
@@ -83,7 +89,8 @@ impl Object {
     /// Makes the maps. No program is loaded yet.
     pub(super) fn new(btf: &BtfFacts, settings: &Settings) -> Result<Self, LoadError> {
         let fields: Vec<(&str, [u8; 8])> = btf.fields.iter().map(|(name, field)| (*name, bytes(field))).collect();
-        let (only_listed, stacks) = (u32::from(settings.only_listed), u32::from(settings.stacks));
+        let [only_listed, stacks, doubt] =
+            [settings.only_listed, settings.stacks, settings.doubt_null_checks].map(u32::from);
         let mut loader = EbpfLoader::new();
         // No relocations are asked for, so the kernel's types need not be parsed for them.
         loader.btf(None);
@@ -97,6 +104,7 @@ impl Object {
             .override_global("REASONS", settings.reasons.as_slice(), true)
             .override_global("ONLY_LISTED", &only_listed, true)
             .override_global("STACKS", &stacks, true)
+            .override_global("DOUBT_NULL_CHECKS", &doubt, true)
             .override_global("EVENT_INTERVAL_NS", &settings.event_interval_ns, true)
             .override_global("EVENT_BURST_NS", &settings.event_burst_ns, true)
             .map_max_entries("EVENTS", settings.ring_bytes)

@@ -154,6 +154,7 @@ fn kernel(shape: &Shape) -> Vec<u8> {
         ("_skb_refdst", u64_, 320, 0),
     ];
     members.push(("len", u32_, 384 + shape.shift * 64, 0));
+    members.push(("data_len", u32_, 416 + shape.shift * 64, 0));
     if shape.headers_group {
         let inner = w.structure(STRUCT, "", 16, &group);
         let outer = w.structure(UNION, "", 16, &[("", inner, 0, 0), ("headers", inner, 0, 0)]);
