@@ -165,8 +165,8 @@ function value(one, seed, time, n, count) {
   return one.unit === "seconds" ? raw : Math.floor(raw);
 }
 
-export function busyScenario() {
-  const events = Array.from({ length: 400 }, (_, i) => eventAt(400 - i, i * 7000 + 1500 + (i % 5) * 300));
+export function busyScenario(count = 400) {
+  const events = Array.from({ length: count }, (_, i) => eventAt(count - i, i * 7000 + 1500 + (i % 5) * 300));
   const gap = (from, to, change = {}) => ({
     node: "node-a",
     namespace: "",

@@ -16,12 +16,12 @@ const TYPES = { ".html": "text/html; charset=utf-8", ".js": "text/javascript", "
 const FILTERS = ["probe", "type", "reason", "node", "namespace", "pod", "workload", "ip", "port", "protocol", "min_latency", "q"];
 const KNOWN = {
   "/api/v1/events": ["from", "to", ...FILTERS, "order", "limit", "cursor"],
-  "/api/v1/events/stream": FILTERS,
-  "/api/v1/events/stats": ["from", "to", ...FILTERS, "by", "step"],
-  "/api/v1/pods": ["node", "namespace", "pod", "at", "from", "to", "all"],
+  "/api/v1/events/stream": ["from", ...FILTERS],
+  "/api/v1/events/stats": ["from", "to", ...FILTERS, "by", "step", "limit"],
+  "/api/v1/pods": ["node", "namespace", "pod", "workload", "at", "from", "to", "all", "limit", "cursor"],
   "/api/v1/nodes": [],
   "/api/v1/probes": [],
-  "/api/v1/gaps": ["from", "to", "node", "probe"],
+  "/api/v1/gaps": ["from", "to", "node", "probe", "cause", "limit"],
   rows: ["node", "namespace", "pod", "from", "to", "column", "max_points"],
 };
 
@@ -49,15 +49,18 @@ function instant(text, name) {
 function range(query) {
   const from = instant(query.get("from") ?? "-1h", "from");
   const to = query.has("to") ? instant(query.get("to"), "to") : Date.now();
-  if (from > to) throw new Problem(400, "bad parameter", "from is after to");
+  if (from >= to) throw new Problem(400, "bad parameter", "`from` is not before `to`");
   return [from, to];
 }
+
+/** Where an empty value means nothing. */
+const NEVER_EMPTY = ["ip", "port", "min_latency", "q"];
 
 /** What one filter looks at in an event: a list of texts. */
 const LOOK = {
   ip: (event) => [event.saddr, event.daddr],
   port: (event) => [event.sport, event.dport],
-  q: (event) => [JSON.stringify(event)],
+  q: (event) => [event.reason, event.comm, ...(event.stack ?? []), JSON.stringify(event.attributes)],
 };
 
 function matches(event, query) {
@@ -65,7 +68,7 @@ function matches(event, query) {
     const wanted = query.getAll(key);
     if (wanted.length === 0) return true;
     if (key === "min_latency") return (event.latency_ns ?? 0) >= Number(wanted[0].replace("ms", "000000"));
-    const values = (LOOK[key]?.(event) ?? [event[key]]).filter((value) => value !== undefined).map(String);
+    const values = (LOOK[key]?.(event) ?? [event[key] ?? ""]).filter((value) => value !== undefined).map(String);
     const is = (value) => (key === "q" ? values.some((one) => one.includes(value)) : values.includes(value));
     const yes = wanted.filter((value) => !value.startsWith("!"));
     const no = wanted.filter((value) => value.startsWith("!")).map((value) => value.slice(1));
@@ -74,19 +77,30 @@ function matches(event, query) {
 }
 
 function check(query, known) {
+  for (const key of NEVER_EMPTY) {
+    if (query.getAll(key).includes("")) throw new Problem(400, "Bad Request", `\`${key}\`: expected a value`);
+  }
   for (const key of query.keys()) {
     if (!known.includes(key)) throw new Problem(400, "unknown parameter", `\`${key}\` is not a parameter here: expected ${known.join(", ") || "none"}`);
   }
 }
 
+/** One page of what was found. A cursor is refused with another question than the one it came with. */
+function paged(found, query, most) {
+  const limit = Number(query.get("limit") ?? 100);
+  if (!(limit >= 1 && limit <= most)) throw new Problem(400, "Bad Request", `limit: expected 1 to ${most}`);
+  const question = [...query].filter(([key]) => key !== "cursor" && key !== "limit").sort().toString();
+  const [start, of] = query.has("cursor") ? JSON.parse(atob(query.get("cursor"))) : [0, question];
+  if (of !== question) throw new Problem(400, "Bad Request", "this cursor belongs to another question");
+  const end = start + limit;
+  return [found.slice(start, end), end < found.length ? btoa(JSON.stringify([end, question])) : null];
+}
+
 function eventsAnswer(state, query) {
   const [from, to] = range(query);
-  const limit = Number(query.get("limit") ?? 100);
-  if (!(limit >= 1 && limit <= 1000)) throw new Problem(400, "bad parameter", "limit: expected 1 to 1000");
-  const found = state.events.filter((event) => Date.parse(event.time) >= from && Date.parse(event.time) <= to && matches(event, query));
-  const start = Number(query.get("cursor") ?? 0);
-  const page = found.slice(start, start + limit);
-  return { events: page, next_cursor: start + limit < found.length ? String(start + limit) : null };
+  const found = state.events.filter((event) => Date.parse(event.time) >= from && Date.parse(event.time) < to && matches(event, query));
+  const [events, next_cursor] = paged(found, query, 1000);
+  return { events, next_cursor };
 }
 
 function statsAnswer(state, query) {
@@ -94,6 +108,7 @@ function statsAnswer(state, query) {
   const step = query.has("step") ? span(query.get("step")) : 60_000;
   const by = query.get("by") ?? "type";
   const buckets = new Map();
+  for (let time = Math.floor(from / step) * step; time < to; time += step) buckets.set(time, 0);
   const top = new Map();
   let total = 0;
   for (const event of state.events) {
@@ -101,7 +116,7 @@ function statsAnswer(state, query) {
     if (time < from || time > to || !matches(event, query)) continue;
     const start = Math.floor(time / step) * step;
     buckets.set(start, (buckets.get(start) ?? 0) + 1);
-    top.set(event[by] ?? "", (top.get(event[by] ?? "") ?? 0) + 1);
+    top.set(event[by] ?? null, (top.get(event[by] ?? null) ?? 0) + 1);
     total += 1;
   }
   return {
@@ -116,13 +131,16 @@ function statsAnswer(state, query) {
 
 function podsAnswer(state, query) {
   const is = (pod, key) => !query.has(key) || query.getAll(key).includes(pod[key]);
-  return { pods: state.pods.filter((pod) => (query.get("all") === "true" || pod.valid_to === null) && ["node", "namespace", "pod"].every((key) => is(pod, key))) };
+  const found = state.pods.filter((pod) => (query.get("all") === "true" || pod.valid_to === null) && ["node", "namespace", "pod"].every((key) => is(pod, key)));
+  const [pods, next_cursor] = paged(found, query, 10_000);
+  return { pods, next_cursor };
 }
 
 function gapsAnswer(state, query) {
   const [from, to] = range(query);
   const is = (gap, key) => !query.has(key) || query.getAll(key).includes(gap[key]);
-  return { gaps: state.gaps.filter((gap) => Date.parse(gap.to) >= from && Date.parse(gap.from) <= to && is(gap, "node") && is(gap, "probe")) };
+  const gaps = state.gaps.filter((gap) => Date.parse(gap.to) >= from && Date.parse(gap.from) <= to && is(gap, "node") && is(gap, "probe"));
+  return { gaps, truncated: false };
 }
 
 function rowsAnswer(state, name, query) {

@@ -16,9 +16,9 @@ struct Dist;
 const HASHED: &str = "assets/";
 const INDEX: &str = "index.html";
 
-/// Scripts, styles and data of our own only; uPlot and React set style attributes.
-const POLICY: &str = "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; object-src 'none'; \
-                      base-uri 'none'; form-action 'self'; frame-ancestors 'none'";
+/// Scripts, styles and data of our own files only. React and uPlot set styles through the DOM, which needs no more.
+const POLICY: &str =
+    "default-src 'self'; object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'";
 
 /// Any path that is not the interface's: a file of the pages, or the page that routes by itself.
 pub(crate) async fn serve(request: Request) -> Response {
@@ -29,8 +29,9 @@ pub(crate) async fn serve(request: Request) -> Response {
     if let Some(file) = Dist::get(path).filter(|_| !path.is_empty()) {
         return answer(&request, path, file);
     }
-    // A file that is missing is missing; a place inside the application is the application's to find.
-    let is_file = path.starts_with(HASHED) || path.rsplit('/').next().is_some_and(|last| last.contains('.'));
+    // A file that is missing is missing; a place inside the application is the application's to find. Names of nodes
+    // and pods have dots too, so only a dot right below the root is a file's.
+    let is_file = path.starts_with(HASHED) || (!path.contains('/') && path.contains('.'));
     match Dist::get(INDEX) {
         Some(index) if !is_file => answer(&request, INDEX, index),
         _ => Problem::new(StatusCode::NOT_FOUND, format!("there is no page `/{path}`")).into_response(),

@@ -69,6 +69,11 @@ export interface Pod {
   valid_to: string | null;
 }
 
+interface PodPage {
+  pods: Pod[];
+  next_cursor: string | null;
+}
+
 export interface Node {
   node: string;
   version: string;
@@ -102,14 +107,24 @@ export interface Probe {
 /** A span in which something could not be seen or had to be dropped. */
 export interface Gap {
   node: string;
+  /** Empty: the whole node; absent: a network namespace of no known pod. */
   namespace?: string;
   pod?: string;
+  /** Empty: all. */
   probe: string;
   cause: string;
   from: string;
   to: string;
+  /** 0: not countable. */
   count: number;
   detail: string;
+}
+
+export interface GapList {
+  /** Newest first. */
+  gaps: Gap[];
+  /** There are more: older ones are left out. */
+  truncated: boolean;
 }
 
 /** `[unix milliseconds, value]`; null is absent, an array is a histogram's buckets. */
@@ -187,13 +202,28 @@ async function get<T>(path: string, params: Params, signal?: AbortSignal): Promi
   return (await response.json()) as T;
 }
 
+const PODS_PAGE = 5000;
+
+/** All pods that match, however many pages that takes. */
+async function allPods(params: Params, signal?: AbortSignal): Promise<Pod[]> {
+  const pods: Pod[] = [];
+  let cursor: string | null = null;
+  do {
+    const where: Params = cursor === null ? [] : [["cursor", cursor]];
+    const page: PodPage = await get<PodPage>("/pods", [...params, ["limit", String(PODS_PAGE)], ...where], signal);
+    pods.push(...page.pods);
+    cursor = page.next_cursor;
+  } while (cursor !== null);
+  return pods;
+}
+
 export const api = {
   events: (params: Params, signal?: AbortSignal) => get<EventPage>("/events", params, signal),
   eventStats: (params: Params, signal?: AbortSignal) => get<EventStats>("/events/stats", params, signal),
-  pods: async (params: Params, signal?: AbortSignal) => (await get<{ pods: Pod[] }>("/pods", params, signal)).pods,
+  pods: allPods,
   nodes: async (signal?: AbortSignal) => (await get<{ nodes: Node[] }>("/nodes", [], signal)).nodes,
   probes: async (signal?: AbortSignal) => (await get<{ probes: Probe[] }>("/probes", [], signal)).probes,
-  gaps: async (params: Params, signal?: AbortSignal) => (await get<{ gaps: Gap[] }>("/gaps", params, signal)).gaps,
+  gaps: (params: Params, signal?: AbortSignal) => get<GapList>("/gaps", params, signal),
   rows: (probe: string, params: Params, signal?: AbortSignal) =>
     get<ProbeRows>(`/probes/${encodeURIComponent(probe)}/rows`, params, signal),
 };

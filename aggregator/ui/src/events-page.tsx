@@ -2,12 +2,12 @@
 
 import { useEffect, useMemo, useState } from "react";
 
-import { api, type EventStats, type Params, type SondeEvent } from "./api";
+import { api, type EventStats, type SondeEvent } from "./api";
 import { EventList, FeedStatus } from "./event-list";
 import { filterSearch, hasFilters, rangeMs, rangeParams, valueParams, withValue, type FilterKey, type Filters } from "./filters";
 import { FilterBar } from "./filter-bar";
 import { formatInteger, plural } from "./format";
-import { GapList } from "./gap-list";
+import { GapNote } from "./gap-list";
 import { stepFor } from "./histogram";
 import { HistogramView } from "./histogram-view";
 import { useFeed, useResource, useShared } from "./hooks";
@@ -32,7 +32,7 @@ export function EventsPage({ filters }: { filters: Filters }) {
   const [from, to] = rangeMs(filters, minute);
   const step = stepFor(to - from, BARS);
   const range = rangeParams(filters);
-  const stats = useResource(`stats ${JSON.stringify([range, values, by, step])}`, (signal) => loadStats(filters, by, step, signal), live ? STATS_MS : 0);
+  const stats = useResource(`stats ${JSON.stringify([range, values, by, step])}`, (signal) => api.eventStats([...range, ...values, ["by", by], ["step", `${step}s`]], signal), live ? STATS_MS : 0);
   const gapQuery: [string, string][] = [...range, ...values.filter(([key, value]) => (key === "node" || key === "probe") && !value.startsWith("!"))];
   const gaps = useResource(`gaps ${JSON.stringify(gapQuery)}`, (signal) => api.gaps(gapQuery, signal), live ? STATS_MS : 0);
   useListKeys(control, feed.paused);
@@ -46,29 +46,22 @@ export function EventsPage({ filters }: { filters: Filters }) {
       {stats.error !== null && <ErrorNote error={stats.error} onRetry={stats.reload} />}
       <HistogramView
         stats={stats.data}
-        gaps={gaps.data ?? []}
+        gaps={gaps.data?.gaps ?? []}
         from={start}
         to={end}
         onZoom={(a, b) => {
           go({ ...filters, from: new Date(a).toISOString(), to: new Date(Math.max(b, a + 1000)).toISOString() });
         }}
       />
-      <GapList gaps={gaps} />
+      <GapNote gaps={gaps} />
       <div className="toolbar">
         <FeedStatus feed={feed} control={control} />
         <span data-testid="match-count">{stats.data !== null && hasFilters(filters) ? `${formatInteger(stats.data.total)} match` : ""}</span>
         <Top stats={stats.data} by={by} onBy={setBy} filters={filters} />
       </div>
-      <EventList feed={feed} control={control} filters={filters} empty={<Empty filters={filters} gaps={gaps.data?.length ?? 0} onClear={go} />} />
+      <EventList feed={feed} control={control} filters={filters} empty={<Empty filters={filters} gaps={gaps.data?.gaps.length ?? 0} onClear={go} />} />
     </>
   );
-}
-
-/** Steps are counted from the start of the range: on a whole step where it is live, so that bars grow and do not slide. */
-function loadStats(filters: Filters, by: string, step: number, signal: AbortSignal): Promise<EventStats> {
-  const start = Math.floor(rangeMs(filters, Date.now())[0] / 1000 / step) * step;
-  const range: Params = filters.to === null ? [["from", new Date(start * 1000).toISOString()]] : rangeParams(filters);
-  return api.eventStats([...range, ...valueParams(filters), ["by", by], ["step", `${step}s`]], signal);
 }
 
 /** The most frequent values of one field, each a link that filters by it. */

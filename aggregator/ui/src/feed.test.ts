@@ -174,6 +174,22 @@ describe("a live list", () => {
     const older = server.requests.at(-1)?.url.searchParams;
     expect(Date.parse(older?.get("to") ?? "")).toBe(Date.parse(tail?.time ?? "") + 1);
   });
+
+  it("sends with a cursor the question that the cursor came with", async () => {
+    server.list = page([event(1, 100)]);
+    start(LIVE);
+    await pass(10);
+    for (let id = 2; id <= 1501; id += 1) server.send(event(id, 50 - id / 100));
+    await pass(300);
+    server.list = page([event(1, 100)], "c");
+    await feed.loadOlder();
+    const first = new URLSearchParams(server.requests.at(-1)?.url.searchParams);
+    await feed.loadOlder();
+    const second = new URLSearchParams(server.requests.at(-1)?.url.searchParams);
+    expect(second.get("cursor")).toBe("c");
+    second.delete("cursor");
+    expect(second.toString()).toBe(first.toString());
+  });
 });
 
 describe("when the stream does not work", () => {

@@ -53,8 +53,8 @@ const OPEN_MS = 10_000;
 /** After a longer break the newest page is asked for: a replay could be endless. */
 const RESUME_MS = 60_000;
 
-/** Where the list goes on below its last row. */
-type Older = { cursor: string } | { before: string } | null;
+/** Where the list goes on below its last row. A cursor holds only for the question it came with. */
+type Older = { question: Params; cursor: string } | { before: string } | null;
 
 export class EventFeed {
   private snapshot: Feed;
@@ -119,8 +119,10 @@ export class EventFeed {
     if (older === null || this.snapshot.loadingOlder) return;
     this.set({ loadingOlder: true });
     try {
-      const page = await api.events([...this.params(older), ["limit", String(OLDER_PAGE)]], this.stopped.signal);
-      this.older = page.next_cursor === null ? null : { cursor: page.next_cursor };
+      const question = "cursor" in older ? older.question : this.question(older.before);
+      const where: Params = "cursor" in older ? [["cursor", older.cursor]] : [];
+      const page = await api.events([...question, ...where, ["limit", String(OLDER_PAGE)]], this.stopped.signal);
+      this.older = page.next_cursor === null ? null : { question, cursor: page.next_cursor };
       const events = mergeEvents(this.snapshot.events, page.events);
       this.keep = Math.min(KEEP_MOST, Math.max(this.keep, events.length + PAGE));
       this.set({ events, loadingOlder: false, hasOlder: this.older !== null, error: null });
@@ -134,23 +136,19 @@ export class EventFeed {
     for (const listener of this.listeners) listener();
   }
 
-  private params(older: Older): Params {
+  /** What is asked for: the whole range, or its part up to and with an event. */
+  private question(before: string | null = null): Params {
     const { values, from, to } = this.query;
-    const params: Params = [...values, ["from", from]];
-    if (older !== null && "before" in older) {
-      // One millisecond more, as `to` may be exclusive and browsers know no microseconds; what comes twice is merged.
-      params.push(["to", new Date(Date.parse(older.before) + 1).toISOString()]);
-    } else if (to !== null) {
-      params.push(["to", to]);
-    }
-    if (older !== null && "cursor" in older) params.push(["cursor", older.cursor]);
-    return params;
+    // One millisecond more, as `to` is exclusive and browsers know no microseconds; what comes twice is merged.
+    const end = before === null ? to : new Date(Date.parse(before) + 1).toISOString();
+    return [...values, ["from", from], ...(end === null ? [] : [["to", end] satisfies [string, string]])];
   }
 
   /** Loads the newest page; where it does not join on to the list, the list starts anew. Throws ApiError. */
   private async refresh(signal: AbortSignal): Promise<void> {
     try {
-      const page = await api.events([...this.params(null), ["limit", String(PAGE)]], signal);
+      const question = this.question();
+      const page = await api.events([...question, ["limit", String(PAGE)]], signal);
       if (signal.aborted) return;
       if (this.snapshot.paused && this.snapshot.loaded) {
         const known = new Set(this.snapshot.events.map((event) => event.id));
@@ -160,7 +158,7 @@ export class EventFeed {
       const { events: list, loaded } = this.snapshot;
       const onward = joins(list, page.events, page.next_cursor);
       if (!loaded || !onward || list.length === 0) {
-        this.older = page.next_cursor === null ? null : { cursor: page.next_cursor };
+        this.older = page.next_cursor === null ? null : { question, cursor: page.next_cursor };
         this.keep = KEEP;
       }
       this.set({ loaded: true, error: null });

@@ -32,6 +32,10 @@ describe("filters in the address", () => {
     expect(filterSearch(filters)).toBe("?namespace=&pod=");
   });
 
+  it("drop an empty value where the API knows none", () => {
+    expect(parse("?q=&ip=&port=&min_latency=&reason=").values).toEqual({ reason: [""] });
+  });
+
   it("leave alone what is no filter", () => {
     expect(parse("?utm=1&limit=5").values).toEqual({});
   });

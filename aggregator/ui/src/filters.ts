@@ -12,12 +12,14 @@ export type FilterKey = (typeof BOX_KEYS)[number] | (typeof TAG_KEYS)[number] | 
 
 export const FILTER_KEYS: readonly FilterKey[] = [...BOX_KEYS, ...TAG_KEYS, "q"];
 
+/** Of the others, an empty value asks for events that have none there; for namespace and pod that is the node itself. */
+const NEVER_EMPTY: readonly FilterKey[] = ["ip", "port", "min_latency", "q"];
+
 export interface Filters {
   /** RFC 3339, or relative to now such as `-15m`. */
   from: string;
   /** RFC 3339; null is now, and then the list is live. */
   to: string | null;
-  /** An empty value asks for events that have none there; for namespace and pod that is the node itself. */
   values: Partial<Record<FilterKey, string[]>>;
 }
 
@@ -26,7 +28,7 @@ export const DEFAULT_FROM = "-1h";
 export function parseFilters(search: URLSearchParams): Filters {
   const values: Filters["values"] = {};
   for (const key of FILTER_KEYS) {
-    const given = search.getAll(key);
+    const given = search.getAll(key).filter((value) => value !== "" || !NEVER_EMPTY.includes(key));
     if (given.length > 0) values[key] = given;
   }
   const to = search.get("to");

@@ -1,21 +1,26 @@
 // The gaps of a range in words: silence must never look like health.
 
-import type { Gap } from "./api";
+import type { Gap, GapList } from "./api";
 import type { Resource } from "./hooks";
 import { formatInteger, formatSpan, plural } from "./format";
 import { ErrorNote, Time } from "./ui";
 
 const MOST = 100;
 
-export function GapList({ gaps }: { gaps: Resource<Gap[]> }) {
+export function GapNote({ gaps }: { gaps: Resource<GapList> }) {
   if (gaps.error !== null) return <ErrorNote error={gaps.error} onRetry={gaps.reload} />;
   if (gaps.data === null) return null;
-  if (gaps.data.length === 0) return <p className="gaps none">No gaps in this range: everything that was watched was seen.</p>;
-  const lost = gaps.data.reduce((sum, gap) => sum + gap.count, 0);
+  const { gaps: all, truncated } = gaps.data;
+  if (all.length === 0) return <p className="gaps none">No gaps in this range: everything that was watched was seen.</p>;
+  const lost = all.reduce((sum, gap) => sum + gap.count, 0);
   return (
     <details className="gaps" data-testid="gaps">
       <summary>
-        <b>{plural(gaps.data.length, "gap")} in this range</b>, {plural(lost, "item")} not seen: {causes(gaps.data)}
+        <b>
+          {truncated ? "more than " : ""}
+          {plural(all.length, "gap")} in this range
+        </b>
+        {lost > 0 ? `, ${plural(lost, "item")} not seen` : ""}: {causes(all)}
       </summary>
       <div className="scroll">
         <table>
@@ -34,7 +39,7 @@ export function GapList({ gaps }: { gaps: Resource<Gap[]> }) {
             </tr>
           </thead>
           <tbody>
-            {gaps.data.slice(0, MOST).map((gap, i) => (
+            {all.slice(0, MOST).map((gap, i) => (
               <tr key={i}>
                 <td>
                   <Time at={gap.from} short />
@@ -42,15 +47,15 @@ export function GapList({ gaps }: { gaps: Resource<Gap[]> }) {
                 <td>{formatSpan(Date.parse(gap.to) - Date.parse(gap.from))}</td>
                 <td>{gap.node}</td>
                 <td>{gap.pod === undefined ? "unknown" : gap.pod === "" ? "whole node" : `${gap.namespace ?? ""}/${gap.pod}`}</td>
-                <td>{gap.probe}</td>
+                <td>{gap.probe === "" ? "all" : gap.probe}</td>
                 <td>{gap.cause}</td>
-                <td className="num">{formatInteger(gap.count)}</td>
+                <td className="num">{gap.count === 0 ? "unknown" : formatInteger(gap.count)}</td>
                 <td>{gap.detail}</td>
               </tr>
             ))}
           </tbody>
         </table>
-        {gaps.data.length > MOST && <p>… and {plural(gaps.data.length - MOST, "more gap")}.</p>}
+        {all.length > MOST && <p>… and {plural(all.length - MOST, "more gap")}.</p>}
       </div>
     </details>
   );

@@ -1,13 +1,13 @@
 // One probe of one subject: its rows as charts, and which columns are drawn.
 
-import { useMemo } from "react";
+import { useEffect, useMemo } from "react";
 
 import { api, type Column, type Gap, type Probe } from "./api";
 import { rangeParams, type Filters } from "./filters";
 import { plural } from "./format";
 import { useResource } from "./hooks";
 import { Plot } from "./plot";
-import { columnLines, moves, panels, type Line } from "./rates";
+import { columnLines, moves, panels, readTimes, type Line } from "./rates";
 import type { Subject } from "./subject-page";
 import { ErrorNote } from "./ui";
 
@@ -25,13 +25,16 @@ interface Props {
   gaps: readonly Gap[];
   /** Times of the subject's events, Unix ms. */
   marks: readonly number[];
+  /** When anything of the subject was read, as all cards know it together. */
+  read: readonly number[];
+  onRead: (probe: string, times: number[]) => void;
   /** Columns the reader chose; null: those that move. */
   picked: string[] | null;
   onPick: (columns: string[] | null) => void;
   onZoom: (from: number, to: number) => void;
 }
 
-export function ProbeCard({ probe, subject, range, bounds, everyMs, gaps, marks, picked, onPick, onZoom }: Props) {
+export function ProbeCard({ probe, subject, range, bounds, everyMs, gaps, marks, read, onRead, picked, onPick, onZoom }: Props) {
   const query: [string, string][] = [
     ["node", subject.node],
     ["namespace", subject.namespace],
@@ -42,9 +45,12 @@ export function ProbeCard({ probe, subject, range, bounds, everyMs, gaps, marks,
   const rows = useResource(`rows ${probe.name} ${JSON.stringify(query)}`, (signal) => api.rows(probe.name, query, signal), everyMs);
   const lines = useMemo(() => {
     const byColumn = new Map<string, Line[]>();
-    for (const column of probe.columns) byColumn.set(column.name, columnLines(column, rows.data?.series ?? []));
+    for (const column of probe.columns) byColumn.set(column.name, columnLines(column, rows.data?.series ?? [], read));
     return byColumn;
-  }, [probe, rows.data]);
+  }, [probe, rows.data, read]);
+  useEffect(() => {
+    onRead(probe.name, readTimes(rows.data?.series ?? []));
+  }, [probe.name, rows.data, onRead]);
   const moving = useMemo(() => probe.columns.filter((column) => lines.get(column.name)?.some(moves)).map((column) => column.name), [probe, lines]);
   const drawn = useMemo(() => {
     const names = picked ?? moving;

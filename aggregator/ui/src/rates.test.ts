@@ -65,6 +65,24 @@ describe("lines of a column", () => {
     expect(lines).toEqual([{ key: "drops|reason=A", label: "drops reason=A", unit: "packets", rate: true, times: [0, 10_000], values: [null, 2] }]);
   });
 
+  it("count a reason that turns up from zero, if the subject was read just before", () => {
+    const points: Point[] = [[20_000, 30], [30_000, 30]];
+    const [born] = columnLines(column("drops", "counter"), [rowsOf({ drops: points }, { reason: "A" })], [0, 10_000, 20_000, 30_000]);
+    expect(born?.values).toEqual([3, 0]);
+    const [unlabelled] = columnLines(column("drops", "counter"), [rowsOf({ drops: points })], [0, 10_000, 20_000, 30_000]);
+    expect(unlabelled?.values).toEqual([null, 0]);
+  });
+
+  it.each([
+    ["the range begins there", [20_000, 30_000]],
+    ["another probe was read a moment before", [19_990, 29_990, 39_990]],
+    ["nothing was read for long before", [-80_000, -70_000, -60_000, 20_000, 30_000]],
+    ["nothing was ever read", []],
+  ])("make nothing up where %s", (_why, read) => {
+    const [line] = columnLines(column("drops", "counter"), [rowsOf({ drops: [[20_000, 30], [30_000, 40]] }, { reason: "A" })], read);
+    expect(line?.values).toEqual([null, 1]);
+  });
+
   it("show a gauge as it is", () => {
     const [only] = columnLines(column("inuse", "gauge", "sockets"), [rowsOf({ inuse: [[0, 3], [10_000, null], [20_000, 1]] })]);
     expect(only).toMatchObject({ label: "inuse", rate: false, values: [3, null, 1] });

@@ -55,6 +55,22 @@ export function withHoles(times: readonly number[], values: readonly (number | n
   return [outTimes, outValues];
 }
 
+/** The times at which a probe was read: those of its longest series. */
+export function readTimes(series: readonly RowSeries[]): number[] {
+  const longest = series.flatMap((one) => Object.values(one.columns)).reduce<Point[]>((most, points) => (points.length > most.length ? points : most), []);
+  return longest.map(([time]) => time);
+}
+
+/**
+ * When a series that comes into being must still have been zero: the reading of the subject just before its first one.
+ * Null where nothing was read just before, as then it may have been there for long.
+ */
+export function lastZero(first: number, read: readonly number[]): number | null {
+  const step = usualStep(read);
+  const before = read.findLast((time) => time <= first - step / 2);
+  return before !== undefined && step > 0 && before >= first - step * HOLE_STEPS ? before : null;
+}
+
 function total(value: Point[1]): number | null {
   return Array.isArray(value) ? value.slice(0, -1).reduce((a, b) => a + b, 0) : value;
 }
@@ -68,11 +84,14 @@ interface Drawn {
   suffix: string;
   unit: string;
   rate: boolean;
-  values: (times: number[], points: readonly Point[]) => (number | null)[];
+  values: (times: number[], points: readonly Point[], zero: number | null) => (number | null)[];
 }
 
 function drawnOf(column: Column): Drawn[] {
-  const counted = (times: number[], points: readonly Point[]) => rates(times, points.map(([, value]) => total(value)));
+  const counted = (times: number[], points: readonly Point[], zero: number | null = null) => {
+    const values = points.map(([, value]) => total(value));
+    return zero === null ? rates(times, values) : rates([zero, ...times], [0, ...values]).slice(1);
+  };
   switch (column.kind) {
     case "gauge":
       return [{ suffix: "", unit: column.unit, rate: false, values: (_times, points) => points.map(([, value]) => total(value)) }];
@@ -97,15 +116,19 @@ function labelText(labels: Record<string, string>): string {
     .join(" ");
 }
 
-/** The lines of one column over all label sets of a probe's rows. */
-export function columnLines(column: Column, series: readonly RowSeries[]): Line[] {
+/**
+ * The lines of one column over all label sets of a probe's rows. `read` are the times at which anything of the subject was
+ * read: a reason or device that turns up among them is counted from zero, else the first drop would show as none.
+ */
+export function columnLines(column: Column, series: readonly RowSeries[], read: readonly number[] = []): Line[] {
   return series.flatMap((one) => {
     const points = one.columns[column.name] ?? [];
     if (!points.some(([, value]) => value !== null)) return [];
     const raw = points.map(([time]) => time);
     const labels = labelText(one.labels);
+    const zero = labels === "" ? null : lastZero(raw[0] ?? 0, read);
     return drawnOf(column).map((drawn) => {
-      const [times, values] = withHoles(raw, drawn.values(raw, points));
+      const [times, values] = withHoles(raw, drawn.values(raw, points, zero));
       const name = column.name + drawn.suffix;
       return { key: `${name}|${labels}`, label: labels === "" ? name : `${name} ${labels}`, unit: drawn.unit, rate: drawn.rate, times, values };
     });

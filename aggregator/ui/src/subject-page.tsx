@@ -1,12 +1,12 @@
 // The page of a pod or of a node itself: what it is, what happened to it, one chart for each probe.
 
-import { useMemo } from "react";
+import { useCallback, useMemo, useState } from "react";
 
 import { api, type Gap, type Node, type Pod, type Probe, type SondeEvent } from "./api";
 import { EventList, FeedStatus } from "./event-list";
 import { DEFAULT_FROM, filterSearch, parseFilters, rangeMs, rangeParams, type Filters } from "./filters";
 import { formatSpan, plural } from "./format";
-import { GapList } from "./gap-list";
+import { GapNote } from "./gap-list";
 import { useFeed, useNow, useResource, useShared } from "./hooks";
 import { useListKeys } from "./keys";
 import { ago, NodeState } from "./nodes-page";
@@ -60,7 +60,7 @@ export function SubjectPage({ subject, search }: { subject: Subject; search: str
   useListKeys(control, feed.paused);
   const gapQuery: [string, string][] = [...rangeParams(range), ["node", subject.node]];
   const gaps = useResource(`gaps ${JSON.stringify(gapQuery)}`, (signal) => api.gaps(gapQuery, signal), range.to === null ? SLOW_MS : 0);
-  const ownGaps = useMemo(() => (gaps.data ?? []).filter((gap) => concerns(gap, subject)), [gaps.data, subject]);
+  const ownGaps = useMemo(() => (gaps.data?.gaps ?? []).filter((gap) => concerns(gap, subject)), [gaps.data, subject]);
   const marks = useMemo(() => feed.events.filter((event) => !isNode || event.pod === "").map(timeOf), [feed.events, isNode]);
 
   return (
@@ -80,7 +80,7 @@ export function SubjectPage({ subject, search }: { subject: Subject; search: str
       >
         <RangePicker range={range} onChange={setRange} />
       </form>
-      <GapList gaps={{ ...gaps, data: gaps.data === null ? null : ownGaps }} />
+      <GapNote gaps={{ ...gaps, data: gaps.data === null ? null : { ...gaps.data, gaps: ownGaps } }} />
 
       <section aria-labelledby="h-events">
         <div className="toolbar">
@@ -159,6 +159,11 @@ interface ChartsProps {
 }
 
 function Charts({ probes, picked, onPick, ...rest }: ChartsProps) {
+  const [times, setTimes] = useState<ReadonlyMap<string, number[]>>(new Map());
+  const onRead = useCallback((probe: string, read: number[]) => {
+    setTimes((old) => new Map(old).set(probe, read));
+  }, []);
+  const read = useMemo(() => [...times.values()].reduce((most, one) => (one.length > most.length ? one : most), []), [times]);
   return (
     <div className="charts">
       {probes
@@ -167,6 +172,8 @@ function Charts({ probes, picked, onPick, ...rest }: ChartsProps) {
           <ProbeCard
             key={probe.name}
             probe={probe}
+            read={read}
+            onRead={onRead}
             picked={picked(probe.name)}
             onPick={(columns) => {
               onPick(probe.name, columns);
