@@ -20,7 +20,7 @@ impl Flood {
         lab.link(&client, &server)?;
         server.nft(
             "table inet lab { counter dropped { }\n\
-             chain drops { type filter hook input priority 0; policy accept; meta l4proto udp counter name dropped drop; } }",
+             chain drops { type filter hook input priority 0; policy accept; meta l4proto udp counter name dropped drop; }\n}",
         )?;
         Ok(Self { client, server })
     }
