@@ -63,13 +63,13 @@ pub(crate) fn event_text(event: &Value) -> String {
         line.push_str(&format!(" {name}={value}"));
     }
     for key in [
-        "node",
-        "reason",
         "protocol",
         "saddr",
         "sport",
         "daddr",
         "dport",
+        "node",
+        "reason",
         "direction",
         "interface",
         "latency_ns",
@@ -100,7 +100,7 @@ mod tests {
             "stack": ["tcp_v4_rcv+0xA3", "ip_rcv+0xE"]});
         assert_eq!(
             event_text(&event),
-            "type=PACKETLOSS pod=hostNetwork namespace=hostNetwork node=n1 reason=NO_SOCKET dport=80 stacktrace:tcp_v4_rcv+0xA3 ip_rcv+0xE"
+            "type=PACKETLOSS pod=hostNetwork namespace=hostNetwork dport=80 node=n1 reason=NO_SOCKET stacktrace:tcp_v4_rcv+0xA3 ip_rcv+0xE"
         );
     }
 }

@@ -1,5 +1,6 @@
 //! One running `sonde up`, many faults, each in pods of its own.
 
+mod cli;
 mod drops;
 mod healthy;
 mod pages;
@@ -28,7 +29,7 @@ fn main() -> ExitCode {
                 println!("SKIPPED: {why}");
                 return Ok(());
             }
-            test(&shared).map_err(|error| format!("{error:?}").into())
+            test(&shared).map_err(|error| format!("{error:#}").into())
         })
     };
     let mut trials = Vec::new();
@@ -42,10 +43,11 @@ fn main() -> ExitCode {
             Box::new(move |shared| drops::check(shared, fault)),
         ));
     }
-    let others: [(&str, Simple); 6] = [
+    let others: [(&str, Simple); 7] = [
         ("healthy_traffic_gives_no_event", healthy::check),
         ("promtool_accepts_every_metrics_page", pages::promtool),
         ("a_real_prometheus_federates", pages::prometheus),
+        ("the_command_line_follows_and_searches", cli::check),
         ("the_web_page_is_served", pages::web_page),
         ("late_events_of_a_deleted_pod_keep_its_name", reuse::late_events),
         ("a_pod_in_a_reused_namespace_inherits_nothing", reuse::reused_inode),
