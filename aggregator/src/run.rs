@@ -131,7 +131,7 @@ async fn serve_with(
         http = &mut http => { trigger.fire(); (ingest.await, http) }
     };
     tracing::info!("aggregator is ending");
-    tasks.finish(store, LAST_WRITES).await;
+    tasks.finish(LAST_WRITES).await;
     ingest?.context("grpc")?;
     http?.context("http")?;
     Ok(())

@@ -1,8 +1,9 @@
 //! A `BatchBody` to and from the one zstd frame that travels as `Batch.body`.
 
 use prost::Message as _;
+use prost::encoding::{DecodeContext, decode_key, skip_field};
 
-use crate::limits::{MAX_BATCH_BYTES, MAX_BODY_BYTES};
+use crate::limits::{MAX_BATCH_BYTES, MAX_BODY_BYTES, MAX_ELEMENTS};
 use crate::v1::BatchBody;
 
 /// Fast enough for a node that carries other people's load; higher levels gain a few percent on such columns.
@@ -15,6 +16,8 @@ pub enum BodyError {
     TooLong(usize),
     #[error("batch body is not one zstd frame of at most {MAX_BODY_BYTES} bytes: {0}")]
     Zstd(std::io::Error),
+    #[error("batch body of {0} strings, pods, events and the like, at most {MAX_ELEMENTS} are accepted")]
+    TooMany(usize),
     #[error("batch body is not a BatchBody message: {0}")]
     Protobuf(#[from] prost::DecodeError),
 }
@@ -40,6 +43,9 @@ pub fn decode(bytes: &[u8]) -> Result<BatchBody, BodyError> {
     if bytes.len() > MAX_BATCH_BYTES {
         return Err(BodyError::TooLong(bytes.len()));
     }
+    if bytes.is_empty() {
+        return Err(BodyError::Zstd(std::io::Error::other("it is empty")));
+    }
     // The frame says its own size, but a hostile one lies: the declared size only picks the capacity.
     let capacity = plain_size(bytes);
     if capacity > MAX_BODY_BYTES {
@@ -48,7 +54,22 @@ pub fn decode(bytes: &[u8]) -> Result<BatchBody, BodyError> {
         ))));
     }
     let plain = zstd::bulk::decompress(bytes, capacity).map_err(BodyError::Zstd)?;
+    let elements = elements(&plain)?;
+    if elements > MAX_ELEMENTS {
+        return Err(BodyError::TooMany(elements));
+    }
     Ok(BatchBody::decode(plain.as_slice())?)
+}
+
+/// Counts the fields of the outermost message, without making anything of them.
+fn elements(mut plain: &[u8]) -> Result<usize, prost::DecodeError> {
+    let mut count = 0;
+    while !plain.is_empty() {
+        let (tag, wire_type) = decode_key(&mut plain)?;
+        skip_field(wire_type, tag, &mut plain, DecodeContext::default())?;
+        count += 1;
+    }
+    Ok(count)
 }
 
 #[cfg(test)]
@@ -66,10 +87,17 @@ mod tests {
 
     #[test]
     fn garbage_and_bombs_are_refused() {
-        assert!(matches!(decode(b"not zstd"), Err(BodyError::Zstd(_))));
+        for bytes in [&b""[..], b"not zstd"] {
+            assert!(matches!(decode(bytes), Err(BodyError::Zstd(_))));
+        }
         let bomb = zstd::bulk::compress(&vec![0; MAX_BODY_BYTES + 1], 1).unwrap();
         assert!(bomb.len() < MAX_BATCH_BYTES);
         assert!(matches!(decode(&bomb), Err(BodyError::Zstd(_))));
+        let crowd = BatchBody {
+            strings: vec![String::new(); MAX_ELEMENTS + 1],
+            ..Default::default()
+        };
+        assert!(matches!(decode(&encode(&crowd)), Err(BodyError::TooMany(_))));
         let not_a_body = zstd::bulk::compress(&[0xff; 64], 1).unwrap();
         assert!(matches!(decode(&not_a_body), Err(BodyError::Protobuf(_))));
     }

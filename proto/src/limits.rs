@@ -2,8 +2,11 @@
 
 /// A batch as it travels, compressed.
 pub const MAX_BATCH_BYTES: usize = 8 << 20;
-/// A batch after decompression: what a zstd frame may grow to.
-pub const MAX_BODY_BYTES: usize = 64 << 20;
+/// A batch after decompression: what a zstd frame may grow to. Decoded it may take several times as much memory.
+pub const MAX_BODY_BYTES: usize = 16 << 20;
+/// Strings, stacks, pods, row groups, events and gaps of a batch, all together: an empty one takes two bytes on the wire
+/// and hundreds in memory.
+pub const MAX_ELEMENTS: usize = 200_000;
 /// Probes of a catalogue.
 pub const MAX_PROBES: usize = 256;
 /// Columns of a probe: PostgreSQL allows 1,600 in a table.

@@ -32,6 +32,9 @@ const MOST_STREAMS: usize = 20_000;
 /// A connection that does not answer this is dead; with it goes its stream, within 20 seconds.
 const KEEPALIVE: Duration = Duration::from_secs(10);
 
+/// How long connections may take to end.
+const GRACE: Duration = Duration::from_secs(7);
+
 /// Everything a stream needs.
 #[derive(Clone, Debug)]
 pub struct Service {
@@ -58,11 +61,12 @@ impl Service {
     /// Serves until shutdown; streams have then been told, and nothing more reaches the store.
     pub async fn serve(self, listener: TcpListener) -> Result<(), tonic::transport::Error> {
         let mut shutdown = self.shutdown.clone();
+        let mut ending = self.shutdown.clone();
         let tasks = self.tasks.clone();
         let service = IngestServer::new(self)
             // Room for the fields around the body.
             .max_decoding_message_size(MAX_BATCH_BYTES + (64 << 10));
-        tonic::transport::Server::builder()
+        let server = tonic::transport::Server::builder()
             .http2_keepalive_interval(Some(KEEPALIVE))
             .http2_keepalive_timeout(Some(KEEPALIVE))
             .tcp_nodelay(true)
@@ -71,10 +75,14 @@ impl Service {
             .max_concurrent_streams(16)
             .serve_with_incoming_shutdown(service, TcpListenerStream::new(listener), async move {
                 shutdown.recv().await
-            })
-            .await?;
+            });
+        tokio::select! {
+            result = server => result?,
+            // Connections that do not end by themselves end with the process.
+            () = async { ending.recv().await; tokio::time::sleep(GRACE).await; } => {}
+        }
         tasks.close();
-        tasks.wait().await;
+        let _ = tokio::time::timeout(GRACE, tasks.wait()).await;
         Ok(())
     }
 }

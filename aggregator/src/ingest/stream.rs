@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 
 use super::{MEMORY_KIB, Service, check, hello};
+use crate::live::LiveTable;
 use crate::store::batch::{Batch, Ended, Progress, Stream};
 use crate::store::{Newcomer, Place, RegisterError};
 
@@ -36,14 +37,19 @@ pub(super) async fn run(service: Service, mut up: Streaming<v1::Up>, out: Out, p
         Ok(session) => {
             let metrics = Arc::clone(&service.metrics);
             metrics.streams.add(1);
-            let status = session.run(&service, up, &out).await;
+            let mut shutdown = service.shutdown.clone();
+            let status = tokio::select! {
+                status = session.run(&service, up, &out) => status,
+                // A collector that does not read its answers cannot hold up the end.
+                () = async { shutdown.recv().await; tokio::time::sleep(LAST_ACKS).await; } => None,
+            };
             metrics.streams.sub(1);
             status
         }
         Err(status) => Some(status),
     };
     if let Some(status) = status {
-        let _ = out.send(Err(status)).await;
+        let _ = tokio::time::timeout(LAST_ACKS, out.send(Err(status))).await;
     }
 }
 
@@ -91,6 +97,18 @@ async fn open(service: &Service, up: &mut Streaming<v1::Up>, peer: &str) -> Resu
     })
 }
 
+/// However the stream ends, the live table knows. What is queued of it is still stored: its cursor will tell.
+struct Connected<'a> {
+    live: &'a LiveTable,
+    stream: &'a Stream,
+}
+
+impl Drop for Connected<'_> {
+    fn drop(&mut self) {
+        self.live.disconnected(&self.stream.node);
+    }
+}
+
 /// Why reading stopped.
 enum Stop {
     /// The collector closed its side: what is in flight is stored and acknowledged, then the stream ends well.
@@ -102,9 +120,11 @@ impl Session {
     /// `None` where nobody is there to hear how it ended.
     async fn run(self, service: &Service, up: Streaming<v1::Up>, out: &Out) -> Option<Status> {
         service.live.hello(&self.stream.node, &self.catalogue, self.interval_ns);
+        let _connected = Connected {
+            live: &service.live,
+            stream: &self.stream,
+        };
         let status = self.exchange(service, up, out).await;
-        self.stream.close();
-        service.live.disconnected(&self.stream.node);
         let why = status.as_ref().map_or("it closed the stream", |s| s.message());
         tracing::info!(node = %self.stream.node, why, "collector disconnected");
         status

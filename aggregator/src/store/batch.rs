@@ -98,12 +98,7 @@ impl Stream {
         self.progress.borrow().durable
     }
 
-    /// From now on the writer skips what it still has of this stream.
-    pub fn close(&self) {
-        self.closed.store(true, Ordering::Release);
-    }
-
-    pub fn is_closed(&self) -> bool {
+    pub(super) fn is_closed(&self) -> bool {
         self.closed.load(Ordering::Acquire)
     }
 
@@ -116,9 +111,9 @@ impl Stream {
         });
     }
 
-    /// The writer cannot go on with this stream.
+    /// The writer cannot go on with this stream, and skips what it still has of it.
     pub(super) fn end(&self, why: Ended) {
-        self.close();
+        self.closed.store(true, Ordering::Release);
         self.progress.send_modify(|p| p.ended = Some(why));
     }
 }

@@ -28,6 +28,8 @@ pub(super) fn classify(error: &sqlx::Error) -> Trouble {
     match code.get(..2).unwrap_or_default() {
         "42" if code == "42501" => Trouble::Away, // insufficient privilege: an administrator's to mend
         "42" | "3F" => Trouble::SchemaLost,
+        // A number of ours refers to nothing any more: the only foreign keys are those of nodes.
+        _ if code == "23503" => Trouble::SchemaLost,
         "22" | "23" | "54" | "0A" | "21" => Trouble::Data,
         _ => Trouble::Away,
     }
@@ -62,7 +64,7 @@ pub(super) fn reader_pool(options: PgConnectOptions) -> PgPool {
 
 /// For tables, hellos and upkeep.
 pub(super) fn admin_pool(options: PgConnectOptions) -> PgPool {
-    pool(session(options, "admin"), 4)
+    pool(session(options, "admin"), 7)
 }
 
 fn pool(options: PgConnectOptions, connections: u32) -> PgPool {

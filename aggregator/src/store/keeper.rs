@@ -93,7 +93,9 @@ impl Keeper {
             .flat_map(|table| [(table.clone(), today), (table, today.next())]);
         let there = |table: &str, day: Day| leaves.iter().any(|l| l.table == table && l.day == day);
         let wanted: Vec<_> = wanted.filter(|(table, day)| !there(table, *day)).collect();
-        partitions::ensure(&self.admin, &wanted).await?;
+        let mut connection = self.admin.acquire().await?;
+        partitions::ensure(&mut connection, &wanted).await?;
+        drop(connection);
 
         let mut count: HashMap<String, u64> = HashMap::new();
         for table in leaves

@@ -24,7 +24,7 @@ use sonde_common::config::Storage;
 use sonde_common::shutdown;
 use sqlx::PgPool;
 use sqlx::postgres::PgConnectOptions;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinHandle;
 
 use crate::live::LiveTable;
@@ -40,6 +40,10 @@ pub use streams::{Place, Streams, Taken};
 
 /// Batches that may wait for the writer; their memory is bounded elsewhere, see `ingest`.
 const QUEUE: usize = 4096;
+
+/// Collectors that are registered at the same time: after a restart all of them come at once, and upkeep needs
+/// connections of the same pool.
+const REGISTERING: usize = 4;
 
 /// Why there is no store. One line each.
 #[derive(Debug, thiserror::Error)]
@@ -69,6 +73,7 @@ struct Inner {
     readers: PgPool,
     admin: PgPool,
     queue: mpsc::Sender<Batch>,
+    registering: Semaphore,
     tables: Tables,
     streams: Streams,
     metrics: Arc<Metrics>,
@@ -90,8 +95,7 @@ pub struct StoreStatus {
 pub struct Tasks {
     writer: JoinHandle<()>,
     keeper: JoinHandle<()>,
-    stop_keeper: shutdown::Trigger,
-    stop_writer: shutdown::Trigger,
+    stop: shutdown::Trigger,
 }
 
 /// What a store works with.
@@ -103,23 +107,27 @@ pub struct Parts {
 
 /// Brings the schema up to date, and nothing else: `sonde-aggregator migrate`.
 pub async fn migrate(options: &PgConnectOptions) -> Result<(), OpenError> {
+    reach(options).await?;
     let admin = database::admin_pool(options.clone());
-    reach(&admin, options).await?;
     let result = schema::migrate(&admin).await;
     admin.close().await;
     result
 }
 
 /// The first contact: a wrong address, password or database shows here.
-async fn reach(admin: &PgPool, options: &PgConnectOptions) -> Result<(), OpenError> {
-    admin.acquire().await.map(drop).map_err(|e| OpenError::Refused {
-        target: match options.get_socket() {
-            Some(socket) => socket.display().to_string(),
-            None => format!("{}:{}", options.get_host(), options.get_port()),
-        } + "/"
-            + options.get_database().unwrap_or_else(|| options.get_username()),
-        why: describe(&e),
-    })
+async fn reach(options: &PgConnectOptions) -> Result<(), OpenError> {
+    // Not from a pool: that would try a refused connection again until its own time is up, and name that.
+    database::writer_connection(options)
+        .await
+        .map(drop)
+        .map_err(|e| OpenError::Refused {
+            target: match options.get_socket() {
+                Some(socket) => socket.display().to_string(),
+                None => format!("{}:{}", options.get_host(), options.get_port()),
+            } + "/"
+                + options.get_database().unwrap_or_else(|| options.get_username()),
+            why: describe(&e),
+        })
 }
 
 /// A database URL as the configuration has it.
@@ -130,8 +138,8 @@ pub fn parse_url(url: &str) -> Result<PgConnectOptions, OpenError> {
 impl Store {
     /// Connects, migrates, makes today's partitions and starts writer and upkeep.
     pub async fn open(options: PgConnectOptions, storage: &Storage, parts: Parts) -> Result<(Self, Tasks), OpenError> {
+        reach(&options).await?;
         let admin = database::admin_pool(options.clone());
-        reach(&admin, &options).await?;
         schema::migrate(&admin).await?;
         let failed = |e: sqlx::Error| OpenError::Database(describe(&e));
         let tables = Tables::default();
@@ -146,6 +154,7 @@ impl Store {
                 readers: database::reader_pool(options.clone()),
                 admin: admin.clone(),
                 queue,
+                registering: Semaphore::new(REGISTERING),
                 tables: Arc::clone(&tables),
                 streams: Streams::default(),
                 metrics: Arc::clone(&parts.metrics),
@@ -167,25 +176,23 @@ impl Store {
         };
         keeper.look().await.map_err(failed)?;
         keeper.tidy(sonde_common::time::now_ns()).await.map_err(failed)?;
-        let (stop_keeper, keeper_shutdown) = shutdown::channel();
-        let (stop_writer, writer_shutdown) = shutdown::channel();
+        let (stop, stopped) = shutdown::channel();
         let writer = Writer {
             options,
-            session: Session::new(admin, tables, keep),
+            session: Session::new(tables, keep),
             queue: batches,
             live: parts.live,
             metrics: parts.metrics,
             newest_event: store.inner.newest_event.clone(),
             status: store.inner.status.clone(),
             connection: None,
-            shutdown: writer_shutdown,
+            shutdown: stopped.clone(),
             refreshed: None,
         };
         let tasks = Tasks {
             writer: tokio::spawn(writer.run()),
-            keeper: tokio::spawn(keeper.run(keeper_shutdown)),
-            stop_keeper,
-            stop_writer,
+            keeper: tokio::spawn(keeper.run(stopped)),
+            stop,
         };
         Ok((store, tasks))
     }
@@ -221,14 +228,12 @@ impl Store {
 }
 
 impl Tasks {
-    /// Once nobody submits any more (all [`Store`] handles of ingest are gone): stores what is queued, within `grace`.
-    pub async fn finish(self, store: Store, grace: std::time::Duration) {
-        self.stop_keeper.fire();
-        drop(store);
+    /// Stores what is queued, within `grace`, and ends.
+    pub async fn finish(self, grace: std::time::Duration) {
+        self.stop.fire();
         let mut writer = self.writer;
         if tokio::time::timeout(grace, &mut writer).await.is_err() {
             tracing::warn!("the database did not take the last batches in time; collectors send them again");
-            self.stop_writer.fire();
             writer.abort();
         }
         let _ = self.keeper.await;

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use jiff::civil::Date;
-use sqlx::{AssertSqlSafe, PgConnection, PgPool};
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection, PgPool};
 
 use super::schema::{self, ident};
 
@@ -50,11 +50,11 @@ pub(super) fn leaf_name(table: &str, day: Day) -> String {
 }
 
 /// Makes those of `wanted` (table in `sonde_store`, day) that are not there yet. One transaction.
-pub(super) async fn ensure(pool: &PgPool, wanted: &[(String, Day)]) -> sqlx::Result<()> {
+pub(super) async fn ensure(connection: &mut PgConnection, wanted: &[(String, Day)]) -> sqlx::Result<()> {
     if wanted.is_empty() {
         return Ok(());
     }
-    let mut tx = pool.begin().await?;
+    let mut tx = connection.begin().await?;
     schema::lock(&mut tx).await?;
     ensure_in(&mut tx, wanted).await?;
     tx.commit().await

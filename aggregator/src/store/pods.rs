@@ -131,12 +131,14 @@ impl Pods {
     /// Reads the pods that any aggregator changed since `since` seconds ago (all that still matter: `None`).
     pub(super) async fn refresh(&mut self, connection: &mut PgConnection, since: Option<f64>) -> sqlx::Result<()> {
         let rows = sqlx::query(
-            "select id, node_id, (extract(epoch from valid_from) * 1000000)::bigint as valid_from, \
-             (extract(epoch from valid_to) * 1000000)::bigint as valid_to, \
-             array(select host(ip) from unnest(ips) ip) as ips \
-             from sonde_store.pods where id > 0 and not host_network and ips <> '{}' \
-             and (valid_to is null or valid_to > now() - interval '1 hour') \
-             and ($1::float8 is null or updated > now() - make_interval(secs => $1))",
+            "select p.id, p.node_id, (extract(epoch from p.valid_from) * 1000000)::bigint as valid_from, \
+             (extract(epoch from p.valid_to) * 1000000)::bigint as valid_to, \
+             array(select host(ip) from unnest(p.ips) ip) as ips \
+             from sonde_store.pods p join sonde_store.nodes n on n.id = p.node_id \
+             where not p.host_network and p.ips <> '{}' \
+             and (p.valid_to > now() - interval '1 hour' \
+                  or p.valid_to is null and n.last_seen > now() - interval '1 day') \
+             and ($1::float8 is null or p.updated > now() - make_interval(secs => $1))",
         )
         .bind(since)
         .fetch_all(connection)

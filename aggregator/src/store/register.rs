@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use sonde_common::time::now_ns;
 use sonde_proto::v1;
+use sqlx::Connection as _;
 use sqlx::postgres::{PgConnection, PgPool};
 use sqlx::types::Json;
 use uuid::Uuid;
@@ -76,11 +77,11 @@ impl Store {
     }
 
     async fn try_register(&self, newcomer: &Newcomer) -> Result<Registered, Failure> {
-        let admin = &self.inner.admin;
-        let mut connection = admin.acquire().await?;
+        let _turn = self.inner.registering.acquire().await;
+        let mut connection = self.inner.admin.acquire().await?;
         let mut known = stored(&mut connection, newcomer).await?;
         if !is_complete(&mut connection, &known, newcomer).await? {
-            let mut tx = admin.begin().await?;
+            let mut tx = connection.begin().await?;
             sqlx::query("set local lock_timeout = '10s'").execute(&mut *tx).await?;
             schema::lock(&mut tx).await?;
             known = stored(&mut tx, newcomer).await?;

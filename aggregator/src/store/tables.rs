@@ -68,7 +68,9 @@ fn table_statements(table: &str, definition: &Definition, existing: &[String]) -
             "create table {table} (time timestamptz not null, node_id int not null, pod_id int not null) partition by range (time)"
         ));
         statements.push(format!("create index on {table} (pod_id, time)"));
-        statements.push(format!("create index on {table} using brin (time)"));
+        statements.push(format!(
+            "create index on {table} using brin (time) with (autosummarize = on)"
+        ));
     }
     let mut add = |name: &String, of_type: &str| {
         if !existing.contains(name) {

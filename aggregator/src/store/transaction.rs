@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use parking_lot::RwLock;
 use sonde_common::time::now_ns;
-use sqlx::postgres::{PgConnection, PgPool};
+use sqlx::postgres::PgConnection;
 use sqlx::{Connection as _, Row as _};
 use uuid::Uuid;
 
@@ -76,7 +76,6 @@ pub(super) struct Session {
     pub(super) pods: Pods,
     buffer: CopyBuffer,
     leaves: HashSet<(String, Day)>,
-    admin: PgPool,
     tables: Tables,
     keep: Keep,
 }
@@ -91,13 +90,12 @@ struct Plan {
 }
 
 impl Session {
-    pub(super) fn new(admin: PgPool, tables: Tables, keep: Keep) -> Self {
+    pub(super) fn new(tables: Tables, keep: Keep) -> Self {
         Self {
             dictionary: Dictionary::new(),
             pods: Pods::default(),
             buffer: CopyBuffer::default(),
             leaves: HashSet::new(),
-            admin,
             tables,
             keep,
         }
@@ -115,7 +113,7 @@ impl Session {
         let now = now_ns();
         let numbers = self.resolve(connection, group).await?;
         let all: Vec<usize> = (0..group.len()).collect();
-        self.make_leaves(&self.plan(group, &all, now)).await?;
+        self.make_leaves(connection, &self.plan(group, &all, now)).await?;
 
         let mut tx = connection.begin().await?;
         let (fate, missing) = fates(&mut tx, group).await?;
@@ -220,7 +218,7 @@ impl Session {
         plan
     }
 
-    async fn make_leaves(&mut self, plan: &Plan) -> sqlx::Result<()> {
+    async fn make_leaves(&mut self, connection: &mut PgConnection, plan: &Plan) -> sqlx::Result<()> {
         let rows = plan.rows.keys().map(|(probe, day)| (table_name(probe), *day));
         let events = plan.events.keys().map(|day| ("events".to_owned(), *day));
         let gaps = plan.gaps.keys().map(|day| ("gaps".to_owned(), *day));
@@ -229,7 +227,7 @@ impl Session {
             .chain(gaps)
             .filter(|leaf| !self.leaves.contains(leaf))
             .collect();
-        partitions::ensure(&self.admin, &wanted).await?;
+        partitions::ensure(connection, &wanted).await?;
         self.leaves.extend(wanted);
         Ok(())
     }
@@ -352,7 +350,10 @@ fn statement(leaf: &str, columns: &str) -> String {
 /// Which strings become numbers: labels of rows and words of events. Frames and attributes are stored as text.
 fn used_words(batch: &Batch) -> Vec<bool> {
     let mut used = vec![false; batch.body.strings.len()];
-    used[0] = true;
+    // Labels that a table has and this collector does not are the empty string.
+    if let Some(empty) = used.first_mut() {
+        *empty = true;
+    }
     for rows in &batch.body.rows {
         rows.labels.iter().for_each(|word| used[*word as usize] = true);
     }

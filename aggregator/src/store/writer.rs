@@ -1,8 +1,10 @@
 //! The one task that writes: takes what all streams have queued, stores it in one transaction, then lets them ack.
 
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::FutureExt as _;
 use sonde_common::shutdown::Shutdown;
 use sonde_common::time::now_ns;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
@@ -43,7 +45,7 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    /// Until every sender of the queue is gone.
+    /// Until the shutdown fires and the queue is empty.
     pub(super) async fn run(mut self) {
         let mut last_start = Instant::now() - PACE;
         while let Some(group) = self.next_group(last_start).await {
@@ -56,7 +58,14 @@ impl Writer {
     }
 
     async fn next_group(&mut self, last_start: Instant) -> Option<Vec<Batch>> {
-        let first = self.queue.recv().await?;
+        let first = tokio::select! {
+            first = self.queue.recv() => first?,
+            () = self.shutdown.recv() => {
+                // What is queued is still taken; nothing more gets in.
+                self.queue.close();
+                self.queue.recv().await?
+            }
+        };
         let mut size = first.size;
         let mut group = vec![first];
         let pace = tokio::time::sleep_until(last_start + PACE);
@@ -107,13 +116,19 @@ impl Writer {
         let mut pause = FIRST_PAUSE;
         loop {
             let started = Instant::now();
-            let error = match self.attempt(&open).await {
-                Ok(stored) => {
+            let error = match AssertUnwindSafe(self.attempt(&open)).catch_unwind().await {
+                Ok(Ok(stored)) => {
                     self.metrics.commit_seconds.observe(started.elapsed());
                     self.up();
                     return Ok(stored);
                 }
-                Err(error) => error,
+                Ok(Err(error)) => error,
+                // A batch that all checks let through and that we cannot handle: a mistake of ours, which must not
+                // take everybody's writer with it.
+                Err(_) => {
+                    self.lose_connection();
+                    return Err(Some("the aggregator failed on it".into()));
+                }
             };
             match classify(&error) {
                 Trouble::Data => return Err(Some(describe(&error))),
@@ -128,11 +143,8 @@ impl Writer {
                     if !matches!(&error, sqlx::Error::Database(e) if keeps_session(e.code().as_deref())) {
                         self.lose_connection();
                     }
-                    tokio::select! {
-                        () = tokio::time::sleep(pause) => {}
-                        // Nobody waits for these acks any more; the collectors have them in their spools.
-                        () = self.shutdown.recv() => return Err(None),
-                    }
+                    // At the end of the process somebody loses patience and aborts this.
+                    tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(LONGEST_PAUSE);
                 }
             }

@@ -65,7 +65,7 @@ impl Aggregator {
     pub(crate) async fn stop(self) {
         self.trigger.fire();
         self.server.await.unwrap();
-        self.tasks.finish(self.store, PATIENCE).await;
+        self.tasks.finish(PATIENCE).await;
     }
 
     pub(crate) async fn count(&self, from: &'static str) -> i64 {
@@ -78,7 +78,7 @@ impl Aggregator {
 
 /// A stream of one collector.
 pub(crate) struct Collector {
-    up: mpsc::Sender<v1::Up>,
+    up: Option<mpsc::Sender<v1::Up>>,
     pub(crate) down: Streaming<v1::Down>,
     /// From the hello.
     pub(crate) durable: u64,
@@ -108,7 +108,7 @@ impl Collector {
             panic!("expected a hello ack, got {first:?}");
         };
         Ok(Self {
-            up,
+            up: Some(up),
             down,
             durable: ack.durable_sequence,
         })
@@ -123,13 +123,16 @@ impl Collector {
             sequence,
             body: body.into(),
         };
+        let message = v1::Up {
+            message: Some(v1::up::Message::Batch(batch)),
+        };
         // An error means that the stream is over; the test will hear why from `down`.
-        let _ = self
-            .up
-            .send(v1::Up {
-                message: Some(v1::up::Message::Batch(batch)),
-            })
-            .await;
+        let _ = self.up.as_ref().expect("not closed").send(message).await;
+    }
+
+    /// Nothing more will be sent.
+    pub(crate) fn close(&mut self) {
+        self.up = None;
     }
 
     /// The next ack, or how the stream ended.

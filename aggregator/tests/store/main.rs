@@ -3,4 +3,6 @@
 mod copying;
 mod fixture;
 mod once;
+mod outage;
 mod refusals;
+mod schema;
