@@ -2,6 +2,7 @@
 //!
 //! The server dies with the program however that ends, and a watchdog then removes its directory.
 
+use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -77,6 +78,8 @@ fn watch(data_dir: &PathBuf) {
         .arg(data_dir)
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
+        // Whoever ends a whole group of processes must not end this one with it.
+        .process_group(0)
         .spawn();
     // Never waited for and never dropped: the pipe closes with the process.
     std::mem::forget(child.expect("there is a shell"));

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::EmbeddedError;
-use super::layout::Layout;
+use super::layout::Paths;
 
 /// Oldest major version that the schema and the settings work with.
 const OLDEST: u32 = 13;
@@ -25,7 +25,7 @@ impl Binaries {
 }
 
 /// The server for this data directory.
-pub(super) fn choose(layout: &Layout) -> Result<Binaries, EmbeddedError> {
+pub(super) fn choose(layout: &Paths) -> Result<Binaries, EmbeddedError> {
     let places = places();
     let mut found: Vec<Binaries> = places.iter().filter_map(|place| probe(place)).collect();
     found.sort_by_key(|b| std::cmp::Reverse(b.major));
@@ -39,7 +39,7 @@ pub(super) fn choose(layout: &Layout) -> Result<Binaries, EmbeddedError> {
     select(found, layout.made_by()?, layout)
 }
 
-fn select(found: Vec<Binaries>, made_by: Option<String>, layout: &Layout) -> Result<Binaries, EmbeddedError> {
+fn select(found: Vec<Binaries>, made_by: Option<String>, layout: &Paths) -> Result<Binaries, EmbeddedError> {
     let installed = found.iter().map(|b| b.version.clone()).collect::<Vec<_>>().join(", ");
     let fits = |b: &Binaries| made_by.as_ref().is_none_or(|made_by| *made_by == b.major.to_string());
     found.into_iter().find(fits).ok_or_else(|| EmbeddedError::OtherVersion {
@@ -113,7 +113,7 @@ mod tests {
             major,
             version: format!("{major}.1"),
         };
-        let layout = Layout::for_tests(Path::new("/data"));
+        let layout = Paths::below(Path::new("/data"));
         let choose = |made_by: Option<&str>| select(vec![server(17), server(15)], made_by.map(Into::into), &layout);
         assert_eq!(choose(None).unwrap().major, 17);
         assert_eq!(choose(Some("15")).unwrap().major, 15);

@@ -4,12 +4,12 @@ use std::fs::{self, File};
 use std::process::{Command, Stdio};
 
 use super::binaries::Binaries;
-use super::layout::Layout;
+use super::layout::Paths;
 use super::supervisor::as_user;
 use super::user::RunAs;
 use super::{EmbeddedError, NAME};
 
-pub(super) fn run(binaries: &Binaries, layout: &Layout, run_as: Option<&RunAs>) -> Result<(), EmbeddedError> {
+pub(super) fn run(binaries: &Binaries, layout: &Paths, run_as: Option<&RunAs>) -> Result<(), EmbeddedError> {
     let fresh = layout.base.join("data.new");
     match fs::remove_dir_all(&fresh) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(EmbeddedError::io("remove", &fresh)(e)),

@@ -17,15 +17,21 @@ pub(super) const PORT: u16 = 5432;
 /// `sun_path` holds 108 bytes with its final NUL; PostgreSQL adds this name to the directory.
 const LONGEST_SOCKET_DIR: usize = 107 - "/.s.PGSQL.5432".len();
 
-/// Paths, and the lock that makes them ours as long as this lives.
-#[derive(Debug)]
-pub(super) struct Layout {
+/// Where things are.
+#[derive(Clone, Debug)]
+pub(super) struct Paths {
     /// Everything below it belongs to us.
     pub(super) base: PathBuf,
     /// PostgreSQL's data directory.
     pub(super) data: PathBuf,
     pub(super) socket_dir: PathBuf,
-    _lock: Option<Flock<File>>,
+}
+
+/// Paths, and the lock that makes them ours as long as this lives.
+#[derive(Debug)]
+pub(super) struct Layout {
+    pub(super) paths: Paths,
+    _lock: Flock<File>,
 }
 
 impl Layout {
@@ -46,20 +52,18 @@ impl Layout {
         make_private(&socket_dir, run_as)?;
         check_private(&socket_dir, run_as)?;
         Ok(Self {
-            data: base.join("data"),
-            socket_dir,
-            base,
-            _lock: Some(lock),
+            paths: Paths::below(&base),
+            _lock: lock,
         })
     }
+}
 
-    #[cfg(test)]
-    pub(super) fn for_tests(base: &Path) -> Self {
+impl Paths {
+    pub(super) fn below(base: &Path) -> Self {
         Self {
             base: base.to_owned(),
             data: base.join("data"),
             socket_dir: socket_dir(base),
-            _lock: None,
         }
     }
 
@@ -213,9 +217,9 @@ mod tests {
 
     #[test]
     fn a_deep_directory_gets_a_short_socket_path() {
-        let near = Layout::for_tests(Path::new("/var/lib/sonde/aggregator/postgres"));
+        let near = Paths::below(Path::new("/var/lib/sonde/aggregator/postgres"));
         assert_eq!(near.socket_dir, Path::new("/var/lib/sonde/aggregator/postgres/run"));
-        let deep = Layout::for_tests(Path::new(&format!("/{}/postgres", "deep/".repeat(30))));
+        let deep = Paths::below(Path::new(&format!("/{}/postgres", "deep/".repeat(30))));
         assert!(deep.socket_dir.as_os_str().len() <= LONGEST_SOCKET_DIR, "{deep:?}");
         assert!(deep.socket_dir.starts_with("/tmp"), "{deep:?}");
     }
@@ -238,7 +242,7 @@ mod tests {
         fs::write(dir.path().join("postgres/data/photos"), "").unwrap();
         let layout = Layout::open(dir.path(), None).unwrap();
         assert!(matches!(
-            layout.has_data(),
+            layout.paths.has_data(),
             Err(EmbeddedError::NotADataDirectory { .. })
         ));
     }

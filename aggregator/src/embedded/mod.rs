@@ -86,20 +86,21 @@ impl Cluster {
     /// Starts the server and waits until it takes connections: a second, or as long as recovery takes. Blocks.
     pub fn start(options: Options) -> Result<Self, EmbeddedError> {
         let layout = Layout::open(&options.data_dir, options.run_as.as_ref())?;
-        let binaries = binaries::choose(&layout)?;
-        predecessor::settle(&layout.data)?;
-        if !layout.has_data()? {
-            initdb::run(&binaries, &layout, options.run_as.as_ref())?;
+        let paths = &layout.paths;
+        let binaries = binaries::choose(paths)?;
+        predecessor::settle(paths)?;
+        if !paths.has_data()? {
+            initdb::run(&binaries, paths, options.run_as.as_ref())?;
         }
-        let supervisor = Supervisor::start(&binaries, &layout, &options)?;
-        tracing::info!(version = %binaries.version, socket = %layout.socket_dir.display(), "private postgresql is ready");
+        let supervisor = Supervisor::start(&binaries, paths, &options)?;
+        tracing::info!(version = %binaries.version, socket = %layout.paths.socket_dir.display(), "private postgresql is ready");
         Ok(Self { layout, supervisor })
     }
 
     /// How to reach a database of it.
     pub fn connect_options(&self, database: &str) -> PgConnectOptions {
         PgConnectOptions::new_without_pgpass()
-            .socket(&self.layout.socket_dir)
+            .socket(&self.layout.paths.socket_dir)
             .port(layout::PORT)
             .username(NAME)
             .database(database)
@@ -126,7 +127,7 @@ impl Cluster {
 
     /// Directory of the Unix socket: `psql -h DIR -U sonde sonde`.
     pub fn socket_dir(&self) -> &Path {
-        &self.layout.socket_dir
+        &self.layout.paths.socket_dir
     }
 
     /// Process id of the postmaster; `None` while it is being started again.

@@ -8,15 +8,17 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::EmbeddedError;
+use super::layout::{PORT, Paths};
 
 /// How long a fast shutdown (it writes a checkpoint) may take before an immediate one.
 const FAST: Duration = Duration::from_secs(60);
 const IMMEDIATE: Duration = Duration::from_secs(10);
 
-/// Afterwards nothing runs in the data directory and no pid file is there.
-pub(super) fn settle(data: &Path) -> Result<(), EmbeddedError> {
-    let file = data.join("postmaster.pid");
-    let postmaster = std::fs::read_to_string(&file)
+/// Afterwards nothing runs in the data directory, and no file says that something does. PostgreSQL would believe such a
+/// file if its number belongs to anything at all: another process of a restarted container, or a dead one not yet reaped.
+pub(super) fn settle(layout: &Paths) -> Result<(), EmbeddedError> {
+    let data = &layout.data;
+    let postmaster = std::fs::read_to_string(data.join("postmaster.pid"))
         .ok()
         .and_then(|text| text.lines().next()?.trim().parse::<i32>().ok());
     let mut running = processes_in(data);
@@ -38,10 +40,15 @@ pub(super) fn settle(data: &Path) -> Result<(), EmbeddedError> {
     if let Some(pid) = running.first() {
         return Err(EmbeddedError::WillNotEnd { pid: *pid });
     }
-    match std::fs::remove_file(&file) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(EmbeddedError::io("remove", &file)(e)),
-        _ => Ok(()),
+    let socket = format!(".s.PGSQL.{PORT}");
+    let lock = layout.socket_dir.join(format!("{socket}.lock"));
+    for file in [data.join("postmaster.pid"), lock, layout.socket_dir.join(socket)] {
+        match std::fs::remove_file(&file) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(EmbeddedError::io("remove", &file)(e)),
+            _ => {}
+        }
     }
+    Ok(())
 }
 
 /// Processes of any server in this directory: every one of them works there and is named `postgres`.

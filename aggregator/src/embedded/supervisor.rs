@@ -14,7 +14,7 @@ use nix::unistd::Pid;
 use parking_lot::{Condvar, Mutex};
 
 use super::binaries::Binaries;
-use super::layout::{self, Layout};
+use super::layout::{self, Paths};
 use super::user::RunAs;
 use super::{EmbeddedError, Options, initdb, predecessor};
 
@@ -62,14 +62,14 @@ struct State {
 /// All that is needed to start the server again.
 struct Recipe {
     program: PathBuf,
-    data: PathBuf,
+    paths: Paths,
     arguments: Vec<String>,
     run_as: Option<RunAs>,
 }
 
 impl Supervisor {
     /// Returns once the server takes connections.
-    pub(super) fn start(binaries: &Binaries, layout: &Layout, options: &Options) -> Result<Self, EmbeddedError> {
+    pub(super) fn start(binaries: &Binaries, layout: &Paths, options: &Options) -> Result<Self, EmbeddedError> {
         let mut arguments = vec!["-D".to_owned(), layout.data.display().to_string()];
         let ours = SETTINGS.iter().map(|(key, value)| (*key, (*value).to_owned()));
         let socket = [
@@ -81,7 +81,7 @@ impl Supervisor {
         }
         let recipe = Recipe {
             program: binaries.program("postgres"),
-            data: layout.data.clone(),
+            paths: layout.clone(),
             arguments,
             run_as: options.run_as.clone(),
         };
@@ -167,7 +167,7 @@ fn supervise(recipe: &Recipe, shared: &Shared, report: mpsc::Sender<Result<(), E
             shared.changed.wait_for(&mut state, RESTART_PAUSE);
         }
         drop(state);
-        if let Err(e) = predecessor::settle(&recipe.data) {
+        if let Err(e) = predecessor::settle(&recipe.paths) {
             tracing::error!(error = %e, "processes of the postgresql that ended are still there");
         }
     }
@@ -194,7 +194,7 @@ fn run_once(
         let tail = Arc::clone(&tail);
         move || forward_log(stderr, &tail)
     });
-    let ready = wait_until_ready(&recipe.data, child.id());
+    let ready = wait_until_ready(&recipe.paths.data, child.id());
     if ready && let Some(report) = report.take() {
         let _ = report.send(Ok(()));
     }
@@ -220,7 +220,7 @@ fn spawn(recipe: &Recipe) -> Result<Child, EmbeddedError> {
     let mut command = Command::new(&recipe.program);
     command
         .args(&recipe.arguments)
-        .current_dir(&recipe.data)
+        .current_dir(&recipe.paths.data)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())

@@ -174,6 +174,7 @@ impl Store {
             newest_event: store.inner.newest_event.clone(),
             status: store.inner.status.clone(),
         };
+        set_status(&store.inner.status, &parts.metrics, None);
         keeper.look().await.map_err(failed)?;
         keeper.tidy(sonde_common::time::now_ns()).await.map_err(failed)?;
         let (stop, stopped) = shutdown::channel();

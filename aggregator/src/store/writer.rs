@@ -25,7 +25,7 @@ const ENOUGH: usize = 8 << 20;
 const MOST_BATCHES: usize = 4096;
 /// Waiting times between attempts while the database is away.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
-const LONGEST_PAUSE: Duration = Duration::from_secs(3);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// How often pods that other aggregators stored are read, and how far back beyond the last reading: their transactions
 /// may have been open when we looked.
 const REFRESH: Duration = Duration::from_secs(5);

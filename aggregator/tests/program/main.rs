@@ -1,0 +1,6 @@
+//! The program as people start it: its private PostgreSQL, its refusals, and how it dies.
+
+mod fixture;
+mod kills;
+mod refusals;
+mod starts;

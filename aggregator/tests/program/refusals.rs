@@ -1,0 +1,160 @@
+//! What cannot run says why in one line: code 2 for the configuration, 1 for everything else.
+
+use std::fs::{self, Permissions};
+use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt as _;
+
+use crate::fixture::{Program, command, directory, refusal};
+
+#[test]
+fn a_bad_configuration_is_code_2() {
+    let dir = directory();
+    let file = dir.path().join("sonde.yaml");
+    fs::write(&file, "storage: {keep_rowss: 3d}\n").unwrap();
+    let file = file.display().to_string();
+    let (code, said) = refusal(&mut command(dir.path(), &["check-config", "--config", &file]));
+    assert_eq!(code, Some(2));
+    assert!(said.contains("keep_rowss") && said.contains("keep_rows"), "{said}");
+
+    let (code, said) = refusal(&mut command(
+        dir.path(),
+        &["serve", "--database-url", "mysql://root@localhost/x"],
+    ));
+    assert_eq!(code, Some(2));
+    assert!(
+        said.contains("storage.database_url") && said.contains("expected `postgres://"),
+        "{said}"
+    );
+    assert!(!dir.path().join("postgres").exists());
+}
+
+#[test]
+fn a_good_configuration_is_code_0() {
+    let dir = directory();
+    assert!(
+        command(dir.path(), &["check-config"])
+            .output()
+            .unwrap()
+            .status
+            .success()
+    );
+}
+
+#[test]
+fn a_port_in_use_is_named_with_its_key() {
+    let dir = directory();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    for (variable, key) in [
+        ("SONDE_AGGREGATOR_HTTP", "aggregator.http"),
+        ("SONDE_AGGREGATOR_GRPC", "aggregator.grpc"),
+    ] {
+        let (code, said) = refusal(command(dir.path(), &["serve"]).env(variable, &address));
+        assert_eq!(code, Some(1));
+        assert!(
+            said.starts_with(&format!("sonde-aggregator: {key}: cannot listen on {address}: ")),
+            "{said}"
+        );
+    }
+    assert!(
+        !dir.path().join("postgres").exists(),
+        "nothing is made before the doors are open"
+    );
+}
+
+#[test]
+fn a_database_that_refuses_is_named() {
+    let dir = directory();
+    // A port that was free a moment ago.
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let url = format!("postgres://sonde:secret@127.0.0.1:{port}/sonde");
+    for what in ["serve", "migrate"] {
+        let (code, said) = refusal(&mut command(dir.path(), &[what, "--database-url", &url]));
+        assert_eq!(code, Some(1));
+        assert!(
+            said.starts_with(&format!("sonde-aggregator: database 127.0.0.1:{port}/sonde: ")),
+            "{said}"
+        );
+        assert!(said.contains("refused") && !said.contains("secret"), "{said}");
+    }
+}
+
+#[test]
+fn a_database_that_is_not_there_is_named() {
+    let dir = directory();
+    let program = Program::start(dir.path());
+    let socket = dir
+        .path()
+        .join("postgres/run")
+        .display()
+        .to_string()
+        .replace('/', "%2F");
+    let url = format!("postgres://sonde@{socket}/elsewhere");
+    let (code, said) = refusal(command(dir.path(), &["serve", "--database-url", &url]).env("SONDE_STORAGE_RUN_AS", ""));
+    assert_eq!(code, Some(1));
+    assert!(
+        said.contains("/elsewhere: database \"elsewhere\" does not exist (SQLSTATE 3D000)"),
+        "{said}"
+    );
+    program.stop();
+}
+
+#[test]
+fn a_data_directory_of_another_version_is_left_alone() {
+    let dir = directory();
+    let data = dir.path().join("postgres/data");
+    fs::create_dir_all(&data).unwrap();
+    fs::set_permissions(data.parent().unwrap(), Permissions::from_mode(0o700)).unwrap();
+    fs::write(data.join("PG_VERSION"), "9\n").unwrap();
+    let (code, said) = refusal(&mut command(dir.path(), &["serve"]));
+    assert_eq!(code, Some(1));
+    assert!(said.contains("was made by PostgreSQL 9, but only "), "{said}");
+    assert_eq!(fs::read_dir(&data).unwrap().count(), 1);
+}
+
+#[test]
+fn two_aggregators_do_not_share_a_data_directory() {
+    let dir = directory();
+    let first = Program::start(dir.path());
+    let (code, said) = refusal(&mut command(dir.path(), &["serve"]));
+    assert_eq!(code, Some(1));
+    assert!(
+        said.contains(&format!("in use by another aggregator (process {})", first.pid())),
+        "{said}"
+    );
+    assert_eq!(first.get("/-/ready").0, 200);
+    first.stop();
+}
+
+#[test]
+fn a_directory_that_its_user_may_not_pass_is_named() {
+    if !nix::unistd::geteuid().is_root() {
+        println!("SKIPPED: only root becomes another user");
+        return;
+    }
+    let dir = directory();
+    let closed = dir.path().join("closed");
+    fs::create_dir(&closed).unwrap();
+    fs::set_permissions(&closed, Permissions::from_mode(0o700)).unwrap();
+    let (code, said) = refusal(&mut command(&closed.join("deep/data"), &["serve"]));
+    assert_eq!(code, Some(1));
+    assert!(
+        said.contains(&format!(
+            "may not pass through directory {} to reach ",
+            closed.display()
+        )),
+        "{said}"
+    );
+}
+
+#[test]
+fn a_user_that_does_not_exist_is_named() {
+    if !nix::unistd::geteuid().is_root() {
+        println!("SKIPPED: only root becomes another user");
+        return;
+    }
+    let dir = directory();
+    let (code, said) = refusal(command(dir.path(), &["serve"]).env("SONDE_STORAGE_RUN_AS", "nosuchuser"));
+    assert_eq!(code, Some(1));
+    assert_eq!(said, "sonde-aggregator: storage.run_as: there is no user `nosuchuser`");
+}
