@@ -56,7 +56,7 @@ pub(super) fn reason(stderr: &str) -> String {
     let telling = |l: &&str| l.contains("FATAL:") || l.contains("PANIC:") || l.contains("error:");
     let line = lines()
         .find(telling)
-        .or_else(|| lines().last())
+        .or_else(|| lines().next_back())
         .unwrap_or("it said nothing");
     line.to_owned()
 }

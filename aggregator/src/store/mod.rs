@@ -45,6 +45,9 @@ const QUEUE: usize = 4096;
 /// connections of the same pool.
 const REGISTERING: usize = 4;
 
+/// How long queries of readers may still take at the end.
+const LAST_QUERIES: std::time::Duration = std::time::Duration::from_secs(2);
+
 /// Why there is no store. One line each.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
@@ -95,6 +98,8 @@ pub struct StoreStatus {
 pub struct Tasks {
     writer: JoinHandle<()>,
     keeper: JoinHandle<()>,
+    admin: PgPool,
+    readers: PgPool,
     stop: shutdown::Trigger,
 }
 
@@ -193,6 +198,8 @@ impl Store {
         let tasks = Tasks {
             writer: tokio::spawn(writer.run()),
             keeper: tokio::spawn(keeper.run(stopped)),
+            admin: store.inner.admin.clone(),
+            readers: store.inner.readers.clone(),
             stop,
         };
         Ok((store, tasks))
@@ -238,6 +245,9 @@ impl Tasks {
             writer.abort();
         }
         let _ = self.keeper.await;
+        // Otherwise a private server would have to end these sessions, and complain.
+        let close = async { tokio::join!(self.admin.close(), self.readers.close()) };
+        let _ = tokio::time::timeout(LAST_QUERIES, close).await;
     }
 }
 

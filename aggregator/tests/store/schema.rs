@@ -237,13 +237,7 @@ async fn two_aggregators_share_a_database() {
     let mut last = 0;
     for round in 0..5_u64 {
         for aggregator in [&a, &b] {
-            let mut collector = loop {
-                // The place on the aggregator before is not asked for: it is another one.
-                match Collector::connect(aggregator, hello("n1", 1)).await {
-                    Ok(collector) => break collector,
-                    Err(status) => panic!("{status}"),
-                }
-            };
+            let mut collector = Collector::connect(aggregator, hello("n1", 1)).await.unwrap();
             assert_eq!(collector.durable, last, "round {round}");
             last += 1;
             collector.send(last, &batch(1, 1)).await;
