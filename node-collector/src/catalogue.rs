@@ -7,6 +7,9 @@ pub use sonde_proto::v1::Kind;
 pub struct ProbeSpec {
     pub name: &'static str,
     pub help: &'static str,
+    /// File and group, netlink message or hook, with the kernel function that fills it and the first version that has
+    /// it. For people: it stays on this side.
+    pub source: &'static str,
     pub labels: &'static [LabelSpec],
     pub columns: &'static [ColumnSpec],
     pub event_types: &'static [EventTypeSpec],
@@ -56,6 +59,17 @@ impl ColumnSpec {
             unit,
             scale: 1.0,
             bounds: &[],
+        }
+    }
+    /// `bounds` are in `unit`; the sum is a stored value and so times `scale` in `unit`.
+    pub const fn histogram(name: &'static str, unit: &'static str, help: &'static str, bounds: &'static [f64]) -> Self {
+        Self {
+            name,
+            help,
+            kind: Kind::Histogram,
+            unit,
+            scale: 1.0,
+            bounds,
         }
     }
     /// A counter that is kept in milliseconds; `unit` is `seconds`.

@@ -2,6 +2,8 @@
 # Starts the whole system as a user would (`sonde up`), lets real-drop.sh make a real fault and watch the page, ends it.
 . "$(dirname "$0")/../../scripts/lib.sh"
 DIR=$(mktemp -d /tmp/sonde-browser.XXXXXX)
+# The private PostgreSQL runs as another user, who must be able to pass.
+chmod 755 "$DIR"
 UP=
 finish() {
   local code=$?

@@ -30,8 +30,11 @@ pub(crate) async fn serve(request: Request) -> Response {
         return answer(&request, path, file);
     }
     // A file that is missing is missing; a place inside the application is the application's to find. Names of nodes
-    // and pods have dots too, so only a dot right below the root is a file's.
-    let is_file = path.starts_with(HASHED) || (!path.contains('/') && path.contains('.'));
+    // and pods have dots too, so only a dot right below the root is a file's. None of them begins with a dot: whoever
+    // asks for `..` looks for a file.
+    let is_file = path.starts_with(HASHED)
+        || (!path.contains('/') && path.contains('.'))
+        || path.split('/').any(|part| part.starts_with('.'));
     match Dist::get(INDEX) {
         Some(index) if !is_file => answer(&request, INDEX, index),
         _ => Problem::new(StatusCode::NOT_FOUND, format!("there is no page `/{path}`")).into_response(),

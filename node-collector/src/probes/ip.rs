@@ -24,6 +24,7 @@ pub(super) const PROBE: Registration = Registration {
 static SPEC: ProbeSpec = ProbeSpec {
     name: "ip",
     help: "IP packets by address family, from /proc/net/snmp, netstat (IpExt) and snmp6",
+    source: "/proc/net/snmp, group Ip, /proc/net/netstat, group IpExt, and /proc/net/snmp6, Ip6* (Linux net/ipv4/proc.c and net/ipv6/proc.c; RFC 4293)",
     labels: &[LabelSpec {
         name: "family",
         help: "ipv4 or ipv6",

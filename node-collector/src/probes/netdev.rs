@@ -23,6 +23,7 @@ pub(super) const PROBE: Registration = Registration {
 static SPEC: ProbeSpec = ProbeSpec {
     name: "netdev",
     help: "Packets and bytes of each network device, from /proc/net/dev",
+    source: "/proc/net/dev (Linux net/core/net-procfs.c, dev_seq_show)",
     labels: &[LabelSpec {
         name: "device",
         help: "Name of the device in its network namespace",

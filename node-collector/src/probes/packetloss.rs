@@ -17,6 +17,7 @@ pub const PACKETLOSS: &str = "PACKETLOSS";
 pub const SPEC: ProbeSpec = ProbeSpec {
     name: "packetloss",
     help: "Packets the kernel dropped, by reason",
+    source: "eBPF on tracepoint skb:kfree_skb (Linux net/core/skbuff.c, sk_skb_reason_drop; its reason since 5.17)",
     labels: &[
         LabelSpec {
             name: "reason",

@@ -24,6 +24,7 @@ pub(super) const PROBE: Registration = Registration {
 static SPEC: ProbeSpec = ProbeSpec {
     name: "sock",
     help: "Sockets and what they hold, from /proc/net/sockstat and sockstat6",
+    source: "/proc/net/sockstat and sockstat6 (Linux net/ipv4/proc.c, sockstat_seq_show; net/ipv6/proc.c, sockstat6_seq_show)",
     labels: &[],
     columns: COLUMNS,
     event_types: &[],

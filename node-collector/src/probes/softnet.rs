@@ -22,6 +22,7 @@ pub(super) const PROBE: Registration = Registration {
 static SPEC: ProbeSpec = ProbeSpec {
     name: "softnet",
     help: "Packet processing of all CPUs of the node, from /proc/net/softnet_stat",
+    source: "/proc/net/softnet_stat (Linux net/core/net-procfs.c, softnet_seq_show)",
     labels: &[],
     columns: &[
         ColumnSpec::counter("processed", "packets", "Packets taken from receive queues"),

@@ -20,6 +20,7 @@ pub(super) const PROBE: Registration = Registration {
 static SPEC: ProbeSpec = ProbeSpec {
     name: "tcp",
     help: "TCP connections and segments, IPv4 and IPv6 together, from group Tcp of /proc/net/snmp",
+    source: "/proc/net/snmp, group Tcp (Linux net/ipv4/proc.c, snmp_seq_show; RFC 4022)",
     labels: &[],
     columns: COLUMNS,
     event_types: &[],

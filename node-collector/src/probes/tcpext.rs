@@ -21,6 +21,7 @@ pub(super) const PROBE: Registration = Registration {
 static SPEC: ProbeSpec = ProbeSpec {
     name: "tcpext",
     help: "Losses, time-outs, resets and other unusual turns of TCP, from group TcpExt of /proc/net/netstat",
+    source: "/proc/net/netstat, group TcpExt (Linux net/ipv4/proc.c, netstat_seq_show)",
     labels: &[],
     columns: COLUMNS,
     event_types: &[],

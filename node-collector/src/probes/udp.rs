@@ -21,6 +21,7 @@ pub(super) const PROBE: Registration = Registration {
 static SPEC: ProbeSpec = ProbeSpec {
     name: "udp",
     help: "UDP datagrams by address family, from /proc/net/snmp and snmp6",
+    source: "/proc/net/snmp, group Udp, and /proc/net/snmp6, Udp6* (Linux net/ipv4/proc.c, snmp_seq_show; net/ipv6/proc.c, snmp6_seq_show)",
     labels: &[LabelSpec {
         name: "family",
         help: "ipv4 or ipv6",

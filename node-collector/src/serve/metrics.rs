@@ -185,6 +185,7 @@ mod tests {
     static SPEC: ProbeSpec = ProbeSpec {
         name: "t",
         help: "",
+        source: "",
         labels: &[LabelSpec {
             name: "device",
             help: "",
@@ -199,15 +200,9 @@ mod tests {
     static LATENCY: ProbeSpec = ProbeSpec {
         name: "l",
         help: "",
+        source: "",
         labels: &[],
-        columns: &[ColumnSpec {
-            name: "wait_seconds",
-            help: "Waits",
-            kind: Kind::Histogram,
-            unit: "seconds",
-            scale: 1e-9,
-            bounds: &[0.001, 0.1],
-        }],
+        columns: &[ColumnSpec::histogram("wait_seconds", "seconds", "Waits", &[0.001, 0.1]).scaled(1e-9)],
         event_types: &[],
     };
 
