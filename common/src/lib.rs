@@ -2,6 +2,7 @@
 
 pub mod config;
 pub mod log;
+pub mod negotiate;
 pub mod paths;
 pub mod prom;
 pub mod shutdown;

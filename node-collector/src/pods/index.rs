@@ -119,6 +119,11 @@ impl PodIndex {
         self.generation.subscribe()
     }
 
+    /// How often something changed so far.
+    pub fn generation(&self) -> u64 {
+        *self.generation.borrow()
+    }
+
     fn changed(&self) {
         self.generation.send_modify(|generation| *generation += 1);
     }

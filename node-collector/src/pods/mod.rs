@@ -24,6 +24,7 @@ pub struct Pod {
     /// Those it was found with; what it has now is in the index.
     pub ips: Vec<IpAddr>,
     pub labels: BTreeMap<String, String>,
+    pub annotations: BTreeMap<String, String>,
     pub netns: crate::event::NetnsKey,
     pub host_network: bool,
     /// Unix time.
