@@ -7,6 +7,8 @@ mod derive;
 mod entry;
 mod rdma;
 mod table;
+#[cfg(test)]
+mod tests;
 
 pub(super) use derive::{derive, nobody_labels};
 pub use entry::{Entry, Labels, Rows};
@@ -20,9 +22,8 @@ pub fn entries() -> impl Iterator<Item = Entry> {
 pub(super) const LABELS: [&str; 4] = ["device", "type", "port", "softirq_type"];
 
 /// KubeSkoop's and older names of probes, and ours.
-const PROBES: [(&str, &str); 5] = [
+const PROBES: [(&str, &str); 4] = [
     ("softirq", "net_softirq"),
-    ("netsoftirq", "net_softirq"),
     ("netiftxlatency", "netiftxlat"),
     ("netif_txlat", "netiftxlat"),
     ("tcp_reset", "tcpreset"),

@@ -5,7 +5,6 @@ use super::entry::{Entry, Labels, Rows};
 const NOT_LOOPBACK: Rows = Rows::Except("device", &["lo"]);
 /// KubeSkoop reads no IPv6 for these.
 const IPV4: Rows = Rows::Of("family", &["ipv4"]);
-const NOT_LISTENING: Rows = Rows::Except("state", &["listen"]);
 /// It leaves out drops by four functions that only free what is not wanted any more.
 const LOSS: Rows = Rows::Except("class", &["benign"]);
 /// Those that it tells by the function `nf_hook_slow`.
@@ -111,32 +110,32 @@ pub(super) const ENTRIES: &[Entry] = &[
     Entry::gauge("kubeskoop_softnet_dropped", "softnet", &["dropped"], "Packets dropped because a CPU's backlog was full").of_node(),
     Entry::gauge("kubeskoop_conntrack_found", "conntrack", &["found"], "Entries found").of_node(),
     Entry::gauge("kubeskoop_conntrack_invalid", "conntrack", &["invalid"], "Packets that cannot be tracked").of_node(),
-    Entry::gauge("kubeskoop_conntrack_ignore", "conntrack", &["ignore"], "Packets that were tracked already").of_node(),
-    Entry::gauge("kubeskoop_conntrack_insert", "conntrack", &["insert"], "Entries inserted").of_node(),
-    Entry::gauge("kubeskoop_conntrack_insertfailed", "conntrack", &["insert_failed"], "Entries that could not be inserted").of_node(),
-    Entry::gauge("kubeskoop_conntrack_drop", "conntrack", &["drop"], "Packets dropped because an entry could not be made").of_node(),
-    Entry::gauge("kubeskoop_conntrack_earlydrop", "conntrack", &["early_drop"], "Entries dropped to make room").of_node(),
-    Entry::gauge("kubeskoop_conntrack_error", "conntrack", &["error"], "ICMP errors that belong to no entry").of_node(),
-    Entry::gauge("kubeskoop_conntrack_searchrestart", "conntrack", &["search_restart"], "Searches begun again because the table was resized").of_node(),
+    Entry::gauge("kubeskoop_conntrack_ignore", "conntrack", &[], "Packets that were tracked already; the kernel has no such counter since 5.10").of_node(),
+    Entry::gauge("kubeskoop_conntrack_insert", "conntrack", &["inserts"], "Entries inserted").of_node(),
+    Entry::gauge("kubeskoop_conntrack_insertfailed", "conntrack", &["insert_failures"], "Entries that could not be inserted").of_node(),
+    Entry::gauge("kubeskoop_conntrack_drop", "conntrack", &["drops"], "Packets dropped because an entry could not be made").of_node(),
+    Entry::gauge("kubeskoop_conntrack_earlydrop", "conntrack", &["early_drops"], "Entries dropped to make room").of_node(),
+    Entry::gauge("kubeskoop_conntrack_error", "conntrack", &["icmp_errors"], "ICMP errors that belong to no entry").of_node(),
+    Entry::gauge("kubeskoop_conntrack_searchrestart", "conntrack", &["search_restarts"], "Searches begun again because the table was resized").of_node(),
     Entry::gauge("kubeskoop_conntrack_entries", "conntrack", &["entries"], "Entries now").of_node(),
-    Entry::gauge("kubeskoop_conntrack_maxentries", "conntrack", &["entries_limit"], "Entries that there may be").of_node(),
+    Entry::gauge("kubeskoop_conntrack_maxentries", "conntrack", &["limit"], "Entries that there may be").of_node(),
     Entry::gauge("kubeskoop_ipvs_connections", "ipvs", &["connections"], "Connections").of_node(),
-    Entry::gauge("kubeskoop_ipvs_incomingpackets", "ipvs", &["incoming_packets"], "Packets received").of_node(),
-    Entry::gauge("kubeskoop_ipvs_incomingbytes", "ipvs", &["incoming_bytes"], "Bytes received").of_node(),
-    Entry::gauge("kubeskoop_ipvs_outgoingpackets", "ipvs", &["outgoing_packets"], "Packets sent").of_node(),
-    Entry::gauge("kubeskoop_ipvs_outgoingbytes", "ipvs", &["outgoing_bytes"], "Bytes sent").of_node(),
+    Entry::gauge("kubeskoop_ipvs_incomingpackets", "ipvs", &["received_packets"], "Packets received").of_node(),
+    Entry::gauge("kubeskoop_ipvs_incomingbytes", "ipvs", &["received_bytes"], "Bytes received").of_node(),
+    Entry::gauge("kubeskoop_ipvs_outgoingpackets", "ipvs", &["sent_packets"], "Packets sent").of_node(),
+    Entry::gauge("kubeskoop_ipvs_outgoingbytes", "ipvs", &["sent_bytes"], "Bytes sent").of_node(),
     // Netlink
     Entry::gauge("kubeskoop_tcpsummary_tcpestablishedconn", "tcpsummary", &["sockets"], "TCP sockets in ESTABLISHED").rows(Rows::Only("state", &["established"])),
     Entry::gauge("kubeskoop_tcpsummary_tcptimewaitconn", "tcpsummary", &["sockets"], "TCP sockets in TIME_WAIT").rows(Rows::Only("state", &["time_wait"])),
     Entry::gauge("kubeskoop_tcpsummary_tcpclosewaitconn", "tcpsummary", &["sockets"], "TCP sockets in CLOSE_WAIT").rows(Rows::Only("state", &["close_wait"])),
     Entry::gauge("kubeskoop_tcpsummary_tcpsynsentconn", "tcpsummary", &["sockets"], "TCP sockets in SYN_SENT").rows(Rows::Only("state", &["syn_sent"])),
-    Entry::gauge("kubeskoop_tcpsummary_tcpsynrecvconn", "tcpsummary", &["sockets"], "TCP sockets in SYN_RECV").rows(Rows::Only("state", &["syn_recv"])),
-    Entry::gauge("kubeskoop_tcpsummary_tcptxqueue", "tcpsummary", &["send_queue_bytes"], "Bytes not yet acknowledged, of sockets that do not listen").rows(NOT_LISTENING),
-    Entry::gauge("kubeskoop_tcpsummary_tcprxqueue", "tcpsummary", &["receive_queue_bytes"], "Bytes not yet read, of sockets that do not listen").rows(NOT_LISTENING),
-    Entry::gauge("kubeskoop_qdisc_bytes", "qdisc", &["bytes"], "Bytes sent").rows(NOT_LOOPBACK),
-    Entry::gauge("kubeskoop_qdisc_packets", "qdisc", &["packets"], "Packets sent").rows(NOT_LOOPBACK),
+    Entry::gauge("kubeskoop_tcpsummary_tcpsynrecvconn", "tcpsummary", &["sockets"], "TCP sockets in SYN_RECV").rows(Rows::Only("state", &["syn_recv", "new_syn_recv"])),
+    Entry::gauge("kubeskoop_tcpsummary_tcptxqueue", "tcpsockets", &["send_queue_bytes"], "Bytes not yet acknowledged, of sockets that do not listen"),
+    Entry::gauge("kubeskoop_tcpsummary_tcprxqueue", "tcpsockets", &["receive_queue_bytes"], "Bytes not yet read, of sockets that do not listen"),
+    Entry::gauge("kubeskoop_qdisc_bytes", "qdisc", &["sent_bytes"], "Bytes sent").rows(NOT_LOOPBACK),
+    Entry::gauge("kubeskoop_qdisc_packets", "qdisc", &["sent_packets"], "Packets sent").rows(NOT_LOOPBACK),
     Entry::gauge("kubeskoop_qdisc_drops", "qdisc", &["drops"], "Packets dropped").rows(NOT_LOOPBACK),
-    Entry::gauge("kubeskoop_qdisc_qlen", "qdisc", &["qlen"], "Packets that wait").rows(NOT_LOOPBACK),
+    Entry::gauge("kubeskoop_qdisc_qlen", "qdisc", &["queue_packets"], "Packets that wait").rows(NOT_LOOPBACK),
     Entry::gauge("kubeskoop_qdisc_backlog", "qdisc", &["backlog_bytes"], "Bytes that wait").rows(NOT_LOOPBACK),
     Entry::gauge("kubeskoop_qdisc_overlimits", "qdisc", &["overlimits"], "Times that the rate was exceeded").rows(NOT_LOOPBACK),
     // eBPF
