@@ -59,6 +59,11 @@ pub fn specs() -> Vec<&'static ProbeSpec> {
         .collect()
 }
 
+/// Whether only the node has rows of a probe.
+pub fn is_node_only(name: &str) -> bool {
+    PROBES.iter().any(|probe| probe.spec.name == name && probe.node_only)
+}
+
 /// Columns beside the names the kernel has for them: `"InSegs" => counter "received_segments" "segments": "help";`
 /// makes `COLUMNS` and `NAMES` of the same order. A second name (`"InReceives" "Ip6InReceives" => ...`) makes `NAMES_2`, a third
 /// `NAMES_3`; `""` where that file has none.
