@@ -157,9 +157,12 @@ const fn name_of(names: MetricNames) -> &'static str {
     }
 }
 
+/// Name, type, help, and the figure that it tells.
+type Family = (&'static str, Type, &'static str, fn(&Shown) -> u64);
+
 /// How many series there are, and how many had to be added up.
 fn about(page: &mut Page, shown: &Figures) {
-    let families: [(&str, Type, &str, fn(&Shown) -> u64); 3] = [
+    let families: [Family; 3] = [
         (
             "sonde_collector_series",
             Type::Gauge,

@@ -1,7 +1,6 @@
 //! The series of KubeSkoop's metrics, worked out from a group of Sonde's.
 
 use std::collections::HashMap;
-use std::collections::hash_map;
 use std::sync::Arc;
 
 use sonde_common::config::MetricNames;
@@ -120,6 +119,13 @@ struct Names<'a> {
     bare: &'a Arc<Owner>,
 }
 
+/// A series in the making.
+struct Sum<'a> {
+    owner: &'a Arc<Owner>,
+    own: Box<str>,
+    values: Box<[i128]>,
+}
+
 fn part(names: &Names<'_>, sources: &[Source]) -> Group<'static> {
     let group = names.group;
     let columns = sources
@@ -133,34 +139,37 @@ fn part(names: &Names<'_>, sources: &[Source]) -> Group<'static> {
             )
         })
         .collect();
-    let mut order: Vec<(Arc<Owner>, Box<str>, Box<[i128]>)> = Vec::new();
+    let mut all: Vec<Sum<'_>> = Vec::new();
     let mut places: HashMap<(*const Owner, Box<str>), usize> = HashMap::new();
     let mut own = String::new();
     for series in &group.series {
         own.clear();
         let owner = names.write(&mut own, series);
-        let place = match places.entry((Arc::as_ptr(owner), own.as_str().into())) {
-            hash_map::Entry::Occupied(place) => *place.get(),
-            hash_map::Entry::Vacant(place) => {
-                order.push((Arc::clone(owner), own.as_str().into(), vec![NONE; sources.len()].into()));
-                *place.insert(order.len() - 1)
-            }
-        };
-        for (sum, source) in order[place].2.iter_mut().zip(sources) {
+        let place = *places
+            .entry((Arc::as_ptr(owner), own.as_str().into()))
+            .or_insert_with(|| {
+                all.push(Sum {
+                    owner,
+                    own: own.as_str().into(),
+                    values: vec![NONE; sources.len()].into(),
+                });
+                all.len() - 1
+            });
+        for (sum, source) in all[place].values.iter_mut().zip(sources) {
             add(std::slice::from_mut(sum), source.of(group, series));
         }
     }
-    for (_, _, sums) in &mut order {
-        for (sum, source) in sums.iter_mut().zip(sources) {
-            if source.entry.in_pages && *sum != NONE {
-                *sum /= page_bytes();
+    for sum in &mut all {
+        for (value, source) in sum.values.iter_mut().zip(sources) {
+            if source.entry.in_pages && *value != NONE {
+                *value /= page_bytes();
             }
         }
     }
-    let series = order
+    let series = all
         .into_iter()
-        .filter(|(_, _, sums)| sums.iter().any(|sum| *sum != NONE))
-        .map(|(owner, own, sums)| Series::new(owner, own, sums))
+        .filter(|sum| sum.values.iter().any(|value| *value != NONE))
+        .map(|sum| Series::new(Arc::clone(sum.owner), sum.own, sum.values))
         .collect();
     Group::of_sums(
         group.spec,
