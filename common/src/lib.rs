@@ -1,5 +1,6 @@
 //! What collector, aggregator and command line share. Nothing here knows a probe, a pod or a table.
 
+pub mod budget;
 pub mod config;
 pub mod log;
 pub mod negotiate;

@@ -6,9 +6,8 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use sonde_collector::catalogue::{ColumnSpec, Kind, ProbeSpec};
-use sonde_collector::probes::{is_node_only, specs};
+use sonde_collector::probes::{is_node_only, is_on_by_default, specs};
 use sonde_collector::serve::metrics::kubeskoop::{Entry, Labels, Rows, entries};
-use sonde_common::config::Probe;
 
 fn docs() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs")
@@ -57,14 +56,19 @@ fn page(spec: &ProbeSpec) -> String {
     } else {
         "the node and each pod"
     };
-    let default = if Probe::default().enabled { "on" } else { "off" };
+    let (default, switch) = if is_on_by_default(spec.name) {
+        ("on", false)
+    } else {
+        ("off", true)
+    };
     let name = spec.name;
     let mut out = format!(
         "# {name}\n\n{help}.\n\n\
-         - Source: {source}\n- Rows: of {whose}\n- By default: {default}; `probes: {{{name}: {{enabled: false}}}}` switches it off\n\
+         - Source: {source}\n- Rows: of {whose}\n- By default: {default}; `probes: {{{name}: {{enabled: {switch}}}}}` switches it {other}\n\
          - In SQL: view `sonde.{name}`, one row for each subject{labels} and time\n",
         help = spec.help,
         source = spec.source,
+        other = if switch { "on" } else { "off" },
         labels = if spec.labels.is_empty() { "" } else { ", label set" },
     );
     let labels = spec

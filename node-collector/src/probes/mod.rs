@@ -64,6 +64,16 @@ pub fn is_node_only(name: &str) -> bool {
     PROBES.iter().any(|probe| probe.spec.name == name && probe.node_only)
 }
 
+/// Whether a probe runs where the configuration says nothing of it.
+pub fn is_on_by_default(name: &str) -> bool {
+    sonde_common::config::Config::default()
+        .probes
+        .get(name)
+        .cloned()
+        .unwrap_or_default()
+        .enabled
+}
+
 /// Columns beside the names the kernel has for them: `"InSegs" => counter "received_segments" "segments": "help";`
 /// makes `COLUMNS` and `NAMES` of the same order. A second name (`"InReceives" "Ip6InReceives" => ...`) makes `NAMES_2`, a third
 /// `NAMES_3`; `""` where that file has none.

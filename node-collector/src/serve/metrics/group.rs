@@ -7,6 +7,7 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use sonde_common::budget::{NONE, add};
 use sonde_common::config::MetricNames;
 use sonde_common::prom::{Scale, Type, write_labels};
 use sonde_proto::names;
@@ -15,9 +16,6 @@ use super::owners::{Owner, Subjects};
 use crate::catalogue::{Kind, ProbeSpec};
 use crate::event::Subject;
 use crate::table::{ABSENT, Table};
-
-/// [`ABSENT`] among sums.
-pub(super) const NONE: i128 = i128::MIN;
 
 #[derive(Debug)]
 pub(super) struct Group<'a> {
@@ -326,14 +324,5 @@ fn since(subject: &Subject) -> (u64, &str) {
     match subject {
         Subject::Pod(pod) => (pod.valid_from_ns, &pod.sandbox),
         Subject::Node | Subject::Unknown => (0, ""),
-    }
-}
-
-/// Adds values to sums of which some may not be there yet.
-pub(super) fn add(sums: &mut [i128], values: impl IntoIterator<Item = i128>) {
-    for (sum, value) in sums.iter_mut().zip(values) {
-        if value != NONE {
-            *sum = if *sum == NONE { value } else { *sum + value };
-        }
     }
 }

@@ -23,12 +23,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
+use sonde_common::budget::{Budget, OVERFLOW};
 use sonde_common::config::{self, MaxSeries, MetricNames};
 use sonde_common::prom::{Format, Page, Type};
 
 use crate::catalogue::ProbeSpec;
 use crate::table::Table;
-use budget::{Budget, OVERFLOW};
+use budget::{hold, sum_up};
 use group::Group;
 use kubeskoop::Labels;
 use labels::{ExtraLabels, LabelProblem};
@@ -111,7 +112,7 @@ impl Exposition {
                 if labels != Some(Labels::Nobody) {
                     figures.folded += budget.folded();
                 }
-                figures.over_total += budget.over_total;
+                figures.over_total += budget.over_total();
             }
         }
         shown
@@ -121,10 +122,10 @@ impl Exposition {
     fn fit(&self, group: &mut Group<'_>, budget: &mut Budget, labels: Option<Labels>) {
         let standard = |namespace: &str| Owner::new(&self.node, namespace, OVERFLOW, &self.extra, None);
         match labels {
-            None | Some(Labels::Standard | Labels::Rdma { .. }) => budget.apply(group, &self.limits, standard),
-            Some(Labels::Nobody) => budget.fold_all(group, &self.bare, &kubeskoop::nobody_labels()),
+            None | Some(Labels::Standard | Labels::Rdma { .. }) => hold(group, budget, &self.limits, standard),
+            Some(Labels::Nobody) => sum_up(group, budget, &self.bare, &kubeskoop::nobody_labels()),
             Some(Labels::NodeAnd(_) | Labels::Sender | Labels::Flow) => {
-                budget.apply(group, &self.limits, |_| Owner::bare(&self.node));
+                hold(group, budget, &self.limits, |_| Owner::bare(&self.node));
             }
         }
     }

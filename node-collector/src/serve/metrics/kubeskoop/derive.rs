@@ -3,12 +3,13 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use sonde_common::budget::{NONE, add};
 use sonde_common::config::MetricNames;
 use sonde_common::prom::write_labels;
 
 use super::entries;
 use super::entry::{Entry, Labels, Rows, TUPLE};
-use crate::serve::metrics::group::{Column, Group, NONE, Series, add};
+use crate::serve::metrics::group::{Column, Group, Series};
 use crate::serve::metrics::owners::Owner;
 
 /// What one probe gives, by kind of labels. Series of `Labels::Nobody` are still by pod: they are to be added up, so

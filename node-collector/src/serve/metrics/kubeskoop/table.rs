@@ -25,8 +25,8 @@ pub(super) const ENTRIES: &[Entry] = &[
     // Processes of a pod
     Entry::counter("kubeskoop_io_readsyscall", "io", &["read_syscalls"], "Calls of read and the like"),
     Entry::counter("kubeskoop_io_writesyscall", "io", &["write_syscalls"], "Calls of write and the like"),
-    Entry::counter("kubeskoop_io_readbytes", "io", &["read_bytes"], "Bytes read from storage"),
-    Entry::counter("kubeskoop_io_writebytes", "io", &["write_bytes"], "Bytes written to storage"),
+    Entry::counter("kubeskoop_io_readbytes", "io", &["storage_read_bytes"], "Bytes read from storage"),
+    Entry::counter("kubeskoop_io_writebytes", "io", &["storage_write_bytes"], "Bytes written to storage"),
     Entry::gauge("kubeskoop_fd_openfd", "fd", &["open_files"], "Open files"),
     Entry::gauge("kubeskoop_fd_opensocket", "fd", &["open_sockets"], "Open sockets"),
     // /proc/net/snmp
