@@ -195,7 +195,7 @@ impl Default for Probe {
     }
 }
 
-/// The collector's `/metrics`.
+/// The collector's `/metrics`; `max_series` is the aggregator's too, for `/federate`.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Metrics {
@@ -231,7 +231,7 @@ pub enum MetricNames {
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct MaxSeries {
-    /// Series of one probe. What is beyond is added up in series of pod `__overflow__`.
+    /// Series of one probe on one node. What is beyond is added up in series of pod `__overflow__`.
     pub per_probe: usize,
     /// Of these, series of one Kubernetes namespace.
     pub per_namespace: usize,
