@@ -344,6 +344,7 @@ fn who_sends_again_is_known_and_the_other_side_is_not() {
     table.push(Subject::Node, ["rto".into()], &[1]);
     table.push(Subject::Pod(pod("a")), ["rto".into()], &[2]);
     table.push(Subject::Pod(pod("a")), ["fast".into()], &[3]);
+    table.push(Subject::Pod(pod("a")), ["syn_ack".into()], &[40]);
     let samples = lines(&kubeskoop(), &[table], Format::Text);
     let line = |src: &str, value: u64| {
         format!(
