@@ -184,9 +184,10 @@ fn part(names: &Names<'_>, sources: &[Source]) -> Group<'static> {
 impl<'a> Names<'a> {
     /// Writes the own labels of what a series is added to, and says whose it is.
     fn write(&self, own: &mut String, series: &'a Series) -> &'a Arc<Owner> {
+        let place = |name: &str| self.group.spec.labels.iter().position(|label| label.name == name);
+        let has = |name: &str| place(name).is_some();
         let label = |name: &str| {
-            let place = self.group.spec.labels.iter().position(|label| label.name == name);
-            place
+            place(name)
                 .and_then(|place| self.group.label(series, place))
                 .unwrap_or_default()
         };
@@ -206,7 +207,11 @@ impl<'a> Names<'a> {
             }
             Labels::NodeAnd(pairs) => pairs.iter().map(|(_, ours)| label(ours)).collect(),
             Labels::Sender => self.sender(&series.owner).to_vec(),
-            Labels::Flow => TUPLE.iter().map(|name| label(name)).collect(),
+            Labels::Flow => TUPLE
+                .iter()
+                .zip(nobody())
+                .map(|(name, unknown)| if has(name) { label(name) } else { unknown })
+                .collect(),
         };
         own.push(',');
         write_labels(own, own_names(self.labels).into_iter().zip(values));
