@@ -281,18 +281,27 @@ const DASHBOARDS: &str = "packetloss_total netdev_rxbytes netdev_txbytes netdev_
 
 #[test]
 fn kubeskoops_dashboards_find_what_they_ask_for() {
-    let text = kubeskoop("linux-6.18");
+    let (text, (tables, _)) = (kubeskoop("linux-6.18"), tables("linux-6.18"));
+    let mut seen = std::collections::HashSet::new();
     for name in DASHBOARDS.split_whitespace() {
         let name = format!("kubeskoop_{name}");
         let entry = entries().find(|entry| entry.name == name);
         let entry = entry.unwrap_or_else(|| panic!("{name} is on a dashboard and nowhere else"));
-        // The fixture is made of files of /proc/net alone.
-        let from_files = ["netdev", "sock", "tcp", "tcpext", "udp"].contains(&entry.probe);
-        if from_files {
-            assert!(value(&text, &format!("{name}{{{NODE}}}")).is_some(), "{name}");
-        }
-        if from_files && !entry.of_node {
-            assert!(value(&text, &format!("{name}{{{POD}}}")).is_some(), "{name}");
+        // Of what the fixture has; counters of RDMA are there for the driver's devices alone.
+        let table = tables.iter().find(|table| table.spec.name == entry.probe);
+        for subject in table
+            .filter(|_| entry.driver.is_none())
+            .iter()
+            .flat_map(|table| &table.subjects)
+        {
+            let labels = match subject {
+                Subject::Pod(_) if entry.of_node => continue,
+                Subject::Pod(_) => POD,
+                Subject::Node | Subject::Unknown => NODE,
+            };
+            assert!(value(&text, &format!("{name}{{{labels}}}")).is_some(), "{name}");
+            seen.insert(name.clone());
         }
     }
+    assert!(seen.len() >= 22, "{seen:?}");
 }

@@ -103,7 +103,7 @@ fn tables() -> Vec<Table> {
             ..Pod::default()
         });
         for (spec, table) in specs.iter().zip(&mut tables) {
-            let width = spec.columns.iter().map(|column| column.width()).sum();
+            let width: usize = spec.columns.iter().map(|column| column.width()).sum();
             let values: Vec<i64> = (0..width as i64).map(|i| (i + 1) * 7919 * number as i64).collect();
             let labels = spec.labels.iter().map(|_| Arc::from("eth0"));
             table.push(Subject::Pod(Arc::clone(&pod)), labels, &values);
