@@ -56,6 +56,24 @@ mod tests {
     use sonde_common::config;
 
     #[test]
+    fn kubeskoops_names_of_probes_are_taken_for_ours() {
+        let probes = [("softirq".to_owned(), 1), ("tcp".to_owned(), 2)].into();
+        let ours: Vec<_> = by_our_names(probes).into_iter().collect();
+        assert_eq!(ours, [("net_softirq".to_owned(), 1), ("tcp".to_owned(), 2)]);
+    }
+
+    #[test]
+    fn a_label_that_cannot_be_is_said() {
+        let mut config = Config::default();
+        config.metrics.labels.insert("device".into(), "x".into());
+        let error = check(&config).unwrap_err().to_string();
+        assert_eq!(
+            error,
+            "metrics.labels: `device: x`: label name `device` is taken by probe `netdev`"
+        );
+    }
+
+    #[test]
     fn a_probe_nobody_knows_is_named_with_those_there_are() {
         let mut config = Config::default();
         config.probes.insert("tcp".into(), config::Probe::default());

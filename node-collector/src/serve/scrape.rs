@@ -24,7 +24,7 @@ struct Wanted {
     gzip: bool,
 }
 
-/// Pages of one snapshot. They go when it goes.
+/// Pages of one snapshot, each with how many pods had ended when it was rendered. They go when it goes.
 #[derive(Debug, Default)]
 pub struct Pages(Mutex<Vec<(Wanted, u64, Arc<Series>)>>);
 
@@ -92,14 +92,14 @@ fn body(state: &State, wanted: Wanted) -> Bytes {
 fn series(state: &State, snapshot: &Snapshot, wanted: Wanted) -> Arc<Series> {
     let mut pages = snapshot.pages.0.lock();
     // Asked before rendering: a pod that ends meanwhile makes the page old.
-    let generation = state.index.generation();
-    pages.retain(|(_, of, _)| *of == generation);
+    let ended = state.index.ended();
+    pages.retain(|(_, of, _)| *of == ended);
     if let Some((_, _, series)) = pages.iter().find(|(of, ..)| *of == wanted) {
         return Arc::clone(series);
     }
     let series = Arc::new(render(state, snapshot, wanted));
     state.renderings.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-    pages.push((wanted, generation, Arc::clone(&series)));
+    pages.push((wanted, ended, Arc::clone(&series)));
     series
 }
 

@@ -102,6 +102,42 @@ fn ten_scrapers_cost_one_rendering() {
 }
 
 #[test]
+fn a_pod_takes_its_series_with_it_before_the_next_round() {
+    let Some(lab) = sonde_lab::Lab::for_test("collector-scrape") else {
+        return;
+    };
+    let (stays, goes) = (lab.pod("demo", "stays").unwrap(), lab.pod("demo", "goes").unwrap());
+    let running = Running::start(&[
+        ("SONDE_PODS_NETNS_INCLUDE", lab.glob().as_str()),
+        ("SONDE_METRICS_NAMES", "sonde,kubeskoop"),
+    ]);
+    let of = |page: &str, pod: &sonde_lab::Pod| {
+        let label = format!("k8s_namespace=\"{}\",k8s_pod=\"{}\"", pod.namespace(), pod.name());
+        page.lines().filter(|line| line.contains(&label)).count()
+    };
+    let first = unpacked(&running.get(&[GZIP]));
+    assert!(of(&first, &stays) > 100 && of(&first, &stays) == of(&first, &goes));
+    let theirs = format!(
+        "kubeskoop_netdev_rxbytes{{k8s_node=\"test-node\",k8s_namespace=\"{}\"",
+        goes.namespace()
+    );
+    assert_eq!(first.matches(&theirs).count(), 2);
+    goes.delete().unwrap();
+    let deadline = Instant::now() + Duration::from_secs(10);
+    let last = loop {
+        let page = unpacked(&running.get(&[GZIP]));
+        if of(&page, &goes) == 0 {
+            break page;
+        }
+        assert!(Instant::now() < deadline, "the pod is still there");
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    assert_eq!(of(&last, &stays), of(&first, &stays));
+    assert!(last.contains("sonde_collector_rounds_total 1\n"), "no round was needed");
+    openmetrics::read(running.get(&[OPEN]).text()).unwrap();
+}
+
+#[test]
 fn a_label_that_cannot_be_ends_the_program_with_the_reason() {
     let output = Running::command(&["check-config"])
         .env("SONDE_METRICS_ADDITIONAL_LABELS", "team")
