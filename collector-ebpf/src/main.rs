@@ -6,10 +6,14 @@
 #![feature(asm_experimental_arch)]
 
 mod access;
+#[allow(dead_code, reason = "for the probes of latencies")]
+mod latency;
 mod limit;
 mod packet;
 mod packetloss;
 mod place;
+#[allow(dead_code, reason = "for the probes to come")]
+mod ring;
 
 /// Helpers that read kernel memory and stacks are for GPL-compatible programs only.
 #[unsafe(no_mangle)]

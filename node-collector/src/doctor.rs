@@ -45,7 +45,7 @@ fn probes(config: &Config) -> Vec<ProbeLine> {
     let dir = netns::files_dir(&config.host.paths());
     let line = |probe: &crate::probes::Registration| {
         let name = probe.spec.name;
-        if config.probes.get(name).is_some_and(|settings| !settings.enabled) {
+        if !config.is_enabled(name, true) {
             return ProbeLine {
                 name,
                 rung: None,

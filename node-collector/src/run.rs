@@ -257,7 +257,7 @@ async fn forget(spool: Arc<Spool>, mut end: Shutdown) {
 }
 
 fn is_enabled(config: &Config, probe: &str) -> bool {
-    config.probes.get(probe).is_none_or(|settings| settings.enabled)
+    config.is_enabled(probe, true)
 }
 
 fn files<'a>(probes: impl Iterator<Item = &'a &'static Registration>) -> Vec<NetFile> {

@@ -35,7 +35,7 @@ impl Field {
     }
 }
 
-/// An argument that this kernel's tracepoint does not have. Else its number, counted from 0.
+/// An argument that this kernel's tracepoint or function does not have. Else its number, counted from 0.
 pub const NO_ARGUMENT: u32 = u32::MAX;
 
 /// Hands every field to a macro as `NAME: type = "struct" ["path", "path on other kernels", ...];`. A path goes
@@ -72,8 +72,8 @@ macro_rules! for_each_field {
     };
 }
 
-/// Hands every tracepoint argument to a macro as `NAME: "tracepoint" "argument" "type";`. The name finds it where the
-/// kernel's BTF has names, else the type.
+/// Hands every argument that programs read to a macro as `NAME: "tracepoint" "argument" "type";`, those of functions as
+/// `NAME: "function()" "argument" "type";`. The name finds it where the kernel's BTF has names, else the type.
 #[macro_export]
 macro_rules! for_each_argument {
     ($callback:ident) => {
@@ -97,11 +97,12 @@ pub struct FieldDecl {
     pub size: u32,
 }
 
-/// A tracepoint's argument as the collector looks for it.
+/// An argument as the collector looks for it.
 #[derive(Clone, Copy, Debug)]
 pub struct ArgumentDecl {
     pub symbol: &'static str,
-    pub tracepoint: &'static str,
+    /// Name of a tracepoint, or of a function with `()` behind it.
+    pub of: &'static str,
     pub name: &'static str,
     /// Name of the struct behind a pointer (`*sock`), `*void`, or of an enum.
     pub type_name: &'static str,
@@ -120,10 +121,10 @@ macro_rules! field_table {
 for_each_field!(field_table);
 
 macro_rules! argument_table {
-    ($($name:ident: $tracepoint:literal $argument:literal $type:literal;)*) => {
+    ($($name:ident: $of:literal $argument:literal $type:literal;)*) => {
         pub const ARGUMENTS: &[ArgumentDecl] = &[$(ArgumentDecl {
             symbol: stringify!($name),
-            tracepoint: $tracepoint,
+            of: $of,
             name: $argument,
             type_name: $type,
         }),*];

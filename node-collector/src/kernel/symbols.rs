@@ -112,7 +112,7 @@ impl Table {
 }
 
 /// The running kernel's symbols, read when first needed and again when an address has no name.
-pub(super) struct Symbols {
+pub(crate) struct Symbols {
     path: PathBuf,
     state: Mutex<State>,
 }

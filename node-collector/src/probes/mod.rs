@@ -55,7 +55,7 @@ pub fn specs() -> Vec<&'static ProbeSpec> {
     PROBES
         .iter()
         .map(|probe| probe.spec)
-        .chain([&packetloss::SPEC])
+        .chain(crate::kernel::probes::ALL.iter().map(|probe| probe.spec))
         .collect()
 }
 

@@ -27,11 +27,10 @@ pub(crate) enum Absent {
     },
     #[error("no tracepoint {0}")]
     NoTracepoint(&'static str),
-    #[error("tracepoint {tracepoint} has no argument {argument}")]
-    NoArgument {
-        tracepoint: &'static str,
-        argument: &'static str,
-    },
+    #[error("no function {0}")]
+    NoFunction(&'static str),
+    #[error("{of} has no argument {argument}")]
+    NoArgument { of: &'static str, argument: &'static str },
 }
 
 /// The first of the field's paths that this kernel has and that fits.
@@ -85,20 +84,24 @@ fn resolve_path(btf: &Btf, decl: &FieldDecl, path: &'static str) -> Result<Field
     Ok(Field::at(offset))
 }
 
-/// The argument's number, by name where BTF has the names, else by type: the prototype that the verifier goes by
-/// (`btf_trace_NAME`) has types only.
+/// The argument's number, by name where BTF has the names, else by type: the prototype of a tracepoint that the
+/// verifier goes by (`btf_trace_NAME`) has types only.
 pub(crate) fn resolve_argument(btf: &Btf, decl: &ArgumentDecl) -> Result<u32, Absent> {
     let absent = Absent::NoArgument {
-        tracepoint: decl.tracepoint,
+        of: decl.of,
         argument: decl.name,
     };
-    let parameters = btf
-        .tracepoint(decl.tracepoint)
-        .ok_or(Absent::NoTracepoint(decl.tracepoint))?;
-    let named = btf
-        .tracepoint_names(decl.tracepoint)
-        .filter(|names| names.len() == parameters.len());
-    if let Some(names) = named {
+    let (types, names) = match decl.of.strip_suffix("()") {
+        Some(function) => {
+            let (names, types) = btf.function(function).ok_or(Absent::NoFunction(decl.of))?;
+            (types, Some(names))
+        }
+        None => (
+            btf.tracepoint(decl.of).ok_or(Absent::NoTracepoint(decl.of))?,
+            btf.tracepoint_names(decl.of),
+        ),
+    };
+    if let Some(names) = names.filter(|names| names.len() == types.len()) {
         return names
             .iter()
             .position(|name| *name == decl.name)
@@ -106,7 +109,7 @@ pub(crate) fn resolve_argument(btf: &Btf, decl: &ArgumentDecl) -> Result<u32, Ab
             .ok_or(absent);
     }
     let fits = |id: &TypeId| btf.is_named(*id, decl.type_name);
-    parameters.iter().position(fits).map(|at| at as u32).ok_or(absent)
+    types.iter().position(fits).map(|at| at as u32).ok_or(absent)
 }
 
 impl Btf {
@@ -117,6 +120,13 @@ impl Btf {
         let (_, proto) = self.strip(pointer.size_or_type)?;
         // The first parameter is the tracepoint's own data.
         (proto.kind == Kind::FunctionProto).then(|| proto.parameters().skip(1).map(|(_, id)| id).collect())
+    }
+
+    /// Names and types of a function's arguments.
+    fn function(&self, name: &str) -> Option<(Vec<&str>, Vec<TypeId>)> {
+        let (_, function) = self.find(Kind::Function, name)?;
+        let (_, proto) = self.strip(function.size_or_type)?;
+        Some(proto.parameters().unzip())
     }
 
     fn tracepoint_names(&self, name: &str) -> Option<Vec<&str>> {

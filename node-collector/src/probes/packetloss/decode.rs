@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use sonde_ebpf_common::drop::{KIND_DROP, Record, RecordWithStack, STACK_FRAMES, Site, flag};
+use sonde_ebpf_common::drop::{Record, RecordWithStack, Site, flag};
+use sonde_ebpf_common::record::{STACK_FRAMES, kind};
 use zerocopy::FromBytes as _;
 
 use super::headers::{self, Headers};
@@ -38,7 +39,7 @@ pub struct Raw {
 impl Raw {
     pub fn parse(bytes: &[u8]) -> Result<Self, DecodeError> {
         let (record, rest) = Record::read_from_prefix(bytes).map_err(|_| DecodeError::Size(bytes.len()))?;
-        if record.kind != KIND_DROP {
+        if record.kind != kind::DROP {
             return Err(DecodeError::Kind(record.kind));
         }
         if bytes.len() != size_of::<Record>() && bytes.len() != size_of::<RecordWithStack>() {
