@@ -2,11 +2,12 @@
 
 use core::ptr::addr_of_mut;
 
+use aya_ebpf::bindings::BPF_RB_NO_WAKEUP;
 use aya_ebpf::helpers::generated;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{PerCpuArray, RingBuf};
 use sonde_ebpf_common::lost::Lost;
-use sonde_ebpf_common::record::{Head, STACK_FRAMES};
+use sonde_ebpf_common::record::{Head, STACK_FRAMES, WAKE_EVERY_NS};
 
 use crate::access::add;
 use crate::place::Place;
@@ -21,6 +22,10 @@ pub static RARE: RingBuf = RingBuf::with_byte_size(1 << 18, 0);
 
 #[map]
 static LOST: PerCpuArray<Lost> = PerCpuArray::with_max_entries(1, 0);
+
+/// When this CPU last woke the reader.
+#[map]
+static WOKEN: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
 
 /// An event of that type did not fit into its ring.
 #[inline(always)]
@@ -65,6 +70,7 @@ impl Event<'_> {
     /// memory holds whatever was in the ring before.
     #[inline(always)]
     pub fn write<T: 'static>(&self, context: *const u64, fill: impl FnOnce(*mut T)) -> i32 {
+        let wakeup = self.wakeup();
         if self.stack {
             let Some(mut entry) = self.ring.reserve::<Stacked<T>>(0) else {
                 return lose(self.bucket);
@@ -77,7 +83,7 @@ impl Event<'_> {
                 self.head(whole.cast(), size_of::<Stacked<T>>() as u32, bytes as i32);
                 fill(addr_of_mut!((*whole).record));
             }
-            entry.submit(0);
+            entry.submit(wakeup);
         } else {
             let Some(mut entry) = self.ring.reserve::<T>(0) else {
                 return lose(self.bucket);
@@ -85,7 +91,23 @@ impl Event<'_> {
             let record = entry.as_mut_ptr();
             unsafe { self.head(record.cast(), size_of::<T>() as u32, 0) };
             fill(record);
-            entry.submit(0);
+            entry.submit(wakeup);
+        }
+        0
+    }
+
+    /// To wake a thread costs ten times what the record does. So a CPU asks for it seldom; who was woken goes on looking
+    /// for longer than that by itself.
+    #[inline(always)]
+    fn wakeup(&self) -> u64 {
+        let Some(last) = WOKEN.get_ptr_mut(0) else {
+            return 0;
+        };
+        unsafe {
+            if self.now.wrapping_sub(last.read_volatile()) < WAKE_EVERY_NS {
+                return BPF_RB_NO_WAKEUP as u64;
+            }
+            last.write_volatile(self.now);
         }
         0
     }

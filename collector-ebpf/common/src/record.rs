@@ -40,3 +40,7 @@ record! {
 }
 
 const _: () = assert!(size_of::<Head>() == 40);
+
+/// How often a CPU may wake the reader of the rings, which in turn looks again at least as often for a while after it
+/// found something.
+pub const WAKE_EVERY_NS: u64 = 2_000_000;

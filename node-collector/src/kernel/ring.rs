@@ -7,12 +7,13 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::os::fd::AsFd as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use aya::maps::{MapData, RingBuf};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use sonde_ebpf_common::limit::TYPES;
+use sonde_ebpf_common::record::WAKE_EVERY_NS;
 use tokio::sync::mpsc::Sender;
 use tokio::sync::mpsc::error::TrySendError;
 
@@ -25,6 +26,11 @@ use crate::event::Observation;
 const BATCH: usize = 512;
 /// How long to wait before the full channel is tried again.
 const RETRY: Duration = Duration::from_millis(5);
+
+/// As often as a CPU wakes us, so that a record that woke nobody waits no longer than one that did.
+const LOOK_AGAIN: Duration = Duration::from_nanos(WAKE_EVERY_NS);
+/// A record that wakes nobody is at most [`WAKE_EVERY_NS`] younger than one that did; the rest is for a busy machine.
+const LINGER: Duration = Duration::from_nanos(20 * WAKE_EVERY_NS);
 
 /// What the thread counts.
 #[derive(Debug, Default)]
@@ -126,18 +132,43 @@ struct Reader {
     stop: Arc<Stop>,
 }
 
+/// Whether to look at the rings without being woken: the kernel side wakes seldom, see [`WAKE_EVERY_NS`].
+#[derive(Default)]
+struct Awake {
+    found: Option<Instant>,
+}
+
+impl Awake {
+    fn found(&mut self) {
+        self.found = Some(Instant::now());
+    }
+
+    /// How long to wait for being woken.
+    fn timeout(&mut self) -> PollTimeout {
+        match self.found {
+            Some(last) if last.elapsed() < LINGER => PollTimeout::try_from(LOOK_AGAIN).unwrap_or(PollTimeout::ZERO),
+            _ => {
+                self.found = None;
+                PollTimeout::NONE
+            }
+        }
+    }
+}
+
 /// Observations and the positions of their types.
 type Batch = Vec<(usize, Observation)>;
 
 impl Reader {
     fn run(mut self) {
         let mut batch = Batch::new();
+        let mut awake = Awake::default();
         while !self.stop.asked.load(Ordering::Acquire) {
             self.fill(&mut batch);
             if batch.is_empty() {
-                self.wait(true, PollTimeout::NONE);
+                self.wait(true, awake.timeout());
                 continue;
             }
+            awake.found();
             self.add_suppressed(&mut batch);
             if !self.send(&mut batch) {
                 return;
