@@ -190,6 +190,16 @@ pub fn nullable_argument(context: *const u64, number: &Setting<u32>) -> Option<*
     Some(pointer as *const u8)
 }
 
+/// An argument as a plain number: the verifier does not calculate with pointers, and may take them never to be NULL.
+/// 0 where this kernel's tracepoint has none.
+#[inline(always)]
+pub fn plain_argument(context: *const u64, number: &Setting<u32>) -> u64 {
+    if number.get() == NO_ARGUMENT {
+        return 0;
+    }
+    unsafe { Probed::load(context.wrapping_add(number.get() as usize).cast()) }
+}
+
 /// `*counter += add`, whole even when this CPU is interrupted in between: kernels before 5.12 have no other guard.
 /// In assembly as Rust's atomics for this target fetch the old value, which 5.10 refuses.
 #[inline(always)]

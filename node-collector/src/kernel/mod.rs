@@ -17,6 +17,7 @@ use crate::table::Table;
 mod attribute;
 mod btf;
 mod clock;
+mod connection;
 mod counted;
 mod doctor;
 mod engine;
@@ -31,11 +32,10 @@ mod plan;
 mod probe;
 pub(crate) mod probes;
 mod reasons;
-#[cfg_attr(not(test), expect(dead_code, reason = "for probes with records of their own"))]
 mod record;
 mod ring;
 mod sites;
-mod symbols;
+pub(crate) mod symbols;
 mod sys;
 
 #[cfg(test)]
