@@ -13,6 +13,8 @@ use tokio::sync::mpsc::{Receiver, channel};
 mod drops;
 mod limits;
 mod places;
+mod resets;
+mod retransmits;
 mod rights;
 
 use super::*;
