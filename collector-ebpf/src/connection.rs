@@ -93,6 +93,15 @@ pub unsafe fn of_answer(skb: *const u8, in_state: u8, to: *mut Connection) {
     }
 }
 
+/// Whether a TCP packet is a reset itself.
+#[inline(always)]
+pub fn is_reset(skb: *const u8) -> bool {
+    const RST: u8 = 4;
+    let transport = SKB_TRANSPORT_HEADER.read::<Probed>(skb).unwrap_or(UNSET);
+    let flags = packet::head::<Probed>(skb).wrapping_add(transport as usize + 13);
+    transport != UNSET && unsafe { Probed::load::<u8>(flags) } & RST != 0
+}
+
 #[inline(always)]
 unsafe fn clear(to: *mut Connection) {
     unsafe { to.cast::<[u64; 5]>().write([0; 5]) };

@@ -1,14 +1,17 @@
 //! Probe `tcpreset`: tracepoints tcp:tcp_send_reset and tcp:tcp_receive_reset, each counted by one program and reported by
 //! another, and sock:inet_sock_set_state for the state that a socket had before it was closed.
 //!
+//! Before 6.10 the first of them speaks of whole sockets only: there, answers to segments are taken from the functions that
+//! make them.
+//!
 //! Everything is read by helper: what the tracepoints give may be NULL, or a TIME_WAIT socket.
 
 use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::BPF_NOEXIST;
 use aya_ebpf::helpers::generated;
-use aya_ebpf::macros::{btf_tracepoint, map, raw_tracepoint};
+use aya_ebpf::macros::{btf_tracepoint, fentry, kprobe, map, raw_tracepoint};
 use aya_ebpf::maps::{Array, PerCpuHashMap};
-use aya_ebpf::programs::{BtfTracePointContext, RawTracePointContext};
+use aya_ebpf::programs::{BtfTracePointContext, FEntryContext, ProbeContext, RawTracePointContext};
 use core::ptr::addr_of_mut;
 use sonde_ebpf_common::connection::state;
 use sonde_ebpf_common::fields::NO_ARGUMENT;
@@ -19,7 +22,8 @@ use sonde_ebpf_common::{limit as types, lost, record};
 
 use crate::access::{
     Probed, RECEIVE_RESET_SK, SEND_RESET_REASON, SEND_RESET_SK, SEND_RESET_SKB, SET_STATE_NEW, SET_STATE_OLD,
-    SET_STATE_SK, SOCK_SHUTDOWN, Setting, add, plain_argument,
+    SET_STATE_SK, SOCK_SHUTDOWN, Setting, V4_SEND_RESET_SK, V4_SEND_RESET_SKB, V6_SEND_RESET_SK, V6_SEND_RESET_SKB,
+    add, plain_argument, register_argument,
 };
 use crate::place::{self, Place};
 use crate::{connection, limit, ring};
@@ -45,12 +49,42 @@ static TCPRESET_STACKS: Setting<u32> = Setting::new(1);
 
 #[btf_tracepoint(function = "tcp_send_reset")]
 pub fn reset_send_count_btf(ctx: BtfTracePointContext) -> i32 {
-    count_sent(ctx.as_ptr().cast())
+    count_sent(&Sent::traced(ctx.as_ptr().cast()))
 }
 
 #[raw_tracepoint(tracepoint = "tcp_send_reset")]
 pub fn reset_send_count_raw(ctx: RawTracePointContext) -> i32 {
-    count_sent(ctx.as_ptr().cast())
+    count_sent(&Sent::traced(ctx.as_ptr().cast()))
+}
+
+#[btf_tracepoint(function = "tcp_send_reset")]
+pub fn reset_active_count_btf(ctx: BtfTracePointContext) -> i32 {
+    if_active(&Sent::traced(ctx.as_ptr().cast()), count_sent)
+}
+
+#[raw_tracepoint(tracepoint = "tcp_send_reset")]
+pub fn reset_active_count_raw(ctx: RawTracePointContext) -> i32 {
+    if_active(&Sent::traced(ctx.as_ptr().cast()), count_sent)
+}
+
+#[fentry(function = "tcp_v4_send_reset")]
+pub fn reset_v4_count_fentry(ctx: FEntryContext) -> i32 {
+    if_answered(&Sent::v4(ctx.as_ptr().cast(), plain_argument), count_sent)
+}
+
+#[fentry(function = "tcp_v6_send_reset")]
+pub fn reset_v6_count_fentry(ctx: FEntryContext) -> i32 {
+    if_answered(&Sent::v6(ctx.as_ptr().cast(), plain_argument), count_sent)
+}
+
+#[kprobe]
+pub fn reset_v4_count_kprobe(ctx: ProbeContext) -> u32 {
+    if_answered(&Sent::v4(ctx.as_ptr().cast(), register_argument), count_sent) as u32
+}
+
+#[kprobe]
+pub fn reset_v6_count_kprobe(ctx: ProbeContext) -> u32 {
+    if_answered(&Sent::v6(ctx.as_ptr().cast(), register_argument), count_sent) as u32
 }
 
 #[btf_tracepoint(function = "tcp_receive_reset")]
@@ -65,12 +99,50 @@ pub fn reset_receive_count_raw(ctx: RawTracePointContext) -> i32 {
 
 #[btf_tracepoint(function = "tcp_send_reset")]
 pub fn reset_send_event_btf(ctx: BtfTracePointContext) -> i32 {
-    tell_sent(ctx.as_ptr().cast())
+    let context = ctx.as_ptr().cast();
+    tell_sent(context, &Sent::traced(context))
 }
 
 #[raw_tracepoint(tracepoint = "tcp_send_reset")]
 pub fn reset_send_event_raw(ctx: RawTracePointContext) -> i32 {
-    tell_sent(ctx.as_ptr().cast())
+    let context = ctx.as_ptr().cast();
+    tell_sent(context, &Sent::traced(context))
+}
+
+#[btf_tracepoint(function = "tcp_send_reset")]
+pub fn reset_active_event_btf(ctx: BtfTracePointContext) -> i32 {
+    let context = ctx.as_ptr().cast();
+    if_active(&Sent::traced(context), |sent| tell_sent(context, sent))
+}
+
+#[raw_tracepoint(tracepoint = "tcp_send_reset")]
+pub fn reset_active_event_raw(ctx: RawTracePointContext) -> i32 {
+    let context = ctx.as_ptr().cast();
+    if_active(&Sent::traced(context), |sent| tell_sent(context, sent))
+}
+
+#[fentry(function = "tcp_v4_send_reset")]
+pub fn reset_v4_event_fentry(ctx: FEntryContext) -> i32 {
+    let context = ctx.as_ptr().cast();
+    if_answered(&Sent::v4(context, plain_argument), |sent| tell_sent(context, sent))
+}
+
+#[fentry(function = "tcp_v6_send_reset")]
+pub fn reset_v6_event_fentry(ctx: FEntryContext) -> i32 {
+    let context = ctx.as_ptr().cast();
+    if_answered(&Sent::v6(context, plain_argument), |sent| tell_sent(context, sent))
+}
+
+#[kprobe]
+pub fn reset_v4_event_kprobe(ctx: ProbeContext) -> u32 {
+    let context = ctx.as_ptr().cast();
+    if_answered(&Sent::v4(context, register_argument), |sent| tell_sent(context, sent)) as u32
+}
+
+#[kprobe]
+pub fn reset_v6_event_kprobe(ctx: ProbeContext) -> u32 {
+    let context = ctx.as_ptr().cast();
+    if_answered(&Sent::v6(context, register_argument), |sent| tell_sent(context, sent)) as u32
 }
 
 #[btf_tracepoint(function = "tcp_receive_reset")]
@@ -98,14 +170,40 @@ struct Sent {
     socket: u64,
     skb: u64,
     kind: u32,
+    /// See `Record::reason`.
+    reason: u32,
     place: Place,
 }
 
+/// How a function's arguments are read.
+type ReadArgument = fn(*const u64, &Setting<u32>) -> u64;
+
 impl Sent {
     #[inline(always)]
-    fn read(context: *const u64) -> Self {
+    fn traced(context: *const u64) -> Self {
+        let reason = if SEND_RESET_REASON.get() == NO_ARGUMENT {
+            NO_REASON
+        } else {
+            plain_argument(context, &SEND_RESET_REASON) as u32
+        };
         let socket = plain_argument(context, &SEND_RESET_SK);
-        let skb = plain_argument(context, &SEND_RESET_SKB);
+        Self::new(socket, plain_argument(context, &SEND_RESET_SKB), reason)
+    }
+
+    #[inline(always)]
+    fn v4(context: *const u64, read: ReadArgument) -> Self {
+        let socket = read(context, &V4_SEND_RESET_SK);
+        Self::new(socket, read(context, &V4_SEND_RESET_SKB), NO_REASON)
+    }
+
+    #[inline(always)]
+    fn v6(context: *const u64, read: ReadArgument) -> Self {
+        let socket = read(context, &V6_SEND_RESET_SK);
+        Self::new(socket, read(context, &V6_SEND_RESET_SKB), NO_REASON)
+    }
+
+    #[inline(always)]
+    fn new(socket: u64, skb: u64, reason: u32) -> Self {
         let (kind, place) = if socket == 0 {
             (kind::NOSOCK, place::of::<Probed>(skb as *const u8, None))
         } else if skb == 0 {
@@ -117,9 +215,24 @@ impl Sent {
             socket,
             skb,
             kind,
+            reason,
             place,
         }
     }
+}
+
+#[inline(always)]
+fn if_active(sent: &Sent, then: impl FnOnce(&Sent) -> i32) -> i32 {
+    if sent.kind == kind::ACTIVE { then(sent) } else { 0 }
+}
+
+/// The functions are called for resets too, and do not answer these.
+#[inline(always)]
+fn if_answered(sent: &Sent, then: impl FnOnce(&Sent) -> i32) -> i32 {
+    if sent.skb == 0 || connection::is_reset(sent.skb as *const u8) {
+        return 0;
+    }
+    then(sent)
 }
 
 #[inline(always)]
@@ -136,8 +249,7 @@ fn is_in_doubt(sk: *const u8) -> bool {
 }
 
 #[inline(always)]
-fn count_sent(context: *const u64) -> i32 {
-    let sent = Sent::read(context);
+fn count_sent(sent: &Sent) -> i32 {
     if sent.kind == kind::PROCESS
         && let Some(held) = TCPRESET_HELD.get_ptr_mut(slot(sent.socket, HELD))
         && unsafe { (*held).socket } == sent.socket
@@ -226,8 +338,7 @@ fn state_of(socket: u64) -> u8 {
 }
 
 #[inline(always)]
-fn tell_sent(context: *const u64) -> i32 {
-    let sent = Sent::read(context);
+fn tell_sent(context: *const u64, sent: &Sent) -> i32 {
     if sent.kind == kind::PROCESS
         && let Some(told) = TCPRESET_TOLD.get_ptr_mut(slot(sent.socket, HELD))
         && unsafe { (*told).socket } == sent.socket
@@ -237,20 +348,15 @@ fn tell_sent(context: *const u64) -> i32 {
     }
     // A type is a constant each, as it is a place in arrays.
     match sent.kind {
-        kind::NOSOCK => emit_sent::<{ types::TCPRESET_NOSOCK }>(context, &sent),
-        kind::ACTIVE => emit_sent::<{ types::TCPRESET_ACTIVE }>(context, &sent),
-        _ => emit_sent::<{ types::TCPRESET_PROCESS }>(context, &sent),
+        kind::NOSOCK => emit_sent::<{ types::TCPRESET_NOSOCK }>(context, sent),
+        kind::ACTIVE => emit_sent::<{ types::TCPRESET_ACTIVE }>(context, sent),
+        _ => emit_sent::<{ types::TCPRESET_PROCESS }>(context, sent),
     }
 }
 
 #[inline(always)]
 fn emit_sent<const TYPE: usize>(context: *const u64, sent: &Sent) -> i32 {
     let state = if sent.socket == 0 { 0 } else { state_of(sent.socket) };
-    let reason = if SEND_RESET_REASON.get() == NO_ARGUMENT {
-        NO_REASON
-    } else {
-        plain_argument(context, &SEND_RESET_REASON) as u32
-    };
     emit::<TYPE>(context, &sent.place, now(), |record| unsafe {
         let connection = addr_of_mut!((*record).connection);
         // A listening socket does not know who it answers.
@@ -259,7 +365,7 @@ fn emit_sent<const TYPE: usize>(context: *const u64, sent: &Sent) -> i32 {
         } else {
             connection::of_answer(sent.skb as *const u8, state, connection);
         }
-        rest(record, sent.socket, sent.kind, reason, 0);
+        rest(record, sent.socket, sent.kind, sent.reason, 0);
     })
 }
 

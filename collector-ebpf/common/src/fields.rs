@@ -103,6 +103,10 @@ macro_rules! for_each_argument {
             SEND_RESET_SK: "tcp_send_reset" "sk" "*sock";
             SEND_RESET_SKB: "tcp_send_reset" "skb" "*sk_buff";
             SEND_RESET_REASON: "tcp_send_reset" "reason" "sk_rst_reason";
+            V4_SEND_RESET_SK: "tcp_v4_send_reset()" "sk" "*sock";
+            V4_SEND_RESET_SKB: "tcp_v4_send_reset()" "skb" "*sk_buff";
+            V6_SEND_RESET_SK: "tcp_v6_send_reset()" "sk" "*sock";
+            V6_SEND_RESET_SKB: "tcp_v6_send_reset()" "skb" "*sk_buff";
             RECEIVE_RESET_SK: "tcp_receive_reset" "sk" "*sock";
             SET_STATE_SK: "inet_sock_set_state" "sk" "*sock";
             SET_STATE_OLD: "inet_sock_set_state" "oldstate" "int";

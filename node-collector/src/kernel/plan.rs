@@ -10,7 +10,6 @@ use super::probes;
 /// A way to hook into the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-#[cfg_attr(not(test), expect(dead_code, reason = "probes that hook functions come one by one"))]
 pub(crate) enum Rung {
     /// A tracepoint whose arguments the verifier knows by type: fields are plain loads.
     TpBtf,

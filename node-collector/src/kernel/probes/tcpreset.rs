@@ -33,7 +33,8 @@ const SPEC: ProbeSpec = ProbeSpec {
     name: "tcpreset",
     help: "TCP resets sent and received",
     source: "eBPF on tracepoints tcp:tcp_send_reset (Linux net/ipv4/tcp_ipv4.c, tcp_output.c; for segments without a socket \
-             since 6.10) and tcp:tcp_receive_reset (net/ipv4/tcp_input.c)",
+             since 6.10, before that functions tcp_v4_send_reset and tcp_v6_send_reset) and tcp:tcp_receive_reset \
+             (net/ipv4/tcp_input.c)",
     labels: &[LabelSpec {
         name: "type",
         help: "nosock, process, active: sent, as the event types say; receive: received",
@@ -89,6 +90,7 @@ const COUNT: Signal = Signal {
     buckets: &[],
     steps: &[
         Step {
+            needs: WITH_ALL,
             unfit: null_in_doubt,
             ..Step::new(
                 Rung::TpBtf,
@@ -98,13 +100,40 @@ const COUNT: Signal = Signal {
                 ],
             )
         },
-        Step::new(
-            Rung::RawTracepoint,
-            &[
-                Hook("reset_send_count_raw", Attach::RawTracepoint("tcp_send_reset")),
-                Hook("reset_receive_count_raw", Attach::RawTracepoint("tcp_receive_reset")),
-            ],
-        ),
+        Step {
+            needs: WITH_ALL,
+            ..Step::new(
+                Rung::RawTracepoint,
+                &[
+                    Hook("reset_send_count_raw", Attach::RawTracepoint("tcp_send_reset")),
+                    Hook("reset_receive_count_raw", Attach::RawTracepoint("tcp_receive_reset")),
+                ],
+            )
+        },
+        Step {
+            needs: FUNCTIONS,
+            ..Step::new(
+                Rung::Fentry,
+                &[
+                    Hook("reset_v4_count_fentry", Attach::Fentry(&["tcp_v4_send_reset"])),
+                    Hook("reset_v6_count_fentry", Attach::Fentry(&["tcp_v6_send_reset"])),
+                    Hook("reset_active_count_raw", Attach::RawTracepoint("tcp_send_reset")),
+                    Hook("reset_receive_count_raw", Attach::RawTracepoint("tcp_receive_reset")),
+                ],
+            )
+        },
+        Step {
+            needs: FUNCTIONS,
+            ..Step::new(
+                Rung::Kprobe,
+                &[
+                    Hook("reset_v4_count_kprobe", Attach::Kprobe(&["tcp_v4_send_reset"])),
+                    Hook("reset_v6_count_kprobe", Attach::Kprobe(&["tcp_v6_send_reset"])),
+                    Hook("reset_active_count_raw", Attach::RawTracepoint("tcp_send_reset")),
+                    Hook("reset_receive_count_raw", Attach::RawTracepoint("tcp_receive_reset")),
+                ],
+            )
+        },
     ],
     needs: NEEDS,
     missed: "resets that were not counted",
@@ -123,6 +152,7 @@ const EVENTS: Signal = Signal {
     ],
     steps: &[
         Step {
+            needs: WITH_ALL,
             unfit: null_in_doubt,
             ..Step::new(
                 Rung::TpBtf,
@@ -133,14 +163,43 @@ const EVENTS: Signal = Signal {
                 ],
             )
         },
-        Step::new(
-            Rung::RawTracepoint,
-            &[
-                Hook("reset_state_raw", Attach::RawTracepoint("inet_sock_set_state")),
-                Hook("reset_send_event_raw", Attach::RawTracepoint("tcp_send_reset")),
-                Hook("reset_receive_event_raw", Attach::RawTracepoint("tcp_receive_reset")),
-            ],
-        ),
+        Step {
+            needs: WITH_ALL,
+            ..Step::new(
+                Rung::RawTracepoint,
+                &[
+                    Hook("reset_state_raw", Attach::RawTracepoint("inet_sock_set_state")),
+                    Hook("reset_send_event_raw", Attach::RawTracepoint("tcp_send_reset")),
+                    Hook("reset_receive_event_raw", Attach::RawTracepoint("tcp_receive_reset")),
+                ],
+            )
+        },
+        Step {
+            needs: FUNCTIONS,
+            ..Step::new(
+                Rung::Fentry,
+                &[
+                    Hook("reset_state_raw", Attach::RawTracepoint("inet_sock_set_state")),
+                    Hook("reset_v4_event_fentry", Attach::Fentry(&["tcp_v4_send_reset"])),
+                    Hook("reset_v6_event_fentry", Attach::Fentry(&["tcp_v6_send_reset"])),
+                    Hook("reset_active_event_raw", Attach::RawTracepoint("tcp_send_reset")),
+                    Hook("reset_receive_event_raw", Attach::RawTracepoint("tcp_receive_reset")),
+                ],
+            )
+        },
+        Step {
+            needs: FUNCTIONS,
+            ..Step::new(
+                Rung::Kprobe,
+                &[
+                    Hook("reset_state_raw", Attach::RawTracepoint("inet_sock_set_state")),
+                    Hook("reset_v4_event_kprobe", Attach::Kprobe(&["tcp_v4_send_reset"])),
+                    Hook("reset_v6_event_kprobe", Attach::Kprobe(&["tcp_v6_send_reset"])),
+                    Hook("reset_active_event_raw", Attach::RawTracepoint("tcp_send_reset")),
+                    Hook("reset_receive_event_raw", Attach::RawTracepoint("tcp_receive_reset")),
+                ],
+            )
+        },
     ],
     needs: NEEDS,
     missed: "resets that could make no event",
@@ -154,9 +213,17 @@ const fn bucket(position: usize) -> Bucket {
     }
 }
 
+/// With a reason, since 6.10, the tracepoint also speaks of resets without a socket and from TIME_WAIT.
+const WITH_ALL: &[&str] = &["SEND_RESET_REASON"];
+
+const FUNCTIONS: &[&str] = &[
+    "V4_SEND_RESET_SK",
+    "V4_SEND_RESET_SKB",
+    "V6_SEND_RESET_SK",
+    "V6_SEND_RESET_SKB",
+];
+
 const NEEDS: &[&str] = &[
-    // With it, since 6.10, resets without a socket and from TIME_WAIT come too.
-    "SEND_RESET_REASON",
     "SEND_RESET_SK",
     "SEND_RESET_SKB",
     "RECEIVE_RESET_SK",
