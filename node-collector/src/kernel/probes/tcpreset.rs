@@ -436,3 +436,88 @@ fn refuse_a_connection() -> io::Result<()> {
         Ok(_) => Err(io::Error::other("somebody took the port")),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernel::btf::write::Writer;
+    use sonde_ebpf_common::connection::{AF_INET6, Connection};
+    use std::net::IpAddr;
+    use zerocopy::{FromBytes as _, FromZeros as _};
+
+    fn record(kind: u32) -> Record {
+        let mut connection = Connection::new_zeroed();
+        (connection.sport, connection.dport, connection.family) = (7_401, 41_001, AF_INET6);
+        (connection.saddr[15], connection.daddr[15]) = (1, 2);
+        connection.state = 5;
+        Record {
+            connection,
+            kind,
+            reason: 1,
+            ..Record::new_zeroed()
+        }
+    }
+
+    fn names() -> HashMap<u32, Arc<str>> {
+        HashMap::from([(1, "NO_SOCKET".into())])
+    }
+
+    #[test]
+    fn the_sender_of_a_reset_comes_first_also_where_it_was_received() {
+        let [one, two]: [IpAddr; 2] = ["::1", "::2"].map(|address| address.parse().unwrap());
+        for (number, (_, name, bucket)) in KINDS.iter().enumerate() {
+            let (of, seen) = observe(&record(number as u32), &names()).unwrap();
+            assert_eq!((of, seen.kind), (*bucket, *name));
+            let received = number as u32 == kind::RECEIVE;
+            let sender = if received { (two, 41_001) } else { (one, 7_401) };
+            assert_eq!((seen.saddr, seen.sport), (Some(sender.0), Some(sender.1)), "{name}");
+            assert_eq!(seen.direction == Direction::Ingress, received);
+            assert_eq!(seen.state.as_deref(), Some("TCP_FIN_WAIT2"));
+        }
+    }
+
+    #[test]
+    fn reasons_have_the_running_kernels_names() {
+        let w = &mut Writer::new();
+        let values = [
+            ("SK_RST_REASON_NOT_SPECIFIED", 0),
+            ("SK_RST_REASON_TCP_STATE", 14),
+            ("SK_RST_REASON_MAX", 25),
+        ];
+        w.enumeration("sk_rst_reason", &values);
+        let names = reasons(&Btf::parse(w.finish()).unwrap());
+        let reason = |number| {
+            let record = Record {
+                reason: number,
+                ..record(0)
+            };
+            observe(&record, &names).unwrap().1.reason
+        };
+        assert_eq!(reason(14).as_deref(), Some("TCP_STATE"));
+        assert_eq!(reason(25).as_deref(), Some("REASON_25"), "the mark is no reason");
+        assert_eq!(reason(NO_REASON), None);
+    }
+
+    #[test]
+    fn a_kind_that_is_none_is_refused_and_any_bytes_do_no_harm() {
+        assert!(observe(&record(4), &names()).is_err());
+        for byte in 0..=255 {
+            let record = Record::read_from_bytes(&[byte; size_of::<Record>()]).unwrap();
+            assert_eq!(observe(&record, &names()).is_ok(), byte == 0);
+        }
+    }
+
+    #[test]
+    fn where_null_may_be_taken_for_a_pointer_the_typed_tracepoint_is_not_used() {
+        let at = |major, minor| {
+            let mut facts = crate::kernel::facts::gather(&off()).0;
+            facts.release = Some(Release(major, minor));
+            null_in_doubt(&facts).is_some()
+        };
+        assert_eq!([at(6, 1), at(6, 2), at(6, 12), at(6, 13)], [false, true, true, false]);
+    }
+
+    fn off() -> sonde_common::config::Config {
+        serde_json::from_str(r#"{"kernel":{"ebpf":"off"}}"#).unwrap()
+    }
+}

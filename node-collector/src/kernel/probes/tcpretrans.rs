@@ -216,3 +216,56 @@ fn observe(record: &Record) -> Result<Observation, RecordError> {
     connection::fill(&mut seen, &record.connection);
     Ok(seen)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sonde_ebpf_common::connection::{AF_INET, Connection};
+    use sonde_ebpf_common::record::Head;
+    use zerocopy::{FromBytes as _, FromZeros as _};
+
+    fn record(kind: u32) -> Record {
+        let mut connection = Connection::new_zeroed();
+        (connection.sport, connection.dport, connection.family) = (40_001, 443, AF_INET);
+        connection.saddr[..4].copy_from_slice(&[10, 0, 0, 1]);
+        connection.daddr[..4].copy_from_slice(&[10, 0, 0, 2]);
+        connection.state = 1;
+        let head = Head {
+            netns: 7,
+            cookie: 70,
+            ktime_ns: 5,
+            cpu: 1,
+            ..Head::new_zeroed()
+        };
+        Record {
+            head,
+            connection,
+            segments: 3,
+            kind,
+        }
+    }
+
+    #[test]
+    fn a_record_tells_what_was_sent_again_and_why() {
+        for (kind, name) in KINDS.iter().enumerate() {
+            let seen = observe(&record(kind as u32)).unwrap();
+            assert_eq!(seen.reason.as_deref(), Some(*name));
+        }
+        let seen = observe(&record(kind::RTO)).unwrap();
+        assert_eq!((seen.kind, seen.direction), (TCPRETRANS, Direction::Egress));
+        assert_eq!(seen.netns, Some(NetnsKey { inode: 7, cookie: 70 }));
+        assert_eq!((seen.saddr, seen.sport), (Some([10, 0, 0, 1].into()), Some(40_001)));
+        assert_eq!((seen.daddr, seen.dport), (Some([10, 0, 0, 2].into()), Some(443)));
+        assert_eq!(seen.attributes, [("segments", "3".into())]);
+    }
+
+    #[test]
+    fn a_kind_that_is_none_is_refused_and_any_bytes_do_no_harm() {
+        let error = observe(&record(7)).unwrap_err().to_string();
+        assert_eq!(error, "record says the kind of a retransmit is 7");
+        for byte in 0..=255 {
+            let record = Record::read_from_bytes(&[byte; size_of::<Record>()]).unwrap();
+            assert_eq!(observe(&record).is_ok(), byte == 0);
+        }
+    }
+}
