@@ -16,6 +16,7 @@ mod places;
 mod resets;
 mod retransmits;
 mod rights;
+mod rings;
 
 use super::*;
 use crate::event::{Direction, Event, Subject};
