@@ -18,11 +18,23 @@ struct Scene {
     live: Live,
 }
 
-fn scene(lab: &Lab, name: &str, rung: Rung) -> Option<Scene> {
+/// Two pods for each family, and a kernel side that sees them all.
+fn scenes(lab: &Lab, name: &str, rung: Rung, families: &[Family]) -> Option<(Vec<[sonde_lab::Pod; 2]>, Live)> {
     let name = format!("{name}-{}", rung.name().replace('_', ""));
-    let (client, server) = (lab.pod(&name, "client").unwrap(), lab.pod(&name, "server").unwrap());
-    lab.link(&client, &server).unwrap();
-    let live = start(&config_of("tcpretrans"), index_of([&client, &server]), Some(rung))?;
+    let pair = |family: &Family| {
+        let number = if *family == Family::V4 { 4 } else { 6 };
+        let [client, server] = ["client", "server"].map(|role| lab.pod(&name, &format!("{role}{number}")).unwrap());
+        lab.link(&client, &server).unwrap();
+        [client, server]
+    };
+    let pairs: Vec<_> = families.iter().map(pair).collect();
+    let live = start(&config_of("tcpretrans"), index_of(pairs.iter().flatten()), Some(rung))?;
+    Some((pairs, live))
+}
+
+fn scene(lab: &Lab, name: &str, rung: Rung) -> Option<Scene> {
+    let (mut pairs, live) = scenes(lab, name, rung, &[Family::V4])?;
+    let [client, server] = pairs.remove(0);
     Some(Scene { client, server, live })
 }
 
@@ -139,11 +151,13 @@ fn each(test: &str, run: impl Fn(&mut Scene, Family, u16)) {
         return;
     };
     for rung in BOTH {
-        for (family, from) in Family::BOTH.into_iter().zip([40_001, 40_002]) {
-            let Some(mut scene) = scene(&lab, &family.to_string().to_lowercase(), rung) else {
-                return;
-            };
+        let Some((pairs, mut live)) = scenes(&lab, "each", rung, &Family::BOTH) else {
+            return;
+        };
+        for ((family, from), [client, server]) in Family::BOTH.into_iter().zip([40_001, 40_002]).zip(pairs) {
+            let mut scene = Scene { client, server, live };
             run(&mut scene, family, from);
+            live = scene.live;
         }
     }
 }
@@ -263,7 +277,7 @@ fn a_buffer_of_several_segments_counts_each() {
     })
     .unwrap();
     let segments = client.counters().unwrap().get("Tcp.RetransSegs").unwrap();
-    assert_eq!(scene.counts("client").values().sum::<i64>(), segments);
+    assert_eq!(scene.counts(client.name()).values().sum::<i64>(), segments);
     let events = scene.live.wait_for(1, |_| true);
     let told: i64 = events
         .iter()
