@@ -63,7 +63,6 @@ pub fn of<A: Access>(skb: *const u8, receiver: Option<*const u8>) -> Place {
 
 /// Of a socket, which may be a TIME_WAIT or request socket: that has nothing but the common part.
 #[inline(always)]
-#[allow(dead_code, reason = "for the probes of sockets")]
 pub fn of_socket<A: Access>(sk: *const u8) -> Place {
     let mut place = Place {
         netns: 0,

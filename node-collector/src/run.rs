@@ -276,6 +276,9 @@ fn say_missing(signals: &[SignalStatus], missing: &Missing) {
     for signal in signals {
         match signal.rung {
             Some(rung) => tracing::info!(signal = signal.name, rung, reason = signal.reason, "kernel signal on"),
+            None if signal.chosen => {
+                tracing::info!(signal = signal.name, reason = signal.reason, "kernel signal off");
+            }
             None => missing.say(signal.name, &signal.reason),
         }
     }

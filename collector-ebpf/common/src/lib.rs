@@ -32,9 +32,12 @@ macro_rules! positions {
     };
 }
 
+pub mod connection;
 pub mod drop;
 pub mod fields;
 pub mod latency;
 pub mod limit;
 pub mod lost;
 pub mod record;
+pub mod reset;
+pub mod retransmit;

@@ -5,6 +5,11 @@ positions! {
     PACKETLOSS,
     /// Drops at a place that user space has not classified yet: they must not eat the tokens of real ones.
     PACKETLOSS_NEW_SITE,
+    TCPRETRANS,
+    TCPRESET_NOSOCK,
+    TCPRESET_PROCESS,
+    TCPRESET_ACTIVE,
+    TCPRESET_RECEIVE,
 }
 
 /// The inode under which everything goes that belongs to no listed namespace.

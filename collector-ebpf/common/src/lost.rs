@@ -5,6 +5,8 @@ use crate::limit::TYPES;
 positions! {
     COUNTERS:
     PACKETLOSS,
+    TCPRETRANS,
+    TCPRESET,
 }
 
 record! {

@@ -6,6 +6,8 @@ pub const STACK_FRAMES: usize = 64;
 /// First word of every record: which struct it is.
 pub mod kind {
     pub const DROP: u32 = 1;
+    pub const RETRANSMIT: u32 = 2;
+    pub const RESET: u32 = 3;
 }
 
 record! {

@@ -16,6 +16,9 @@ use crate::event::{NetnsKey, Subject};
 /// Keys of namespaces that are no pod's are forgotten after this many rounds without growth.
 const IDLE_ROUNDS: u32 = 60;
 
+/// How often the map is read again where counts are moved into it meanwhile.
+const PENDING_TRIES: usize = 5;
+
 /// A key of such a map.
 pub(crate) trait Key: FromBytes + IntoBytes + Immutable + Copy + Eq + Hash + Send {
     fn netns(&self) -> NetnsKey;
@@ -66,7 +69,27 @@ impl<K: Key, V: Value> Counted<K, V> {
         round: &Round<'_>,
         group: impl FnMut(&K) -> G,
     ) -> io::Result<Vec<Sum<G, V>>> {
-        self.load()?;
+        self.read_with(round, group, || Ok(Vec::new()))
+    }
+
+    /// With counts that `pending` reads from elsewhere, where the kernel side keeps them until it moves them here. They
+    /// are read before and after, so that none is seen twice or not at all.
+    pub(crate) fn read_with<G: Ord + Clone>(
+        &mut self,
+        round: &Round<'_>,
+        group: impl FnMut(&K) -> G,
+        mut pending: impl FnMut() -> io::Result<Vec<(K, V)>>,
+    ) -> io::Result<Vec<Sum<G, V>>> {
+        let mut before = pending()?;
+        for _ in 0..PENDING_TRIES {
+            self.load()?;
+            let after = pending()?;
+            if after == before {
+                break;
+            }
+            before = after;
+        }
+        self.entries.extend(before);
         self.standing.keys = self.entries.len();
         let (sums, strangers) = sums(&self.entries, group, round.owner);
         self.forget(&strangers, round.gone);

@@ -13,7 +13,10 @@ use tokio::sync::mpsc::{Receiver, channel};
 mod drops;
 mod limits;
 mod places;
+mod resets;
+mod retransmits;
 mod rights;
+mod rings;
 
 use super::*;
 use crate::event::{Direction, Event, Subject};
@@ -37,7 +40,7 @@ fn start_with(config: &Config, index: PodIndex, rung: Option<Rung>, room: usize)
     let (sender, events) = channel(room);
     let allowed = |candidate| rung.is_none_or(|rung| rung == candidate);
     let (kernel, signals) = Kernel::start_on(config, Arc::clone(&index), sender, allowed);
-    let wanted = |signal: &&SignalStatus| !signal.reason.starts_with("probes.");
+    let wanted = |signal: &&SignalStatus| !signal.chosen;
     if let Some(off) = signals.iter().filter(wanted).find(|signal| signal.rung.is_none()) {
         assert!(
             !off.reason.contains("parsing BPF object"),

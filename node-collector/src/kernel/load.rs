@@ -42,6 +42,7 @@ impl Settings {
         settings.global("EVENT_INTERVAL_NS", &interval);
         let burst = interval * u64::from(config.events.burst.saturating_sub(1));
         settings.global("EVENT_BURST_NS", &burst);
+        settings.global("ARGUMENT_REGISTERS", &ARGUMENT_REGISTERS);
         let mut events = false;
         for probe in probes::ALL {
             let is_wanted = wanted.iter().any(|wanted| wanted.spec.name == probe.spec.name);
@@ -86,6 +87,12 @@ impl Settings {
 
 /// From where arguments were taken for valid pointers to where those of kfree_skb were marked as maybe NULL.
 const NULL_IN_DOUBT: std::ops::Range<Release> = Release(6, 2)..Release(6, 15);
+
+/// Offsets of the registers that hold a function's first arguments in `struct pt_regs` (`user_pt_regs` on arm64).
+#[cfg(target_arch = "x86_64")]
+const ARGUMENT_REGISTERS: [u16; 4] = [112, 104, 96, 88];
+#[cfg(target_arch = "aarch64")]
+const ARGUMENT_REGISTERS: [u16; 4] = [0, 8, 16, 24];
 
 const PAGE: u32 = 4096;
 /// Some 350 events with stacks.
@@ -376,6 +383,47 @@ mod tests {
     fn the_kernels_word_on_a_maps_memory_is_read() {
         assert_eq!(memlock("pos:\t0\nmemlock:\t1048576\nfrozen:\t0\n"), Some(1_048_576));
         assert_eq!(memlock("pos:\t0\n"), None);
+    }
+
+    /// Also where the kernel has nothing to attach them to.
+    #[test]
+    fn the_verifier_takes_every_program_for_kprobes() {
+        let config = Config::default();
+        let (facts, btf) = super::super::facts::gather(&config);
+        let Ok(btf_facts) = &facts.btf else {
+            println!("SKIPPED: no BTF");
+            return;
+        };
+        let mut settings = Settings::new(&config, &facts, probes::ALL, 1);
+        let symbols = std::sync::Arc::new(super::super::symbols::Symbols::new(&config.host.proc));
+        for probe in probes::ALL {
+            settings.add(super::super::engine::set_up(probe, &config, btf.as_ref(), &symbols).globals);
+        }
+        let mut object = match Object::new(btf_facts, &settings) {
+            Ok(object) => object,
+            Err(error) => {
+                println!("SKIPPED: {error}");
+                return;
+            }
+        };
+        for hook in probes::signals()
+            .flat_map(|signal| signal.steps)
+            .flat_map(|step| step.hooks)
+        {
+            if !matches!(hook.1, Attach::Kprobe(_) | Attach::Kretprobe(_)) {
+                continue;
+            }
+            let Some(Program::KProbe(program)) = object.ebpf.program_mut(hook.0) else {
+                panic!("no program {} for a kprobe", hook.0);
+            };
+            match program.load() {
+                Ok(()) => {}
+                Err(ProgramError::LoadError { io_error, verifier_log }) if verifier_log.to_string().is_empty() => {
+                    println!("SKIPPED: {}: {io_error}", hook.0);
+                }
+                Err(error) => panic!("{}: {}", hook.0, chain(&error)),
+            }
+        }
     }
 
     #[test]

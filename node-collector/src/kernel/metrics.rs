@@ -128,6 +128,7 @@ mod tests {
             name: "packetloss.count",
             rung: Some("tp_btf"),
             reason: String::new(),
+            chosen: false,
         };
         let report = SignalReport {
             signal,

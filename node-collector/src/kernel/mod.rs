@@ -17,6 +17,7 @@ use crate::table::Table;
 mod attribute;
 mod btf;
 mod clock;
+mod connection;
 mod counted;
 mod doctor;
 mod engine;
@@ -31,11 +32,10 @@ mod plan;
 mod probe;
 pub(crate) mod probes;
 mod reasons;
-#[cfg_attr(not(test), expect(dead_code, reason = "for probes with records of their own"))]
 mod record;
 mod ring;
 mod sites;
-mod symbols;
+pub(crate) mod symbols;
 mod sys;
 
 #[cfg(test)]
@@ -58,6 +58,9 @@ pub struct SignalStatus {
     pub rung: Option<&'static str>,
     /// Why it is off, or why no better rung was taken. Empty: it runs on the best one.
     pub reason: String,
+    /// It is off as the configuration has it so: nothing is missing.
+    #[serde(skip)]
+    pub chosen: bool,
 }
 
 /// What `/status` says of the kernel side.
@@ -151,7 +154,8 @@ impl Kernel {
             let mut decision = plan(signal, &facts, config);
             decision.candidates.retain(|at| allowed(signal.steps[*at].rung));
             if decision.candidates.is_empty() {
-                signals.push((signal, None, status_of(signal, None, decision.reason(signal, None))));
+                let reason = decision.reason(signal, None);
+                signals.push((signal, None, status_of(signal, None, reason, decision.chosen)));
             } else {
                 wanted.push((signal, decision));
             }
@@ -163,7 +167,7 @@ impl Kernel {
             signals.extend(
                 results
                     .into_iter()
-                    .map(|(signal, step, why)| (signal, step, status_of(signal, step, why))),
+                    .map(|(signal, step, why)| (signal, step, status_of(signal, step, why, false))),
             );
         }
         signals.sort_by_key(|(signal, _, _)| signal.name);
@@ -252,15 +256,12 @@ impl Kernel {
     }
 }
 
-fn status_of(signal: &Signal, step: Option<usize>, reason: String) -> SignalStatus {
+fn status_of(signal: &Signal, step: Option<usize>, reason: String, chosen: bool) -> SignalStatus {
     let rung = step.map(|at| signal.steps[at].rung.name());
-    match rung {
-        Some(rung) => tracing::info!(signal = signal.name, rung, %reason, "kernel signal on"),
-        None => tracing::warn!(signal = signal.name, %reason, "kernel signal off"),
-    }
     SignalStatus {
         name: signal.name,
         rung,
         reason,
+        chosen,
     }
 }

@@ -10,7 +10,6 @@ use super::probes;
 /// A way to hook into the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-#[cfg_attr(not(test), expect(dead_code, reason = "probes that hook functions come one by one"))]
 pub(crate) enum Rung {
     /// A tracepoint whose arguments the verifier knows by type: fields are plain loads.
     TpBtf,
@@ -120,6 +119,8 @@ pub(super) struct Decision {
     pub rejected: Vec<(usize, String)>,
     /// Why no step can be had at all, before any is looked at.
     pub off: Option<String>,
+    /// It is off as the configuration has it so, and not for want of anything.
+    pub chosen: bool,
 }
 
 impl Decision {
@@ -128,6 +129,14 @@ impl Decision {
             candidates: Vec::new(),
             rejected: Vec::new(),
             off: Some(why.into()),
+            chosen: false,
+        }
+    }
+
+    fn off_by_choice(why: impl Into<String>) -> Self {
+        Self {
+            chosen: true,
+            ..Self::off(why)
         }
     }
 
@@ -155,7 +164,7 @@ impl Decision {
 
 pub(super) fn plan(signal: &Signal, facts: &Facts, config: &Config) -> Decision {
     if config.kernel.ebpf == Switch::Off {
-        return Decision::off("kernel.ebpf is off");
+        return Decision::off_by_choice("kernel.ebpf is off");
     }
     let probe = signal.settings(config);
     if !probe.enabled {
@@ -163,13 +172,13 @@ pub(super) fn plan(signal: &Signal, facts: &Facts, config: &Config) -> Decision 
             .probes
             .get(signal.probe)
             .is_some_and(|said| said.enabled.is_some());
-        return Decision::off(match said {
+        return Decision::off_by_choice(match said {
             true => format!("probes.{}.enabled is false", signal.probe),
             false => format!("probes.{}.enabled is not set, and it is off by default", signal.probe),
         });
     }
     if signal.only_events() && !probe.events {
-        return Decision::off(format!("probes.{}.events is false", signal.probe));
+        return Decision::off_by_choice(format!("probes.{}.events is false", signal.probe));
     }
     if let Some(why) = forbidden(facts) {
         return Decision::off(why);
@@ -189,6 +198,7 @@ pub(super) fn plan(signal: &Signal, facts: &Facts, config: &Config) -> Decision 
         candidates: Vec::new(),
         rejected: Vec::new(),
         off: None,
+        chosen: false,
     };
     for (at, step) in signal.steps.iter().enumerate() {
         match unfit(step, btf, facts) {

@@ -66,7 +66,6 @@ pub(crate) fn stack(taken: i32, room: &[u8]) -> Result<Vec<u64>, RecordError> {
         .collect())
 }
 
-#[cfg_attr(test, expect(dead_code, reason = "for probes with records of their own"))]
 /// Where the record is from; `None`: the kernel side could not tell.
 pub(crate) fn netns(head: &Head) -> Option<NetnsKey> {
     (head.netns != 0).then_some(NetnsKey {

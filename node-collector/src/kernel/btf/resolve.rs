@@ -104,7 +104,8 @@ pub(crate) fn resolve_argument(btf: &Btf, decl: &ArgumentDecl) -> Result<u32, Ab
     if let Some(names) = names.filter(|names| names.len() == types.len()) {
         return names
             .iter()
-            .position(|name| *name == decl.name)
+            // Since 6.13 the verifier takes the ending for "may be NULL".
+            .position(|name| name.strip_suffix("__nullable").unwrap_or(name) == decl.name)
             .map(|at| at as u32)
             .ok_or(absent);
     }
@@ -138,13 +139,14 @@ impl Btf {
         })
     }
 
-    /// `*sock` fits a pointer to (const) struct sock, `*void` a pointer to nothing in particular, else an enum's name.
+    /// `*sock` fits a pointer to (const) struct sock, `*void` a pointer to nothing in particular, else the name of an
+    /// enum or integer.
     fn is_named(&self, id: TypeId, name: &str) -> bool {
         let Some((_, found)) = self.strip(id) else {
             return false;
         };
         match name.strip_prefix('*') {
-            None => matches!(found.kind, Kind::Enum | Kind::Enum64) && found.name() == name,
+            None => matches!(found.kind, Kind::Enum | Kind::Enum64 | Kind::Int) && found.name() == name,
             Some(_) if found.kind != Kind::Pointer => false,
             Some("void") => self.strip_to_void(found),
             Some(target) => self.strip(found.size_or_type).is_some_and(|(_, t)| t.name() == target),
