@@ -51,7 +51,7 @@ pub struct Wanted {
 }
 
 impl Wanted {
-    pub fn of<'a>(probes: impl IntoIterator<Item = &'a &'static Registration>) -> Self {
+    pub fn of(probes: impl IntoIterator<Item = &'static Registration>) -> Self {
         let probes: Vec<_> = probes.into_iter().collect();
         let wants = |file: &NetFile| probes.iter().any(|probe| probe.files.contains(file));
         let asks = |family: &Netlink| probes.iter().any(|probe| probe.netlink.contains(family));

@@ -69,8 +69,8 @@ pub async fn run(config: Config, mut shutdown: Shutdown) -> anyhow::Result<()> {
     let settings = Settings {
         globs: named_namespaces(&config)?,
         include_host: config.pods.include_host,
-        pod: Wanted::of(enabled.iter().filter(|p| !p.node_only)),
-        node: Wanted::of(&enabled),
+        pod: Wanted::of(enabled.iter().copied().filter(|p| !p.node_only)),
+        node: Wanted::of(enabled.iter().copied()),
         keep_handles: handles,
         on_change: Box::new({
             let kernel = Arc::clone(&kernel);
