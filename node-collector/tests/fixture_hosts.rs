@@ -173,8 +173,8 @@ fn linux_6_18_with_a_pod() {
             format!("sonde_rdma_count_total{{{node},device=\"mlx5_0\",port=\"1\",counter=\"out_of_buffer\"}}"),
             "34100",
         ),
-        (format!("sonde_sock_tcp_under_memory_pressure{{{node}}}"), "1"),
-        (format!("sonde_sock_tcp_memory_limit_bytes{{{node}}}"), "1228800"),
+        (format!("sonde_sockmem_tcp_under_pressure{{{node}}}"), "1"),
+        (format!("sonde_sockmem_tcp_limit_bytes{{{node}}}"), "1228800"),
     ] {
         assert_eq!(value(&text, &series), Some(expected), "{series}");
     }
@@ -183,7 +183,7 @@ fn linux_6_18_with_a_pod() {
         "sonde_softnet_processed_total",
         "sonde_sock_tcp_memory_bytes",
         "sonde_sock_tcp_orphans",
-        "sonde_sock_tcp_memory_limit_bytes",
+        "sonde_sockmem_tcp_limit_bytes",
         "sonde_ipvs_connections_total",
     ] {
         assert_eq!(
@@ -243,6 +243,7 @@ fn a_newer_kernel_with_broken_files() {
             "qdisc: rtnetlink: dump truncated, 3 times",
             "rdma: sys/class/infiniband: cannot be read: mlx5_0 port 1: link_downed: expected a number",
             "sock: sockstat6: line 1: expected a number, found \"x\"",
+            "sockmem: sys/net/ipv4/tcp_mem: line 1: 3 names but 2 values",
             "tcpext: netstat: line 2: 2 names but 1 values",
         ]
     );

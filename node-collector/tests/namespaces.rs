@@ -122,7 +122,7 @@ fn pods_come_and_go_with_their_namespaces() {
     let before = format!("{}/before", namespace("demo"));
     assert_eq!(
         watched.names(),
-        [before.clone()],
+        std::slice::from_ref(&before),
         "the first look is done when the source has started"
     );
 

@@ -15,6 +15,7 @@ mod ports;
 mod qdisc;
 mod rdma;
 mod sock;
+mod sockmem;
 mod softnet;
 mod tcp;
 mod tcpext;
@@ -62,6 +63,7 @@ pub const PROBES: &[Registration] = &[
     udp::PROBE,
     softnet::PROBE,
     sock::PROBE,
+    sockmem::PROBE,
     tcpsummary::PROBE,
     tcpsockets::PROBE,
     ports::PROBE,

@@ -57,7 +57,7 @@ impl Probe for Rdma {
         table: &mut Table,
     ) -> Result<(), Arc<ReadError>> {
         let file = "sys/class/infiniband";
-        let Some((counters, failed)) =
+        let Some(infiniband::Found { counters, failed }) =
             infiniband::read(&readings.paths().sys).map_err(|source| Arc::new(ReadError::Read { file, source }))?
         else {
             return Ok(());

@@ -2,7 +2,7 @@
 //!
 //! `inuse`, `tw`, `used` and `FRAG` belong to the network namespace. Orphans, allocated sockets and the memory of TCP and UDP
 //! are kept for the machine and shown in every namespace alike: they stand once, in the node's row, and are absent in
-//! those of pods. So do the limits of these, and whether TCP is under memory pressure.
+//! those of pods. The limits of these are in `sockmem`.
 
 use std::sync::Arc;
 
@@ -11,19 +11,12 @@ use crate::catalogue::{ColumnSpec, ProbeSpec};
 use crate::event::Subject;
 use crate::handles::Readings;
 use crate::procfs::sockstat::{self, Name};
-use crate::procfs::{NetFile, ReadError, protocols, sysctl};
+use crate::procfs::{NetFile, ReadError};
 use crate::table::{ABSENT, Table};
 
 pub(super) const PROBE: Registration = Registration {
     spec: &SPEC,
-    files: &[
-        NetFile::Sockstat,
-        NetFile::Sockstat6,
-        NetFile::TcpMem,
-        NetFile::UdpMem,
-        NetFile::MaxOrphans,
-        NetFile::Protocols,
-    ],
+    files: &[NetFile::Sockstat, NetFile::Sockstat6],
     netlink: &[],
     node_only: false,
     make: || Box::new(Sock::default()),
@@ -31,8 +24,8 @@ pub(super) const PROBE: Registration = Registration {
 
 static SPEC: ProbeSpec = ProbeSpec {
     name: "sock",
-    help: "Sockets and what they hold, from /proc/net/sockstat and sockstat6, and the limits of the node",
-    source: "/proc/net/sockstat and sockstat6 (Linux net/ipv4/proc.c, sockstat_seq_show; net/ipv6/proc.c, sockstat6_seq_show); for the node also /proc/sys/net/ipv4/tcp_mem, udp_mem and tcp_max_orphans, and /proc/net/protocols (net/core/sock.c, proto_seq_show)",
+    help: "Sockets and what they hold, from /proc/net/sockstat and sockstat6",
+    source: "/proc/net/sockstat and sockstat6 (Linux net/ipv4/proc.c, sockstat_seq_show; net/ipv6/proc.c, sockstat6_seq_show)",
     labels: &[],
     columns: COLUMNS,
     event_types: &[],
@@ -75,40 +68,10 @@ const COLUMNS: &[ColumnSpec] = &[
     ),
     ColumnSpec::gauge("tcp_memory_bytes", "bytes", "Memory of TCP buffers, of the whole node"),
     ColumnSpec::gauge("udp_memory_bytes", "bytes", "Memory of UDP buffers, of the whole node"),
-    ColumnSpec::gauge(
-        "tcp_orphans_limit",
-        "sockets",
-        "How many TCP sockets without a process there may be before they are reset, of the whole node (tcp_max_orphans)",
-    ),
-    ColumnSpec::gauge(
-        "tcp_memory_low_bytes",
-        "bytes",
-        "Memory of TCP buffers below which pressure ends, of the whole node (tcp_mem)",
-    ),
-    ColumnSpec::gauge(
-        "tcp_memory_pressure_bytes",
-        "bytes",
-        "Memory of TCP buffers above which pressure begins, of the whole node (tcp_mem)",
-    ),
-    ColumnSpec::gauge(
-        "tcp_memory_limit_bytes",
-        "bytes",
-        "Memory that TCP buffers may take, of the whole node (tcp_mem)",
-    ),
-    ColumnSpec::gauge(
-        "udp_memory_limit_bytes",
-        "bytes",
-        "Memory that UDP buffers may take, of the whole node (udp_mem)",
-    ),
-    ColumnSpec::gauge(
-        "tcp_under_memory_pressure",
-        "",
-        "Whether TCP is under memory pressure, of the whole node: 1 yes, 0 no",
-    ),
 ];
 
 /// As sockstat has them, in the order of [`COLUMNS`]; `NONE` where the other file has it.
-const NAMES: [Name; FIRST_OF_LIMITS] = [
+const NAMES: [Name; COLUMNS.len()] = [
     ("sockets:", "used"),
     ("TCP:", "inuse"),
     NONE,
@@ -139,8 +102,6 @@ const PLACES_6: [usize; 5] = [2, 5, 7, 10, 11];
 const NONE: Name = ("", "");
 /// From here on the numbers are the node's.
 const FIRST_OF_NODE: usize = 12;
-/// From here on other files have them.
-const FIRST_OF_LIMITS: usize = 16;
 /// These are in pages.
 const MEMORY: [usize; 2] = [14, 15];
 
@@ -158,34 +119,6 @@ impl Default for Sock {
     }
 }
 
-impl Sock {
-    /// Fills the columns of the limits; what is there even when the rest fails.
-    fn limits(&self, readings: &mut Readings<'_>, out: &mut [i64]) -> Result<(), Arc<ReadError>> {
-        let bytes = |pages: i64| pages.saturating_mul(self.page_bytes);
-        let orphans = readings.parse(NetFile::MaxOrphans, sysctl::numbers::<1>);
-        if let Ok(Some([limit])) = orphans {
-            out[0] = limit;
-        }
-        let tcp = readings.parse(NetFile::TcpMem, sysctl::numbers::<3>);
-        if let Ok(Some(pages)) = tcp {
-            out[1..4].copy_from_slice(&pages.map(bytes));
-        }
-        let udp = readings.parse(NetFile::UdpMem, sysctl::numbers::<3>);
-        if let Ok(Some([_, _, limit])) = udp {
-            out[4] = bytes(limit);
-        }
-        let pressure = readings.parse(NetFile::Protocols, |text| protocols::is_under_pressure(text, "TCP"));
-        if let Ok(Some(Some(pressure))) = pressure {
-            out[5] = i64::from(pressure);
-        }
-        orphans
-            .map(drop)
-            .and(tcp.map(drop))
-            .and(udp.map(drop))
-            .and(pressure.map(drop))
-    }
-}
-
 impl Probe for Sock {
     fn read(
         &mut self,
@@ -195,9 +128,7 @@ impl Probe for Sock {
     ) -> Result<(), Arc<ReadError>> {
         let mut values = [ABSENT; COLUMNS.len()];
         let mut values_6 = [ABSENT; NAMES_6.len()];
-        let v4 = readings.parse(NetFile::Sockstat, |text| {
-            sockstat::parse(text, &NAMES, &mut values[..FIRST_OF_LIMITS])
-        });
+        let v4 = readings.parse(NetFile::Sockstat, |text| sockstat::parse(text, &NAMES, &mut values));
         let v6 = readings.parse(NetFile::Sockstat6, |text| {
             sockstat::parse(text, &NAMES_6, &mut values_6)
         });
@@ -206,21 +137,19 @@ impl Probe for Sock {
                 values[place] = value;
             }
         }
-        let mut limits = Ok(());
         if matches!(subject, Subject::Node) {
             for place in MEMORY {
                 if values[place] != ABSENT {
                     values[place] = values[place].saturating_mul(self.page_bytes);
                 }
             }
-            limits = self.limits(readings, &mut values[FIRST_OF_LIMITS..]);
         } else {
             values[FIRST_OF_NODE..].fill(ABSENT);
         }
         if values.iter().any(|value| *value != ABSENT) {
             table.push(subject.clone(), [], &values);
         }
-        v4.and(v6).map(|_| ()).and(limits)
+        v4.and(v6).map(|_| ())
     }
 }
 

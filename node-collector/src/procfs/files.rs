@@ -108,6 +108,15 @@ impl NetFile {
         }
     }
 
+    /// The file that is read rather than this one where it is there.
+    const fn stands_in_for(self) -> Option<Self> {
+        match self {
+            // CONFIG_NF_CONNTRACK_PROCFS is off on some kernels.
+            Self::ConntrackCount => Some(Self::Conntrack),
+            _ => None,
+        }
+    }
+
     /// Where it is for the calling thread.
     pub fn path(self, paths: &HostPaths) -> PathBuf {
         if self.is_sysctl() {
@@ -159,7 +168,8 @@ impl NetFiles {
     /// Opens the wanted files while in the namespace. With `keep` false they are only looked for.
     pub fn open(paths: &HostPaths, wanted: &[NetFile], keep: bool) -> Self {
         let slots = NetFile::ALL.map(|file| {
-            if !wanted.contains(&file) {
+            let better = file.stands_in_for().filter(|better| wanted.contains(better));
+            if !wanted.contains(&file) || better.is_some_and(|better| better.path(paths).exists()) {
                 return Slot::Unwanted;
             }
             match File::open(file.path(paths)) {

@@ -14,18 +14,25 @@ pub struct Counter {
     pub value: u64,
 }
 
+/// What there is, in order of device, port and name, and what could not be read.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Found {
+    pub counters: Vec<Counter>,
+    pub failed: Vec<String>,
+}
+
 /// Not a counter: how long, in milliseconds, the driver may answer from its own copy.
 const LIFESPAN: &str = "lifespan";
 
-/// All counters in order of device, port and name, and what could not be read. `None` without RDMA devices.
+/// All counters; `None` without RDMA devices.
 ///
 /// A counter that the driver refuses to tell (EINVAL, EOPNOTSUPP) is left out: drivers list what a device lacks.
-pub fn read(sys: &Path) -> Result<Option<(Vec<Counter>, Vec<String>)>, io::Error> {
+pub fn read(sys: &Path) -> io::Result<Option<Found>> {
     let class = sys.join("class/infiniband");
     let Some(devices) = names(&class)? else {
         return Ok(None);
     };
-    let (mut counters, mut failed) = (Vec::new(), Vec::new());
+    let mut found = Found::default();
     for device in devices {
         let dir = class.join(&device);
         let mut places = vec![(0, dir.join("hw_counters"))];
@@ -49,21 +56,23 @@ pub fn read(sys: &Path) -> Result<Option<(Vec<Counter>, Vec<String>)>, io::Error
                     // What the kernel writes where the device does not answer.
                     Ok(text) if text.starts_with("N/A") => {}
                     Ok(text) => match text.trim().parse() {
-                        Ok(value) => counters.push(Counter {
+                        Ok(value) => found.counters.push(Counter {
                             device: device.clone(),
                             port,
                             name,
                             value,
                         }),
-                        Err(_) => failed.push(format!("{device} port {port}: {name}: expected a number")),
+                        Err(_) => found
+                            .failed
+                            .push(format!("{device} port {port}: {name}: expected a number")),
                     },
                     Err(e) if matches!(e.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP | libc::ENOENT)) => {}
-                    Err(e) => failed.push(format!("{device} port {port}: {name}: {e}")),
+                    Err(e) => found.failed.push(format!("{device} port {port}: {name}: {e}")),
                 }
             }
         }
     }
-    Ok(Some((counters, failed)))
+    Ok(Some(found))
 }
 
 fn names(dir: &Path) -> io::Result<Option<Vec<String>>> {
@@ -101,7 +110,7 @@ mod tests {
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, text).unwrap();
         }
-        let (counters, failed) = read(dir.path()).unwrap().unwrap();
+        let Found { counters, failed } = read(dir.path()).unwrap().unwrap();
         let all: Vec<_> = counters.iter().map(|c| (c.port, c.name.as_str(), c.value)).collect();
         assert_eq!(
             all,

@@ -256,7 +256,6 @@ fn listeners_alone_are_listed_only_where_nothing_came_since_a_walk_that_found_no
     assert_eq!(states(known(1, 8)), [ALL], "which is gone");
     // Two in use, one of them a listener: the other must be looked for.
     assert_eq!(states(known(2, 8)), [LISTENERS, ALL]);
-    drop(states);
 }
 
 #[test]
