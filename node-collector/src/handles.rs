@@ -10,7 +10,7 @@ use sonde_common::paths::HostPaths;
 use crate::netlink::dump::DumpError;
 use crate::netlink::qdisc::{self, Roots};
 use crate::netlink::socket::{AskSocket, Transport};
-use crate::netlink::tcp::{self, Known, Memory, TcpSockets};
+use crate::netlink::tcp::{self, Known, Memory, Scratch, TcpSockets};
 use crate::probes::Registration;
 use crate::procfs::files::{Reader, Texts};
 use crate::procfs::pairs::Group;
@@ -75,6 +75,10 @@ impl Wanted {
             netlink: Vec::new(),
             ..self
         }
+    }
+
+    pub fn files(&self) -> &[NetFile] {
+        &self.files
     }
 
     /// Descriptors that keeping all of it takes, at most.
@@ -166,6 +170,7 @@ impl Handles {
 pub struct Readers {
     files: Reader,
     netlink: Vec<u8>,
+    scratch: Scratch,
     segments: Group,
     tcp: (State, TcpSockets),
     qdiscs: (State, Roots),
@@ -177,7 +182,8 @@ impl Default for Readers {
             files: Reader::default(),
             // The kernel fills at most 32 KiB of a dump at once, and more only where a reader before had more room.
             netlink: vec![0; 64 * 1024],
-            segments: Group::new("Tcp:", &["InSegs"]),
+            scratch: Scratch::default(),
+            segments: Group::new("Tcp:", &["InSegs", "OutSegs", "RetransSegs", "OutRsts"]),
             tcp: Default::default(),
             qdiscs: Default::default(),
         }
@@ -202,6 +208,7 @@ impl Readers {
         Readings {
             texts: self.files.of(&handles.files, &handles.paths),
             netlink: &mut self.netlink,
+            scratch: &mut self.scratch,
             segments: &mut self.segments,
             tcp: &mut self.tcp,
             qdiscs: &mut self.qdiscs,
@@ -215,6 +222,7 @@ impl Readers {
 pub struct Readings<'a> {
     texts: Texts<'a>,
     netlink: &'a mut Vec<u8>,
+    scratch: &'a mut Scratch,
     segments: &'a mut Group,
     tcp: &'a mut (State, TcpSockets),
     qdiscs: &'a mut (State, Roots),
@@ -236,17 +244,17 @@ impl Readings<'_> {
     }
 
     /// The TCP sockets, or `None` where the kernel does not list them.
-    pub fn tcp(&mut self) -> Result<Option<&mut TcpSockets>, Arc<ReadError>> {
+    pub fn tcp(&mut self) -> Result<Option<&TcpSockets>, Arc<ReadError>> {
         if matches!(self.tcp.0, State::Unread) {
             let known = self.known();
             let sockets = &mut self.tcp.1;
             let mut memory = self.handles.tcp.lock();
             self.tcp.0 = ask(self.handles, Netlink::SockDiag, |transport| {
-                tcp::read(transport, known, &mut memory, self.netlink, sockets)
+                tcp::read(transport, known, &mut memory, (self.netlink, self.scratch), sockets)
             });
         }
         match &self.tcp.0 {
-            State::Present => Ok(Some(&mut self.tcp.1)),
+            State::Present => Ok(Some(&self.tcp.1)),
             State::Absent | State::Unread => Ok(None),
             State::Failed(error) => Err(Arc::clone(error)),
         }
@@ -270,7 +278,7 @@ impl Readings<'_> {
 
     /// What is known of the sockets without listing them; `None` where not all of it can be read.
     fn known(&mut self) -> Option<Known> {
-        let (mut v4, mut v6, mut segments) = ([0; 2], [0; 1], [0; 1]);
+        let (mut v4, mut v6, mut segments) = ([0; 2], [0; 1], [0; 4]);
         self.texts
             .parse(NetFile::Sockstat, |text| {
                 sockstat::parse(text, &[("TCP:", "inuse"), ("TCP:", "tw")], &mut v4)
@@ -285,15 +293,22 @@ impl Readings<'_> {
         if has_v6.is_none() {
             v6 = [0];
         }
-        self.texts
-            .parse(NetFile::Snmp, |text| self.segments.parse(text, &mut segments))
-            .ok()??;
-        let all = [v4[0], v4[1], v6[0], segments[0]];
-        (!all.contains(&sonde_proto::ABSENT)).then_some(Known {
-            in_use: v4[0] + v6[0],
+        if [v4[0], v4[1], v6[0]].contains(&sonde_proto::ABSENT) {
+            return None;
+        }
+        let mut known = Known {
+            in_use: v4[0].saturating_add(v6[0]),
             time_wait: v4[1],
-            received_segments: segments[0],
-        })
+            segments: None,
+        };
+        if known.in_use != 0 || known.time_wait != 0 {
+            let parsed = self
+                .texts
+                .parse(NetFile::Snmp, |text| self.segments.parse(text, &mut segments));
+            let whole = matches!(parsed, Ok(Some(true))) && !segments.contains(&sonde_proto::ABSENT);
+            known.segments = whole.then_some(segments);
+        }
+        Some(known)
     }
 }
 

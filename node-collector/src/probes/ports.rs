@@ -72,19 +72,21 @@ impl Probe for Ports {
         readings.parse(NetFile::ReservedPorts, |text| {
             sysctl::port_list(text, &mut self.reserved)
         })?;
-        let reserved = &self.reserved;
-        let available = || (first..=last).filter(|port| !reserved.iter().any(|(from, to)| (from..=to).contains(&port)));
-        let count = if reserved.is_empty() {
+        let is_reserved = |port: u16| self.reserved.iter().any(|(from, to)| (*from..=*to).contains(&port));
+        let count = if self.reserved.is_empty() {
             i64::from(last) - i64::from(first) + 1
         } else {
-            available().count() as i64
+            (first..=last).filter(|port| !is_reserved(*port)).count() as i64
         };
         let sockets = readings.tcp();
         let (in_use, most) = match &sockets {
-            Ok(Some(sockets)) => (
-                sockets.ports.in_use(available()),
-                sockets.ports.most_to_one_destination(),
-            ),
+            Ok(Some(sockets)) => {
+                let range = |port: &&u16| (first..=last).contains(*port) && !is_reserved(**port);
+                (
+                    sockets.ports.iter().filter(range).count() as i64,
+                    sockets.most_to_one_destination,
+                )
+            }
             _ => (ABSENT, ABSENT),
         };
         table.push(

@@ -164,8 +164,7 @@ impl Probe for TcpSockets {
         let Some(s) = readings.tcp()? else {
             return Ok(());
         };
-        let (connections, rtts) = s.rtt();
-        let [p50, p90, p99, max] = rtts.map_or([ABSENT; 4], |rtts| rtts.map(i64::from));
+        let [p50, p90, p99, max] = s.rtts.map_or([ABSENT; 4], |rtts| rtts.map(i64::from));
         let lacks = s.lacks;
         let unless = |lacking: bool, value: i64| if lacking { ABSENT } else { value };
         table.push(
@@ -191,7 +190,7 @@ impl Probe for TcpSockets {
                 unless(lacks.info, s.backing_off),
                 unless(lacks.send_window, s.zero_send_window),
                 unless(lacks.receive_window, s.zero_receive_window),
-                connections as i64,
+                s.rtt_connections,
                 p50,
                 p90,
                 p99,

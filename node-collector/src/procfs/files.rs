@@ -126,7 +126,8 @@ impl NetFile {
         }
     }
 
-    fn is_sysctl(self) -> bool {
+    /// A setting or figure below `/proc/sys/net`.
+    pub fn is_sysctl(self) -> bool {
         self.name().starts_with(SYSCTL)
     }
 

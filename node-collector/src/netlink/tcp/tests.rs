@@ -70,7 +70,16 @@ fn play(sockets: &[Socket]) -> Vec<Play> {
 fn fold(sockets: &[Socket]) -> TcpSockets {
     let mut all = TcpSockets::default();
     let stage = Stage::new(vec![play(sockets)]);
-    assert!(read(&stage, None, &mut Memory::default(), &mut [0; 65536], &mut all).unwrap());
+    assert!(
+        read(
+            &stage,
+            None,
+            &mut Memory::default(),
+            (&mut [0; 65536], &mut Scratch::default()),
+            &mut all
+        )
+        .unwrap()
+    );
     all
 }
 
@@ -82,15 +91,14 @@ fn every_state_is_counted_and_half_open_is_told_from_syn_recv() {
         memory: Vec::new(),
         ..Socket::new(TCP_SYN_RECV)
     });
-    let mut all = fold(&sockets);
+    let all = fold(&sockets);
     for (state, name) in STATES {
         assert_eq!(all.in_state(state), 1, "{name}");
     }
-    assert_eq!(all.others_than_listeners(), 11);
     assert_eq!((all.receive_memory_bytes, all.send_memory_bytes), (11, 22));
     assert_eq!((all.forward_memory_bytes, all.write_queue_bytes), (44, 88));
     assert_eq!((all.backlog_bytes, all.drops), (176, 352));
-    assert_eq!(all.rtt(), (0, None), "no sample yet");
+    assert_eq!((all.rtt_connections, all.rtts), (0, None), "no sample yet");
 }
 
 #[test]
@@ -135,7 +143,7 @@ fn what_an_older_kernel_does_not_tell_is_not_known() {
         }
     );
     assert_eq!((old.unacknowledged, old.lost, old.retransmits_in_flight), (5, 1, 2));
-    let mut new = fold(&[
+    let new = fold(&[
         Socket {
             words: vec![(228, 1), (232, 0)],
             ..Socket::new(TCP_ESTABLISHED)
@@ -149,7 +157,7 @@ fn what_an_older_kernel_does_not_tell_is_not_known() {
     ]);
     assert_eq!(new.lacks, Lacks::default());
     assert_eq!((new.zero_send_window, new.zero_receive_window), (1, 1));
-    assert_eq!(new.rtt().0, 0);
+    assert_eq!(new.rtt_connections, 0);
     // Half-open and TIME_WAIT have nothing to tell.
     let small = |state| Socket {
         info: 0,
@@ -172,7 +180,8 @@ fn round_trip_times_are_ranked() {
                 ..Socket::new(TCP_ESTABLISHED)
             })
             .collect();
-        fold(&sockets).rtt()
+        let all = fold(&sockets);
+        (all.rtt_connections, all.rtts)
     };
     assert_eq!(with(&mut (1..=100).rev()), (100, Some([50, 90, 99, 100])));
     assert_eq!(with(&mut [7].into_iter()), (1, Some([7; 4])));
@@ -193,10 +202,9 @@ fn ports_are_counted_once_and_destinations_by_their_connections() {
         to(65_535, 80),
         to(80, 9),
     ]);
-    assert_eq!(all.ports.in_use(32_768..=60_999), 2);
-    assert_eq!(all.ports.in_use(0..=65_535), 4);
-    assert_eq!(all.ports.most_to_one_destination(), 3);
-    assert_eq!(fold(&[]).ports.most_to_one_destination(), 0);
+    assert_eq!(all.ports, [80, 40_000, 40_001, 65_535]);
+    assert_eq!(all.most_to_one_destination, 3);
+    assert_eq!(fold(&[]).most_to_one_destination, 0);
 }
 
 #[test]
@@ -206,56 +214,123 @@ fn nothing_in_use_is_not_asked_for() {
     let known = Known {
         in_use: 0,
         time_wait: 0,
-        received_segments: 5,
+        segments: None,
     };
-    assert!(read(&stage, Some(known), &mut Memory::default(), &mut [0; 64], &mut all).unwrap());
+    assert!(
+        read(
+            &stage,
+            Some(known),
+            &mut Memory::default(),
+            (&mut [0; 64], &mut Scratch::default()),
+            &mut all
+        )
+        .unwrap()
+    );
     assert!(stage.requests.lock().unwrap().is_empty());
     assert_eq!(all.in_state(TCP_ESTABLISHED), 0, "what was there before is forgotten");
 }
 
 #[test]
-fn listeners_alone_are_listed_only_where_nothing_came_since_a_walk_that_found_no_other() {
-    let listen = || play(&[Socket::new(TCP_LISTEN)]);
-    let half_open = || {
-        play(&[
-            Socket::new(TCP_LISTEN),
-            Socket {
-                info: 0,
-                ..Socket::new(TCP_SYN_RECV)
-            },
-        ])
+fn what_was_still_is_walked_again_only_when_something_moved() {
+    let still = || Socket {
+        words: vec![(68, 1500)],
+        ..Socket::new(TCP_ESTABLISHED)
     };
-    let known = |in_use, received_segments| Known {
+    let listener = |waiting| Socket {
+        queues: (waiting, 5),
+        ..Socket::new(TCP_LISTEN)
+    };
+    let known = |in_use, time_wait, segments| Known {
         in_use,
-        time_wait: 0,
-        received_segments,
+        time_wait,
+        segments: Some([segments, 1, 2, 3]),
     };
-    let stage = Stage::new(vec![
-        listen(),
-        listen(),
-        half_open(),
-        half_open(),
-        listen(),
-        listen(),
-        listen(),
-    ]);
-    let (mut memory, mut all) = (Memory::default(), TcpSockets::default());
-    let mut states = |known| {
+    let half_open = Socket {
+        info: 0,
+        memory: Vec::new(),
+        ..Socket::new(TCP_SYN_RECV)
+    };
+    let unread = Socket {
+        queues: (1, 0),
+        ..Socket::new(TCP_ESTABLISHED)
+    };
+    // What is asked and what is found, round by round.
+    let rounds: Vec<(Known, Vec<Vec<Socket>>, &[u32])> = vec![
+        (known(2, 0, 7), vec![vec![listener(0), still()]], &[ALL]),
+        // The queue of the listener is seen to grow, nothing else is asked.
+        (known(2, 0, 7), vec![vec![listener(3)]], &[LISTENERS]),
+        (known(2, 0, 7), vec![vec![listener(0)]], &[LISTENERS]),
+        (known(2, 0, 8), vec![vec![listener(0), still()]], &[ALL]),
+        (known(2, 1, 8), vec![vec![listener(0), still()]], &[ALL]),
+        // Another listener than before, on another port or one more.
+        (
+            known(2, 1, 8),
+            vec![
+                vec![Socket {
+                    local: 81,
+                    ..listener(0)
+                }],
+                vec![listener(0), still()],
+            ],
+            &[LISTENERS, ALL],
+        ),
+        (
+            known(2, 1, 8),
+            vec![vec![listener(0), listener(0)], vec![listener(0), listener(0)]],
+            &[LISTENERS, ALL],
+        ),
+        // A half-open connection may go without a trace, unread bytes may be read.
+        (known(2, 0, 9), vec![vec![listener(0), half_open]], &[ALL]),
+        (known(2, 0, 9), vec![vec![listener(0), unread]], &[ALL]),
+        (known(1, 0, 9), vec![vec![still()]], &[ALL]),
+        // Without a listener there is nothing to ask.
+        (known(1, 0, 9), vec![], &[]),
+        // Not all is known: never taken for the same.
+        (
+            Known {
+                segments: None,
+                ..known(1, 0, 9)
+            },
+            vec![vec![still()]],
+            &[ALL],
+        ),
+        (
+            Known {
+                segments: None,
+                ..known(1, 0, 9)
+            },
+            vec![vec![still()]],
+            &[ALL],
+        ),
+    ];
+    let stage = Stage::new(rounds.iter().flat_map(|r| r.1.iter().map(|s| play(s))).collect());
+    let (mut memory, mut all, mut scratch) = (Memory::default(), TcpSockets::default(), Scratch::default());
+    for (i, (known, found, asked)) in rounds.iter().enumerate() {
         let before = stage.requests.lock().unwrap().len();
-        assert!(read(&stage, Some(known), &mut memory, &mut [0; 65536], &mut all).unwrap());
+        let buffers = (&mut [0; 65536][..], &mut scratch);
+        assert!(read(&stage, Some(*known), &mut memory, buffers, &mut all).unwrap());
         let requests = stage.requests.lock().unwrap();
-        requests[before..]
+        let states: Vec<u32> = requests[before..]
             .iter()
             .map(|r| u32::from_ne_bytes(r[16 + 52..16 + 56].try_into().unwrap()))
-            .collect::<Vec<_>>()
-    };
-    assert_eq!(states(known(1, 7)), [ALL], "never walked");
-    assert_eq!(states(known(1, 7)), [LISTENERS]);
-    assert_eq!(states(known(1, 8)), [ALL], "a segment came in");
-    assert_eq!(states(known(1, 8)), [ALL], "the walk found a half-open connection");
-    assert_eq!(states(known(1, 8)), [ALL], "which is gone");
-    // Two in use, one of them a listener: the other must be looked for.
-    assert_eq!(states(known(2, 8)), [LISTENERS, ALL]);
+            .collect();
+        assert_eq!(states, *asked, "round {i}");
+        let waiting: i64 = found.last().map_or(0, |s| {
+            s.iter()
+                .filter(|s| s.state == TCP_LISTEN)
+                .map(|s| i64::from(s.queues.0))
+                .sum()
+        });
+        assert_eq!(all.accept_queue, waiting, "round {i}");
+        if i < 5 {
+            assert_eq!(
+                (all.in_state(TCP_ESTABLISHED), all.rtts),
+                (1, Some([1500; 4])),
+                "round {i}"
+            );
+            assert_eq!(all.ports, [40_000], "round {i}");
+        }
+    }
 }
 
 #[test]
@@ -264,7 +339,13 @@ fn a_kernel_without_sock_diag_is_absent_and_a_cut_socket_an_error() {
     let ask = |act: Vec<Play>| {
         let stage = Stage::new(vec![act]);
         let mut all = TcpSockets::default();
-        read(&stage, None, &mut Memory::default(), &mut [0; 65536], &mut all)
+        read(
+            &stage,
+            None,
+            &mut Memory::default(),
+            (&mut [0; 65536], &mut Scratch::default()),
+            &mut all,
+        )
     };
     assert!(!ask(vec![refusal]).unwrap());
     let whole = Socket::new(TCP_LISTEN).bytes();
