@@ -10,7 +10,7 @@ use sonde_common::paths::HostPaths;
 use crate::netlink::dump::DumpError;
 use crate::netlink::qdisc::{self, Roots};
 use crate::netlink::socket::{AskSocket, Transport};
-use crate::netlink::tcp::{self, Known, Memory, Scratch, TcpSockets};
+use crate::netlink::tcp::{self, Known, Scratch, TcpSockets};
 use crate::probes::Registration;
 use crate::procfs::files::{Reader, Texts};
 use crate::procfs::pairs::Group;
@@ -107,7 +107,14 @@ pub struct Handles {
     files: NetFiles,
     links: [Link; Netlink::ALL.len()],
     paths: HostPaths,
-    tcp: Mutex<Memory>,
+    memory: Mutex<Memory>,
+}
+
+/// What the last reading found, where that saves the next one something.
+#[derive(Debug, Default)]
+struct Memory {
+    tcp: tcp::Memory,
+    qdisc: qdisc::Memory,
 }
 
 /// Opens what is wanted in the network namespace of the calling thread: who calls it has entered the namespace. With
@@ -131,7 +138,7 @@ pub fn open(paths: &HostPaths, wanted: &Wanted, keep: bool) -> Handles {
         files: NetFiles::open(paths, &wanted.files, keep),
         links,
         paths: paths.clone(),
-        tcp: Mutex::default(),
+        memory: Mutex::default(),
     }
 }
 
@@ -143,7 +150,7 @@ impl Handles {
             links: Netlink::ALL.map(|_| Link::Failed(Arc::clone(&error))),
             files: NetFiles::failed(error),
             paths: paths.clone(),
-            tcp: Mutex::default(),
+            memory: Mutex::default(),
         }
     }
 
@@ -248,9 +255,8 @@ impl Readings<'_> {
         if matches!(self.tcp.0, State::Unread) {
             let known = self.known();
             let sockets = &mut self.tcp.1;
-            let mut memory = self.handles.tcp.lock();
-            self.tcp.0 = ask(self.handles, Netlink::SockDiag, |transport| {
-                tcp::read(transport, known, &mut memory, (self.netlink, self.scratch), sockets)
+            self.tcp.0 = ask(self.handles, Netlink::SockDiag, |transport, memory| {
+                tcp::read(transport, known, &mut memory.tcp, (self.netlink, self.scratch), sockets)
             });
         }
         match &self.tcp.0 {
@@ -265,8 +271,8 @@ impl Readings<'_> {
     pub fn qdiscs(&mut self) -> Result<Option<&Roots>, Arc<ReadError>> {
         if matches!(self.qdiscs.0, State::Unread) {
             let roots = &mut self.qdiscs.1;
-            self.qdiscs.0 = ask(self.handles, Netlink::Route, |transport| {
-                qdisc::read(transport, self.netlink, roots)
+            self.qdiscs.0 = ask(self.handles, Netlink::Route, |transport, memory| {
+                qdisc::read(transport, &mut memory.qdisc, self.netlink, roots)
             });
         }
         match &self.qdiscs.0 {
@@ -312,12 +318,17 @@ impl Readings<'_> {
     }
 }
 
-fn ask(handles: &Handles, family: Netlink, question: impl FnOnce(&dyn Transport) -> Result<bool, DumpError>) -> State {
+fn ask(
+    handles: &Handles,
+    family: Netlink,
+    question: impl FnOnce(&dyn Transport, &mut Memory) -> Result<bool, DumpError>,
+) -> State {
     let what = family.name();
     let answer = match &handles.links[family as usize] {
-        Link::Kept(transport) => question(transport.as_ref()),
+        Link::Kept(transport) => question(transport.as_ref(), &mut handles.memory.lock()),
         Link::Reopened => match family.open() {
-            Ok(socket) => question(&socket),
+            // A new socket has heard nothing.
+            Ok(socket) => question(&socket, &mut Memory::default()),
             Err(source) => return State::Failed(Arc::new(ReadError::Open { file: what, source })),
         },
         Link::Absent | Link::Unwanted => return State::Absent,

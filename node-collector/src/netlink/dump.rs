@@ -63,6 +63,8 @@ pub trait Sink {
     /// A dump begins: what another one left is forgotten.
     fn begin(&mut self);
     fn message(&mut self, payload: &[u8]) -> Result<(), Malformed>;
+    /// A message came that is no part of the dump.
+    fn heard(&mut self) {}
 }
 
 /// What is asked: type of the request, its payload, type of the answers.
@@ -125,6 +127,7 @@ fn once(
                 break;
             };
             if header.sequence != sequence {
+                sink.heard();
                 continue;
             }
             if header.flags & NLM_F_DUMP_INTR != 0 {

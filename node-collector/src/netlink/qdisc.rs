@@ -40,17 +40,29 @@ pub struct Queue {
 /// The roots that count. Not the qdiscs below a root, which holds their sums; not `noqueue`, through which packets pass
 /// uncounted; not ingress and clsact, which hold no packets.
 #[derive(Debug, Default)]
-pub struct Roots(Vec<Qdisc>);
+pub struct Roots {
+    all: Vec<Qdisc>,
+    /// Something changed while they were listed.
+    heard: bool,
+}
+
+/// Whether the last listing found no root that counts, as in most pods. Then nothing is asked until the socket hears of a
+/// change, so the memory is worth something only as long as the socket is kept.
+#[derive(Debug, Default)]
+pub struct Memory {
+    none: bool,
+}
 
 impl Roots {
     pub fn iter(&self) -> impl Iterator<Item = &Qdisc> {
-        self.0.iter()
+        self.all.iter()
     }
 }
 
 impl Sink for Roots {
     fn begin(&mut self) {
-        self.0.clear();
+        self.all.clear();
+        self.heard = false;
     }
 
     fn message(&mut self, payload: &[u8]) -> Result<(), Malformed> {
@@ -98,7 +110,7 @@ impl Sink for Roots {
                 overlimits: word(q, 16)?,
             })
         });
-        self.0.push(Qdisc {
+        self.all.push(Qdisc {
             ifindex: word(payload, 4).unwrap_or_default(),
             device: String::new(),
             kind: kind.to_owned(),
@@ -109,22 +121,36 @@ impl Sink for Roots {
         });
         Ok(())
     }
+
+    fn heard(&mut self) {
+        self.heard = true;
+    }
 }
 
 /// Reads the roots of the namespace. `Ok(false)`: this kernel has no qdiscs.
-pub fn read(transport: &dyn Transport, buffer: &mut [u8], roots: &mut Roots) -> Result<bool, DumpError> {
+pub fn read(
+    transport: &dyn Transport,
+    memory: &mut Memory,
+    buffer: &mut [u8],
+    roots: &mut Roots,
+) -> Result<bool, DumpError> {
+    if memory.none && !transport.has_heard(buffer) {
+        roots.begin();
+        return Ok(true);
+    }
+    memory.none = false;
     let question = Question {
         kind: RTM_GETQDISC,
         payload: &[0; HEADER],
         answer: RTM_NEWQDISC,
     };
     match dump(transport, question, buffer, roots) {
-        Ok(()) => {}
+        Ok(()) => memory.none = roots.all.is_empty() && !roots.heard,
         Err(error) if error.is_absent() => return Ok(false),
         Err(error) => return Err(error),
     }
     let mut result = Ok(true);
-    roots.0.retain_mut(|root| match transport.device_name(root.ifindex) {
+    roots.all.retain_mut(|root| match transport.device_name(root.ifindex) {
         Ok(name) => {
             root.device = name;
             true
@@ -171,9 +197,9 @@ mod tests {
         play.push((3, 2, vec![0; 4]));
         let stage = Stage::new(vec![vec![Play::Messages(play)]]);
         let mut roots = Roots::default();
-        read(&stage, &mut [0; 4096], &mut roots).map(|there| {
+        read(&stage, &mut Memory::default(), &mut [0; 4096], &mut roots).map(|there| {
             assert!(there);
-            roots.0
+            roots.all
         })
     }
 
@@ -232,6 +258,41 @@ mod tests {
                 },
             ]
         );
+    }
+
+    #[test]
+    fn where_no_queue_counts_nothing_is_asked_until_something_changes() {
+        let done = || (3, 2, vec![0; 4]);
+        let row = |kind: &[u8]| {
+            (
+                RTM_NEWQDISC,
+                2,
+                qdisc(3, TC_H_ROOT, kind, &[(TCA_STATS_BASIC, &basic(60, 6))]),
+            )
+        };
+        let stage = Stage::new(vec![
+            // A change while they are listed: not to be relied on.
+            vec![
+                Play::Late(vec![row(b"tbf\0")]),
+                Play::Messages(vec![row(b"noqueue\0"), done()]),
+            ],
+            vec![
+                Play::Messages(vec![row(b"noqueue\0"), done()]),
+                Play::Errno(libc::EAGAIN),
+                // Heard before the third round.
+                Play::Late(vec![row(b"tbf\0")]),
+                Play::Errno(libc::EAGAIN),
+            ],
+            vec![Play::Messages(vec![row(b"tbf\0"), done()])],
+            vec![Play::Messages(vec![row(b"tbf\0"), done()])],
+        ]);
+        let (mut memory, mut roots) = (Memory::default(), Roots::default());
+        let mut seen = Vec::new();
+        for _ in 0..5 {
+            assert!(read(&stage, &mut memory, &mut [0; 4096], &mut roots).unwrap());
+            seen.push((stage.requests.lock().unwrap().len(), roots.all.len()));
+        }
+        assert_eq!(seen, [(1, 0), (2, 0), (2, 0), (3, 1), (4, 1)]);
     }
 
     #[test]

@@ -46,9 +46,25 @@ pub trait Transport: Send + Sync + Debug {
 
     /// The name of a device of the socket's namespace.
     fn device_name(&self, ifindex: u32) -> io::Result<String>;
+
+    /// Whether something came that nobody asked for, which is read away; also where some of it was lost.
+    fn has_heard(&self, buffer: &mut [u8]) -> bool {
+        let mut heard = false;
+        loop {
+            match self.receive(buffer) {
+                Ok(_) => heard = true,
+                Err(e) if e.raw_os_error() == Some(libc::ENOBUFS) => heard = true,
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return heard,
+                Err(_) => return true,
+            }
+        }
+    }
 }
 
-/// A socket that only asks. It answers for the namespace it was made in, whoever uses it.
+/// Devices and qdiscs come, go and change: RTMGRP_LINK and RTMGRP_TC.
+const ROUTE_GROUPS: u32 = 0x1 | 0x8;
+
+/// A socket that asks, and hears of changes where that saves asking. It answers for the namespace it was made in, whoever uses it.
 #[derive(Debug)]
 pub struct AskSocket(OwnedFd);
 
@@ -58,7 +74,7 @@ impl AskSocket {
     }
 
     pub fn route() -> io::Result<Self> {
-        open(libc::NETLINK_ROUTE, 0).map(Self)
+        open(libc::NETLINK_ROUTE, ROUTE_GROUPS).map(Self)
     }
 }
 
