@@ -15,6 +15,7 @@ use tokio::task::{JoinHandle, spawn_blocking};
 use uuid::Uuid;
 
 use crate::gaps::GapLog;
+use crate::handles::Wanted;
 use crate::kernel::{Kernel, SignalStatus};
 use crate::missing::Missing;
 use crate::pipeline::{EventStats, Pipeline};
@@ -22,7 +23,6 @@ use crate::pods::names::Globs;
 use crate::pods::netns::{self, NetnsSource, Settings};
 use crate::pods::{PodIndex, Targets};
 use crate::probes::{self, PROBES, Registration};
-use crate::procfs::NetFile;
 use crate::reading::{Parts, Reading, RoundLog};
 use crate::round::Rounds;
 use crate::serve;
@@ -69,8 +69,8 @@ pub async fn run(config: Config, mut shutdown: Shutdown) -> anyhow::Result<()> {
     let settings = Settings {
         globs: named_namespaces(&config)?,
         include_host: config.pods.include_host,
-        pod_files: files(enabled.iter().filter(|p| !p.node_only)),
-        node_files: files(enabled.iter()),
+        pod: Wanted::of(enabled.iter().copied().filter(|p| !p.node_only)),
+        node: Wanted::of(enabled.iter().copied()),
         keep_handles: handles,
         on_change: Box::new({
             let kernel = Arc::clone(&kernel);
@@ -258,11 +258,6 @@ async fn forget(spool: Arc<Spool>, mut end: Shutdown) {
 
 fn is_enabled(config: &Config, probe: &str) -> bool {
     config.is_enabled(probe, true)
-}
-
-fn files<'a>(probes: impl Iterator<Item = &'a &'static Registration>) -> Vec<NetFile> {
-    let wanted: Vec<NetFile> = probes.flat_map(|probe| probe.files.iter().copied()).collect();
-    NetFile::ALL.into_iter().filter(|file| wanted.contains(file)).collect()
 }
 
 fn named_namespaces(config: &Config) -> anyhow::Result<Option<Globs>> {
