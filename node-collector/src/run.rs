@@ -17,6 +17,7 @@ use uuid::Uuid;
 
 use crate::check;
 use crate::gaps::GapLog;
+use crate::handles::Wanted;
 use crate::kernel::{Kernel, SignalStatus};
 use crate::missing::Missing;
 use crate::pipeline::{EventStats, Pipeline};
@@ -24,7 +25,6 @@ use crate::pods::names::Globs;
 use crate::pods::netns::{self, NetnsSource, Settings};
 use crate::pods::{PodIndex, Targets};
 use crate::probes::{self, PROBES, Registration};
-use crate::procfs::NetFile;
 use crate::reading::{Parts, Reading, RoundLog};
 use crate::round::Rounds;
 use crate::serve::{self, metrics};
@@ -72,8 +72,8 @@ pub async fn run(mut config: Config, mut shutdown: Shutdown) -> anyhow::Result<(
     let settings = Settings {
         globs: named_namespaces(&config)?,
         include_host: config.pods.include_host,
-        pod_files: files(enabled.iter().filter(|p| !p.node_only)),
-        node_files: files(enabled.iter()),
+        pod: Wanted::of(enabled.iter().copied().filter(|p| !p.node_only)),
+        node: Wanted::of(enabled.iter().copied()),
         keep_handles: handles,
         on_change: Box::new({
             let kernel = Arc::clone(&kernel);
@@ -262,12 +262,7 @@ async fn forget(spool: Arc<Spool>, mut end: Shutdown) {
 }
 
 fn is_enabled(config: &Config, probe: &str) -> bool {
-    config.probes.get(probe).is_none_or(|settings| settings.enabled)
-}
-
-fn files<'a>(probes: impl Iterator<Item = &'a &'static Registration>) -> Vec<NetFile> {
-    let wanted: Vec<NetFile> = probes.flat_map(|probe| probe.files.iter().copied()).collect();
-    NetFile::ALL.into_iter().filter(|file| wanted.contains(file)).collect()
+    config.is_enabled(probe, true)
 }
 
 fn named_namespaces(config: &Config) -> anyhow::Result<Option<Globs>> {
@@ -281,6 +276,9 @@ fn say_missing(signals: &[SignalStatus], missing: &Missing) {
     for signal in signals {
         match signal.rung {
             Some(rung) => tracing::info!(signal = signal.name, rung, reason = signal.reason, "kernel signal on"),
+            None if signal.chosen => {
+                tracing::info!(signal = signal.name, reason = signal.reason, "kernel signal off");
+            }
             None => missing.say(signal.name, &signal.reason),
         }
     }

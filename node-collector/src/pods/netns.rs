@@ -11,7 +11,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -27,9 +27,9 @@ use super::index::Facts;
 use super::names::{Globs, namespace_and_pod};
 use super::{Pod, PodIndex, Target, Targets};
 use crate::event::{NetnsKey, Subject};
+use crate::handles::{self, Handles, Wanted};
 use crate::missing::Missing;
 use crate::netlink::route::{Buffer, RouteSocket};
-use crate::procfs::{NetFile, NetFiles, ReadError};
 
 /// Hears the network namespaces that are there now.
 pub type OnChange = Box<dyn Fn(&[NetnsKey]) + Send>;
@@ -40,9 +40,9 @@ pub struct Settings {
     /// `None`: no named namespaces, only the node.
     pub globs: Option<Globs>,
     pub include_host: bool,
-    /// Files to keep open in a pod's namespace, and in the node's.
-    pub pod_files: Vec<NetFile>,
-    pub node_files: Vec<NetFile>,
+    /// What to hold of a pod's namespace, and of the node's.
+    pub pod: Wanted,
+    pub node: Wanted,
     /// How many file handles may be kept open in all.
     pub keep_handles: usize,
     /// Hears which namespaces are pods, each time that changes.
@@ -222,12 +222,10 @@ impl Watcher {
     }
 
     fn open_node(&mut self) {
-        let dir = self.settings.paths.proc.join("thread-self/net");
         if self.settings.include_host {
             self.node = Some(Arc::new(Target {
                 subject: Subject::Node,
-                files: NetFiles::open(&dir, &self.settings.node_files, true),
-                dir,
+                handles: handles::open(&self.settings.paths, &self.settings.node, true),
                 netns: None,
             }));
         }
@@ -439,17 +437,16 @@ impl Watcher {
             // Replaced between the look and now.
             return Err(io::ErrorKind::NotFound.into());
         }
-        let files_dir = self.settings.paths.proc.join("thread-self/net");
-        let keep = self.kept() + self.settings.pod_files.len() <= self.settings.keep_handles;
-        let wanted = self.settings.pod_files.clone();
+        let Settings { paths, pod: wanted, .. } = &self.settings;
+        let keep = self.kept() + wanted.count() <= self.settings.keep_handles;
         let inside = self.inside(netns.as_fd(), || {
-            (NetFiles::open(&files_dir, &wanted, keep), RouteSocket::open())
+            (handles::open(paths, wanted, keep), RouteSocket::open())
         });
-        let (files, mut route) = match inside {
-            Ok((files, route)) => (files, route.ok()),
+        let (handles, mut route) = match inside {
+            Ok((handles, route)) => (handles, route.ok()),
             Err(error) => {
                 self.missing.say("entering network namespaces", &error);
-                (NetFiles::failed(ReadError::Enter(error)), None)
+                (Handles::failed(paths, error), None)
             }
         };
         let cookie = route.as_ref().map_or(0, RouteSocket::netns_cookie);
@@ -481,8 +478,7 @@ impl Watcher {
         self.index.set_facts(Some(&pod), facts, found_ns);
         let target = Arc::new(Target {
             subject: Subject::Pod(Arc::clone(&pod)),
-            files,
-            dir: files_dir,
+            handles,
             netns: Some(OwnedFd::from(netns)),
         });
         Ok(Known {
@@ -497,7 +493,7 @@ impl Watcher {
 
     fn kept(&self) -> usize {
         let all = self.known.values().map(|known| &known.target).chain(&self.node);
-        all.map(|target| target.files.kept()).sum()
+        all.map(|target| target.handles.kept()).sum()
     }
 
     fn node_facts(&mut self) {
@@ -595,9 +591,4 @@ fn names_of(dir: &Path) -> io::Result<Vec<String>> {
     let mut names: Vec<String> = entries.filter_map(|e| e.ok()?.file_name().into_string().ok()).collect();
     names.sort_unstable();
     Ok(names)
-}
-
-/// Where the files of the calling thread's namespace are.
-pub fn files_dir(paths: &HostPaths) -> PathBuf {
-    paths.proc.join("thread-self/net")
 }

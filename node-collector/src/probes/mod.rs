@@ -1,23 +1,34 @@
-//! The probes that read `/proc/net`: one file each, one line in [`PROBES`].
+//! The probes that read `/proc`, `/sys` and netlink: one file each, one line in [`PROBES`].
 //!
-//! A probe says what its columns mean ([`ProbeSpec`]) and turns the texts of one network namespace into rows. It does
+//! A probe says what its columns mean ([`ProbeSpec`]) and turns the readings of one network namespace into rows. It does
 //! not open files, know when rounds are, or count its own errors: `crate::round` does. The kernel's probes (eBPF)
 //! are in `crate::kernel`.
 
+mod conntrack;
+mod icmp;
 mod ip;
+mod ipvs;
+mod neigh;
 mod netdev;
 pub mod packetloss;
+mod ports;
+mod qdisc;
+mod rdma;
 mod sock;
+mod sockmem;
 mod softnet;
 mod tcp;
 mod tcpext;
+mod tcpsockets;
+mod tcpsummary;
 mod udp;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::catalogue::ProbeSpec;
 use crate::event::Subject;
-use crate::procfs::files::Texts;
+use crate::handles::{Netlink, Readings};
 use crate::procfs::{NetFile, ReadError};
 use crate::table::Table;
 
@@ -27,27 +38,40 @@ pub struct Registration {
     pub spec: &'static ProbeSpec,
     /// What it reads, to be opened in each namespace.
     pub files: &'static [NetFile],
+    /// What it asks, with a socket in each namespace.
+    pub netlink: &'static [Netlink],
     /// What it reads is the same in every network namespace, so only the node has rows.
     pub node_only: bool,
     pub make: fn() -> Box<dyn Probe>,
 }
 
-/// Turns the texts of one network namespace into rows.
+/// Turns the readings of one network namespace into rows.
 pub trait Probe: Send + std::fmt::Debug {
     /// Adds the subject's rows. What could be read is added even when the rest fails; what the kernel does not have
     /// gives no row, or [`crate::table::ABSENT`].
-    fn read(&mut self, texts: &mut Texts<'_>, subject: &Subject, table: &mut Table) -> Result<(), Arc<ReadError>>;
+    fn read(&mut self, readings: &mut Readings<'_>, subject: &Subject, table: &mut Table)
+    -> Result<(), Arc<ReadError>>;
 }
 
 /// Every probe of this kind.
 pub const PROBES: &[Registration] = &[
     netdev::PROBE,
     ip::PROBE,
+    icmp::PROBE,
     tcp::PROBE,
     tcpext::PROBE,
     udp::PROBE,
     softnet::PROBE,
     sock::PROBE,
+    sockmem::PROBE,
+    tcpsummary::PROBE,
+    tcpsockets::PROBE,
+    ports::PROBE,
+    conntrack::PROBE,
+    qdisc::PROBE,
+    neigh::PROBE,
+    ipvs::PROBE,
+    rdma::PROBE,
 ];
 
 /// What this collector can send, the kernel's probes included.
@@ -55,7 +79,7 @@ pub fn specs() -> Vec<&'static ProbeSpec> {
     PROBES
         .iter()
         .map(|probe| probe.spec)
-        .chain([&packetloss::SPEC])
+        .chain(crate::kernel::probes::ALL.iter().map(|probe| probe.spec))
         .collect()
 }
 
@@ -66,12 +90,9 @@ pub fn is_node_only(name: &str) -> bool {
 
 /// Whether a probe runs where the configuration says nothing of it.
 pub fn is_on_by_default(name: &str) -> bool {
-    sonde_common::config::Config::default()
-        .probes
-        .get(name)
-        .cloned()
-        .unwrap_or_default()
-        .enabled
+    let kernel = crate::kernel::probes::ALL;
+    let found = kernel.iter().find(|probe| probe.spec.name == name);
+    found.is_none_or(|probe| probe.defaults.enabled)
 }
 
 /// Columns beside the names the kernel has for them: `"InSegs" => counter "received_segments" "segments": "help";`
@@ -112,6 +133,27 @@ impl Default for Families {
             ipv4: "ipv4".into(),
             ipv6: "ipv6".into(),
         }
+    }
+}
+
+/// Label values that come back with each round: `eth0` and `lo` are in every pod, so one string for all.
+#[derive(Debug, Default)]
+struct Names(HashMap<Box<str>, Arc<str>>);
+
+/// Names that are gone are forgotten all at once when there are more than these.
+const NAMES_KEPT: usize = 10_000;
+
+impl Names {
+    fn get(&mut self, name: &str) -> Arc<str> {
+        if let Some(known) = self.0.get(name) {
+            return Arc::clone(known);
+        }
+        if self.0.len() >= NAMES_KEPT {
+            self.0.clear();
+        }
+        let new: Arc<str> = name.into();
+        self.0.insert(name.into(), Arc::clone(&new));
+        new
     }
 }
 
