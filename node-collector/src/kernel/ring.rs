@@ -167,12 +167,14 @@ impl Reader {
         let mut batch = Batch::new();
         let mut awake = Awake::default();
         while !self.stop.asked.load(Ordering::Acquire) {
-            self.fill(&mut batch);
+            // Also what turned out to be no event has woken us, and others behind it do not.
+            if self.fill(&mut batch) {
+                awake.found();
+            }
             if batch.is_empty() {
                 self.wait(true, awake.timeout());
                 continue;
             }
-            awake.found();
             self.add_suppressed(&mut batch);
             if !self.send(&mut batch) {
                 return;
@@ -181,17 +183,19 @@ impl Reader {
     }
 
     /// In the order in which things happened: what came into the rare ring before something that is read from the other
-    /// one is in the same batch or an earlier one.
-    fn fill(&mut self, batch: &mut Batch) {
+    /// one is in the same batch or an earlier one. `false`: the rings were empty.
+    fn fill(&mut self, batch: &mut Batch) -> bool {
         let Self {
             rings: Rings { rare, events },
             decoders,
             counters,
             ..
         } = self;
+        let mut found = false;
         let mut drain = |ring: &mut RingBuf<MapData>, most: usize| {
             while batch.len() < most {
                 let Some(item) = ring.next() else { break };
+                found = true;
                 batch.extend(decode(&item, decoders, counters));
             }
         };
@@ -199,6 +203,7 @@ impl Reader {
         drain(events, BATCH);
         drain(rare, 2 * BATCH);
         batch.sort_by_key(|(_, observation)| observation.ktime_ns);
+        found
     }
 
     /// On the first event of each namespace and type: how many were held back before it.
