@@ -267,6 +267,25 @@ mod tests {
     }
 
     #[test]
+    fn a_probe_keeps_its_own_defaults_for_what_is_not_said() {
+        let text = "probes:\n  a: {threshold: 50ms, sample: 64}\n  b: {enabled: false}\n";
+        let config = load_text(text, &[]).unwrap();
+        let a = &config.probes["a"];
+        let threshold = Some(Span(std::time::Duration::from_millis(50)));
+        assert_eq!((a.threshold, a.sample.map(u32::from)), (threshold, Some(64)));
+        assert!(a.events && a.stacks);
+        for default in [true, false] {
+            assert_eq!(config.is_enabled("a", default), default);
+            assert_eq!(config.is_enabled("c", default), default);
+            assert!(!config.is_enabled("b", default));
+        }
+        let env = [("SONDE_PROBES", "{b: {enabled: true}}")];
+        assert!(load_text(text, &env).unwrap().is_enabled("b", false));
+        let error = load_text("probes: {a: {sample: 0}}\n", &[]).unwrap_err();
+        assert!(error.contains("sample") && error.contains("nonzero"), "{error}");
+    }
+
+    #[test]
     fn an_unknown_key_names_itself_its_place_and_what_is_known() {
         let error = load_text("pods:\n  netnss: {}\n", &[]).unwrap_err();
         assert!(
