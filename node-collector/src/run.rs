@@ -8,6 +8,7 @@ use anyhow::{Context as _, anyhow, bail};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use parking_lot::Mutex;
 use sonde_common::config::{Config, PodSource};
+use sonde_common::paths::HostPaths;
 use sonde_common::shutdown::{self, Shutdown};
 use sonde_proto::v1;
 use tokio::net::TcpListener;
@@ -18,6 +19,7 @@ use crate::gaps::GapLog;
 use crate::kernel::{Kernel, SignalStatus};
 use crate::missing::Missing;
 use crate::pipeline::{EventStats, Pipeline};
+use crate::pods::cri::{self, Board, CriSource};
 use crate::pods::names::Globs;
 use crate::pods::netns::{self, NetnsSource, Settings};
 use crate::pods::{PodIndex, Targets};
@@ -65,9 +67,12 @@ pub async fn run(config: Config, mut shutdown: Shutdown) -> anyhow::Result<()> {
     say_missing(&signals, &missing);
     let kernel = Arc::new(Mutex::new(kernel));
 
+    let cri = start_cri(&config, &paths, &index, &missing).await;
     let enabled: Vec<&'static Registration> = PROBES.iter().filter(|p| is_enabled(&config, p.spec.name)).collect();
     let settings = Settings {
         globs: named_namespaces(&config)?,
+        cri: cri.as_ref().map(|(_, board)| Arc::clone(board)),
+        node: config.node.name.clone(),
         include_host: config.pods.include_host,
         pod_files: files(enabled.iter().filter(|p| !p.node_only)),
         node_files: files(enabled.iter()),
@@ -139,8 +144,9 @@ pub async fn run(config: Config, mut shutdown: Shutdown) -> anyhow::Result<()> {
     let (end_http, http_ends) = shutdown::channel();
     let http = tokio::spawn(serve::serve(listener, Arc::new(state), http_ends));
 
-    let result = watch(&mut shutdown, &source, &reading, &writer, &http, &client).await;
+    let result = watch(&mut shutdown, cri.as_ref(), &source, &reading, &writer, &http, &client).await;
     tracing::info!("collector ends");
+    drop(cri);
     spawn_blocking(move || {
         // The last round reads the kernel's maps; after it nobody holds the programs, and the observations end.
         drop(reading);
@@ -165,6 +171,28 @@ pub async fn run(config: Config, mut shutdown: Shutdown) -> anyhow::Result<()> {
     result
 }
 
+/// Asks the container runtime, if the configuration wants that, and waits a little for its first answer.
+async fn start_cri(
+    config: &Config,
+    paths: &HostPaths,
+    index: &Arc<PodIndex>,
+    missing: &Arc<Missing>,
+) -> Option<(CriSource, Arc<Board>)> {
+    if !config.pods.sources.contains(&PodSource::Cri) {
+        return None;
+    }
+    let settings = cri::Settings {
+        endpoint: config.pods.cri.endpoint.clone(),
+        interval: config.pods.cri.interval.0,
+        paths: paths.clone(),
+        only_source: !config.pods.sources.contains(&PodSource::Netns),
+    };
+    let board = Arc::new(Board::default());
+    let mut source = CriSource::start(settings, Arc::clone(&board), Arc::clone(index), Arc::clone(missing));
+    source.first_look().await;
+    Some((source, board))
+}
+
 async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
     TcpListener::bind(address)
         .await
@@ -174,6 +202,7 @@ async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
 /// Resolves when the end is asked for, or with an error when a part ended that must not.
 async fn watch(
     shutdown: &mut Shutdown,
+    cri: Option<&(CriSource, Arc<Board>)>,
     source: &NetnsSource,
     reading: &Reading,
     writer: &Writer,
@@ -189,6 +218,10 @@ async fn watch(
         // The pipeline may end: the kernel side has nothing to tell where eBPF is off.
         for (what, ended) in [
             ("discovery of pods", source.has_failed()),
+            (
+                "watch of the container runtime",
+                cri.is_some_and(|(source, _)| source.has_failed()),
+            ),
             ("thread of rounds", reading.has_failed()),
             ("spool writer", writer.has_failed()),
             ("http server", http.is_finished()),

@@ -38,6 +38,8 @@ impl Watched {
         let settings = Settings {
             paths,
             globs: Some(Globs::new(globs).unwrap()),
+            cri: None,
+            node: "node-1".into(),
             include_host: true,
             pod_files: NetFile::ALL.to_vec(),
             node_files: NetFile::ALL.to_vec(),
