@@ -10,7 +10,8 @@ use sonde_common::config::Config;
 use crate::kernel::{self, DoctorReport};
 use crate::netlink::route::RouteSocket;
 use crate::pods::netns;
-use crate::probes::PROBES;
+use crate::probes::{PROBES, PROCESS_PROBES, ProcessRegistration};
+use crate::procfs::process::Processes;
 
 /// Everything `doctor` says.
 #[derive(Debug, Serialize)]
@@ -69,7 +70,54 @@ fn probes(config: &Config) -> Vec<ProbeLine> {
             state,
         }
     };
-    PROBES.iter().map(line).collect()
+    let processes = PROCESS_PROBES.iter().map(|probe| of_processes(config, probe));
+    PROBES.iter().map(line).chain(processes).collect()
+}
+
+/// Tried on the processes that are there now: their files are not for everybody to read.
+fn of_processes(config: &Config, probe: &ProcessRegistration) -> ProbeLine {
+    /// More of them would tell the same.
+    const MOST: usize = 1000;
+    let name = probe.spec.name;
+    let off = |state: String| ProbeLine {
+        name,
+        rung: None,
+        state,
+    };
+    if config.probes.get(name).is_some_and(|settings| !settings.enabled) {
+        return off("switched off by the configuration".to_owned());
+    }
+    let files = Processes::new(config.host.proc.clone());
+    let pids = match files.all() {
+        Ok(pids) => pids,
+        Err(error) => return off(error.to_string()),
+    };
+    let read = |pid: &u32| {
+        let path = config.host.proc.join(format!("{pid}/{}", probe.file));
+        if path.is_dir() {
+            std::fs::read_dir(path).map(drop)
+        } else {
+            std::fs::read(path).map(drop)
+        }
+    };
+    let results: Vec<_> = pids.iter().take(MOST).map(read).collect();
+    let denied = |result: &&std::io::Result<()>| matches!(result, Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied);
+    let denied = results.iter().filter(denied).count();
+    if !results.iter().any(Result::is_ok) {
+        let why = results.into_iter().find_map(Result::err);
+        return off(why.map_or("no processes".to_owned(), |error| error.to_string()));
+    }
+    ProbeLine {
+        name,
+        rung: Some("procfs"),
+        state: match denied {
+            0 => "reads".to_owned(),
+            denied => format!(
+                "reads, but of {denied} of {} processes not (needs CAP_SYS_PTRACE)",
+                results.len()
+            ),
+        },
+    }
 }
 
 impl fmt::Display for Report {

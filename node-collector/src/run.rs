@@ -23,7 +23,8 @@ use crate::pods::cri::{self, Board, CriSource};
 use crate::pods::names::Globs;
 use crate::pods::netns::{self, NetnsSource, Settings};
 use crate::pods::{PodIndex, Targets};
-use crate::probes::{self, PROBES, Registration};
+use crate::probes::{self, PROBES, PROCESS_PROBES, Registration};
+use crate::processes::{Finder, ProcessRounds};
 use crate::procfs::NetFile;
 use crate::reading::{Parts, Reading, RoundLog};
 use crate::round::Rounds;
@@ -106,10 +107,14 @@ pub async fn run(config: Config, mut shutdown: Shutdown) -> anyhow::Result<()> {
 
     let rounds = Rounds::new(enabled);
     let round_log = Arc::new(RoundLog::default());
-    let probe_stats = rounds.stats();
+    let on = PROCESS_PROBES.iter().filter(|p| is_enabled(&config, p.spec.name));
+    let host = config.host.paths();
+    let processes = ProcessRounds::new(on, &host, Finder::new(&host));
+    let probe_stats = vec![rounds.stats(), processes.stats()];
     let reading = Reading::start(
         Parts {
             rounds,
+            processes,
             kernel,
             targets,
             index: Arc::clone(&index),
@@ -129,6 +134,7 @@ pub async fn run(config: Config, mut shutdown: Shutdown) -> anyhow::Result<()> {
         off: PROBES
             .iter()
             .map(|p| p.spec.name)
+            .chain(PROCESS_PROBES.iter().map(|p| p.spec.name))
             .filter(|name| !is_enabled(&config, name))
             .collect(),
         index,

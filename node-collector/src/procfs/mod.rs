@@ -9,6 +9,7 @@ pub mod files;
 pub mod named;
 mod number;
 pub mod pairs;
+pub mod process;
 pub mod sockstat;
 pub mod softnet;
 
