@@ -35,6 +35,8 @@ use crate::ship::writer::{Shipper, Writer};
 
 /// Vectors of observations between the kernel side and the pipeline.
 const OBSERVATIONS: usize = 256;
+/// A container runtime under load takes its time; one that takes this long is stuck.
+const RUNTIME_CALL: Duration = Duration::from_secs(5);
 /// How long what is on its way may take at the end.
 const LAST_EVENTS: Duration = Duration::from_secs(2);
 
@@ -190,6 +192,7 @@ async fn start_cri(
     let settings = cri::Settings {
         endpoint: config.pods.cri.endpoint.clone(),
         interval: config.pods.cri.interval.0,
+        call: RUNTIME_CALL,
         paths: paths.clone(),
         only_source: !config.pods.sources.contains(&PodSource::Netns),
     };

@@ -25,7 +25,7 @@ use crate::missing::Missing;
 use crate::netlink::route::RouteSocket;
 use crate::procfs::NetFile;
 
-/// Hears the network namespaces that are there now.
+/// Hears the network namespaces that are pods now, or of which the container runtime is about to say so.
 pub type OnChange = Box<dyn Fn(&[NetnsKey]) + Send>;
 
 /// What the source needs to know.

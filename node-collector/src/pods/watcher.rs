@@ -44,6 +44,8 @@ pub(super) struct Watcher {
     home: Home,
     boot: String,
     known: BTreeMap<Key, Known>,
+    /// Namespaces of a runtime's making that it has not named yet, by inode. What happens in them is a pod's.
+    unclaimed: BTreeMap<u64, (File, NetnsKey)>,
     node: Option<Arc<Target>>,
     node_route: Option<RouteSocket>,
     inotify: Option<Inotify>,
@@ -107,6 +109,7 @@ impl Watcher {
             signal,
             home: Home(home),
             known: BTreeMap::new(),
+            unclaimed: BTreeMap::new(),
             node: None,
             node_route: None,
             inotify: None,
@@ -236,7 +239,8 @@ impl Watcher {
 
     fn keys(&self) -> Vec<NetnsKey> {
         let own = self.known.values().filter(|known| known.own.is_some());
-        own.map(|known| known.pod.netns).collect()
+        let unclaimed = self.unclaimed.values().map(|(_, key)| *key);
+        own.map(|known| known.pod.netns).chain(unclaimed).collect()
     }
 
     fn publish(&self) {
@@ -274,7 +278,8 @@ impl Watcher {
             .into_iter()
             .filter(|named| !claimed.contains(&named.inode))
             .partition(is_runtimes);
-        if let Some(board) = &self.settings.cri {
+        if let Some(board) = self.settings.cri.clone() {
+            self.note_unclaimed(&runtimes);
             board.set_unclaimed(!runtimes.is_empty());
         }
         let Some(globs) = &self.settings.globs else {
@@ -292,6 +297,30 @@ impl Watcher {
         self.index
             .exclude(excluded.iter().map(|named| named.inode as u32).collect());
         changed
+    }
+
+    /// A pod's first packets come before its runtime names it: its namespace is told of with the key it will have.
+    fn note_unclaimed(&mut self, there: &[Named]) {
+        self.unclaimed
+            .retain(|inode, _| there.iter().any(|named| named.inode == *inode));
+        for named in there {
+            if self.unclaimed.contains_key(&named.inode) {
+                continue;
+            }
+            let Ok(netns) = open_netns(&self.settings.paths.netns.join(&named.name)) else {
+                continue;
+            };
+            let cookie = self.home.leave_for(netns.as_fd(), || {
+                RouteSocket::open().map_or(0, |socket| socket.netns_cookie())
+            });
+            let key = NetnsKey {
+                inode: named.inode as u32,
+                cookie: cookie.unwrap_or(0),
+            };
+            if netns.metadata().is_ok_and(|meta| meta.ino() == named.inode) {
+                self.unclaimed.insert(named.inode, (netns, key));
+            }
+        }
     }
 
     /// `None`: nobody asks for them, or they cannot be told.

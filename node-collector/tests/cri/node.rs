@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
+use std::io::Write as _;
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -24,11 +25,15 @@ pub(crate) mod api {
 use api::runtime_service_client::RuntimeServiceClient;
 
 const PLUGINS: &str = "/usr/lib/cni";
+const FOLDER: &str = "sonde-cri-";
+const OWNER: &str = "owner";
 const PATIENCE: Duration = Duration::from_secs(30);
 
 pub(crate) struct Node {
     pub(crate) lab: Lab,
     dir: tempfile::TempDir,
+    /// Locked as long as this process lives; holds the named namespaces of the pods.
+    owner: File,
     netns: PathBuf,
     containerd: Option<Child>,
     calls: tokio::runtime::Runtime,
@@ -140,14 +145,19 @@ impl Node {
     }
 
     pub(crate) fn start() -> Result<Self> {
+        // Ends the processes of runs that were killed.
         let lab = Lab::new("cri")?;
+        sweep();
         let node = lab.node("node")?;
-        let dir = tempfile::Builder::new().prefix("sonde-cri-").tempdir()?;
+        let dir = tempfile::Builder::new().prefix(FOLDER).tempdir()?;
+        let owner = File::create(dir.path().join(OWNER))?;
+        owner.lock()?;
         write_config(dir.path())?;
         let mut this = Self {
             netns: Path::new("/run/netns").join(format!("{}_node", lab.prefix())),
             lab,
             dir,
+            owner,
             containerd: None,
             calls: tokio::runtime::Builder::new_current_thread().enable_all().build()?,
             client: None,
@@ -247,6 +257,7 @@ impl Node {
             .with_context(|| self.log())?;
         let id = ran.into_inner().pod_sandbox_id;
         let sandbox = self.inspect(&id)?;
+        writeln!(self.owner, "{}", sandbox.netns.display())?;
         // Should this process be killed, the next lab ends them.
         let shim = fs::read_to_string(format!("/proc/{}/stat", sandbox.pid))?;
         let shim = shim
@@ -386,14 +397,7 @@ impl Drop for Node {
             let _ = child.kill();
             let _ = child.wait();
         }
-        // What is still mounted would keep the folder; newest first.
-        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-        let folder = self.dir.path().display().to_string();
-        for mount in mounts.lines().rev().filter_map(|line| line.split(' ').nth(4)) {
-            if mount.starts_with(&folder) {
-                let _ = nix::mount::umount2(mount, nix::mount::MntFlags::MNT_DETACH);
-            }
-        }
+        unmount(self.dir.path());
         // Empty groups of these pods, in every hierarchy; others keep theirs.
         let hierarchies: Vec<PathBuf> = fs::read_dir("/sys/fs/cgroup")
             .into_iter()
@@ -409,6 +413,43 @@ impl Drop for Node {
                 }
             }
         }
+    }
+}
+
+/// What is still mounted below a folder would keep it; newest first.
+fn unmount(dir: &Path) {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let points = mounts.lines().rev().filter_map(|line| line.split(' ').nth(4));
+    for point in points.filter(|point| Path::new(point).starts_with(dir)) {
+        let _ = nix::mount::umount2(point, nix::mount::MntFlags::MNT_DETACH);
+    }
+}
+
+/// Takes away what runs left that were killed. Their processes have ended. A young folder's owner may be about to
+/// lock it.
+fn sweep() {
+    let folders = fs::read_dir(std::env::temp_dir()).into_iter().flatten().flatten();
+    for dir in folders.map(|entry| entry.path()) {
+        let is_ours = dir
+            .file_name()
+            .is_some_and(|name| name.to_string_lossy().starts_with(FOLDER));
+        let Ok(owner) = File::open(dir.join(OWNER)) else {
+            continue;
+        };
+        let age = owner
+            .metadata()
+            .and_then(|meta| meta.modified())
+            .map(|time| time.elapsed().unwrap_or_default());
+        let is_old = age.is_ok_and(|age| age > Duration::from_secs(60));
+        if !is_ours || !is_old || owner.try_lock().is_err() {
+            continue;
+        }
+        for netns in fs::read_to_string(dir.join(OWNER)).unwrap_or_default().lines() {
+            let _ = nix::mount::umount2(netns, nix::mount::MntFlags::MNT_DETACH);
+            let _ = fs::remove_file(netns);
+        }
+        unmount(&dir);
+        let _ = fs::remove_dir_all(&dir);
     }
 }
 

@@ -1,11 +1,11 @@
 //! The collector's program with its kernel side, beside a container runtime.
 
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::fs::File;
+use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
-use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
 
-use parking_lot::Mutex;
 use sonde_lab::wait;
 
 use super::PATIENCE;
@@ -13,7 +13,7 @@ use super::node::{Node, Wanted, drop_datagrams};
 
 struct Program {
     child: Child,
-    log: Arc<Mutex<String>>,
+    log: PathBuf,
 }
 
 impl Drop for Program {
@@ -21,12 +21,12 @@ impl Drop for Program {
         let _ = self.child.kill();
         let _ = self.child.wait();
         if std::thread::panicking() {
-            eprintln!("---- collector ----\n{}", self.log.lock());
+            eprintln!("---- collector ----\n{}", self.log());
         }
     }
 }
 
-fn start(node: &Node, dir: &std::path::Path) -> Program {
+fn start(node: &Node, dir: &Path) -> Program {
     let mut command = Command::new(env!("CARGO_BIN_EXE_sonde-collector"));
     command.arg("run").env_clear().env("PATH", "/usr/bin:/bin").envs([
         ("SONDE_COLLECTOR_HTTP", "127.0.0.1:0".to_owned()),
@@ -39,29 +39,25 @@ fn start(node: &Node, dir: &std::path::Path) -> Program {
         ("SONDE_EVENTS_UNKNOWN_NETNS", "drop".into()),
         ("SONDE_NODE_NAME", "node-1".into()),
     ]);
-    let mut child = sonde_lab::apart(move || command.stderr(Stdio::piped()).spawn())
-        .unwrap()
-        .unwrap();
+    let log = dir.join("collector.log");
+    let child = sonde_lab::apart({
+        let log = log.clone();
+        move || command.stderr(File::create(log)?).spawn()
+    })
+    .unwrap()
+    .unwrap();
     node.lab.adopt(child.id()).unwrap();
-    let log = Arc::new(Mutex::new(String::new()));
-    let lines = BufReader::new(child.stderr.take().unwrap()).lines();
-    std::thread::spawn({
-        let log = Arc::clone(&log);
-        move || {
-            lines
-                .map_while(Result::ok)
-                .for_each(|line| *log.lock() += &(line + "\n"))
-        }
-    });
     Program { child, log }
 }
 
 impl Program {
+    fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
     fn get(&self, path: &str) -> Option<String> {
-        let address = {
-            let log = self.log.lock();
-            log.split("collector serves http=").nth(1)?.lines().next()?.to_owned()
-        };
+        let log = self.log();
+        let address = log.split("collector serves http=").nth(1)?.lines().next()?;
         let mut stream = TcpStream::connect(address).ok()?;
         write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").ok()?;
         let mut text = String::new();
@@ -114,19 +110,13 @@ pub(crate) fn drops_name_their_pod(node: &mut Node) {
     drop_datagrams(&late.netns, 5).unwrap();
     program.wait_for("/metrics", "5 drops of late-0", |text| drops(text, "late-0") == Some(5));
     node.stop(&late.id).unwrap();
-    let known = |text: &str| -> Option<u64> {
-        let status: serde_json::Value = serde_json::from_str(text).ok()?;
-        let events = status["events"].as_array()?;
-        Some(
-            events
-                .iter()
-                .filter_map(|event| event["outcomes"]["known"].as_u64())
-                .sum(),
-        )
+    let is_over = |text: &str| {
+        let status: serde_json::Value = serde_json::from_str(text).unwrap_or_default();
+        let events = status["events"].as_array().into_iter().flatten();
+        let known: u64 = events.filter_map(|event| event["outcomes"]["known"].as_u64()).sum();
+        known == 16 && status["pods"] == 1
     };
-    let text = program.wait_for("/status", "16 events of known pods", |text| known(text) == Some(16));
-    let status: serde_json::Value = serde_json::from_str(&text).unwrap();
-    assert_eq!(status["pods"], 1, "late-0 has ended");
+    program.wait_for("/status", "16 events of known pods, and the end of late-0", is_over);
     let text = program.get("/metrics").unwrap();
     assert_eq!((drops(&text, "cart-0"), drops(&text, "late-0")), (Some(11), None));
 }

@@ -54,6 +54,7 @@ impl Watched {
         let settings = cri::Settings {
             endpoint: node.socket().display().to_string(),
             interval: INTERVAL,
+            call: PATIENCE,
             paths: paths.clone(),
             only_source: false,
         };

@@ -9,16 +9,14 @@ use tonic::{Code, Status, Streaming};
 use super::sandbox::Sandbox;
 use super::v1::{self, runtime_service_client::RuntimeServiceClient};
 
-/// A runtime under load takes its time; one that takes this long is stuck.
-const CALL: Duration = Duration::from_secs(5);
 /// Annotations may have 256 KiB each, and the list has those of every sandbox.
 const LARGEST: usize = 64 << 20;
 
 /// Why a call gave nothing.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum CallError {
-    #[error("{what}: no answer within {} s", CALL.as_secs())]
-    Hangs { what: &'static str },
+    #[error("{what}: no answer within {} s", within.as_secs_f32())]
+    Hangs { what: &'static str, within: Duration },
     #[error("cannot be reached: {0}")]
     Unreachable(String),
     #[error("{what}: {} ({})", status.message(), status.code())]
@@ -45,6 +43,7 @@ impl CallError {
 #[derive(Clone, Debug)]
 pub(super) struct Runtime {
     client: RuntimeServiceClient<Channel>,
+    within: Duration,
     pub(super) name: String,
     pub(super) version: String,
 }
@@ -57,19 +56,20 @@ pub(super) struct Listed {
 }
 
 impl Runtime {
-    pub(super) async fn connect(socket: &Path) -> Result<Self, CallError> {
+    /// No call may take longer than `within`.
+    pub(super) async fn connect(socket: &Path, within: Duration) -> Result<Self, CallError> {
         let path = socket
             .to_str()
             .ok_or_else(|| CallError::Unreachable("its path is not UTF-8".to_owned()))?;
         let endpoint = Endpoint::from_shared(format!("unix://{path}")).map_err(|error| unreachable(&error))?;
-        let channel = within("connect", endpoint.connect())
-            .await?
-            .map_err(|error| unreachable(&error))?;
+        let connected = bounded("connect", within, endpoint.connect()).await?;
+        let channel = connected.map_err(|error| unreachable(&error))?;
         let mut client = RuntimeServiceClient::new(channel).max_decoding_message_size(LARGEST);
         let request = v1::VersionRequest { version: "v1".into() };
-        let version = call("Version", client.version(request)).await?;
+        let version = call("Version", within, client.version(request)).await?;
         Ok(Self {
             client,
+            within,
             name: version.runtime_name,
             version: version.runtime_version,
         })
@@ -79,6 +79,7 @@ impl Runtime {
     pub(super) async fn list(&mut self) -> Result<Vec<Listed>, CallError> {
         let list = call(
             "ListPodSandbox",
+            self.within,
             self.client.list_pod_sandbox(v1::ListPodSandboxRequest {}),
         )
         .await?;
@@ -94,7 +95,12 @@ impl Runtime {
             pod_sandbox_id: listed.id.clone(),
             verbose: true,
         };
-        let response = call("PodSandboxStatus", self.client.clone().pod_sandbox_status(request)).await?;
+        let response = call(
+            "PodSandboxStatus",
+            self.within,
+            self.client.clone().pod_sandbox_status(request),
+        )
+        .await?;
         let sandbox = Sandbox::new(response, listed.ready).map_err(|error| CallError::Answer(error.to_string()))?;
         if sandbox.id != listed.id {
             return Err(CallError::Answer("the runtime answered for another sandbox".to_owned()));
@@ -114,17 +120,18 @@ impl Runtime {
     }
 }
 
-async fn within<T>(what: &'static str, job: impl Future<Output = T>) -> Result<T, CallError> {
-    tokio::time::timeout(CALL, job)
+async fn bounded<T>(what: &'static str, within: Duration, job: impl Future<Output = T>) -> Result<T, CallError> {
+    tokio::time::timeout(within, job)
         .await
-        .map_err(|_| CallError::Hangs { what })
+        .map_err(|_| CallError::Hangs { what, within })
 }
 
 async fn call<T>(
     what: &'static str,
+    within: Duration,
     call: impl Future<Output = Result<tonic::Response<T>, Status>>,
 ) -> Result<T, CallError> {
-    let answer = within(what, call).await?;
+    let answer = bounded(what, within, call).await?;
     answer
         .map(tonic::Response::into_inner)
         .map_err(|status| CallError::Refused {
@@ -158,6 +165,7 @@ mod tests {
         ] {
             let runtime = Runtime {
                 client: client.clone(),
+                within: Duration::from_secs(1),
                 name: name.into(),
                 version: version.into(),
             };
@@ -167,7 +175,9 @@ mod tests {
 
     #[tokio::test]
     async fn a_socket_that_is_not_there_says_so() {
-        let error = Runtime::connect(Path::new("/nonexistent/x.sock")).await.unwrap_err();
+        let error = Runtime::connect(Path::new("/nonexistent/x.sock"), Duration::from_secs(1))
+            .await
+            .unwrap_err();
         assert_eq!(
             error.to_string(),
             "cannot be reached: No such file or directory (os error 2)"

@@ -9,6 +9,8 @@ mod board;
 mod client;
 mod endpoint;
 mod sandbox;
+#[cfg(test)]
+mod tests;
 mod watch;
 
 pub use board::Board;

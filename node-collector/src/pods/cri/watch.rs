@@ -43,6 +43,8 @@ pub struct Settings {
     /// `pods.cri.endpoint`.
     pub endpoint: String,
     pub interval: Duration,
+    /// No call may take longer.
+    pub call: Duration,
     pub paths: HostPaths,
     /// Pods come from nowhere else: that there is no runtime is worth a word.
     pub only_source: bool,
@@ -159,7 +161,7 @@ impl Watch {
 
     /// Keeps up with the runtime until it does not answer.
     async fn follow(&mut self, socket: &Path, answered: &mut bool) -> CallError {
-        let mut runtime = match Runtime::connect(socket).await {
+        let mut runtime = match Runtime::connect(socket, self.settings.call).await {
             Ok(runtime) => runtime,
             Err(error) => return error,
         };
