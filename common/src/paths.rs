@@ -30,17 +30,17 @@ impl HostPaths {
     /// Where a path that a program of the host speaks of (`/var/run/netns/cni-1`) is seen from here. One outside of what
     /// is known here is taken as it is.
     pub fn of_host(&self, path: &Path) -> PathBuf {
-        const MOUNTS: [(&str, fn(&HostPaths) -> &PathBuf); 6] = [
-            ("/var/run/netns", |host| &host.netns),
-            ("/run/netns", |host| &host.netns),
-            ("/var/run", |host| &host.run),
-            ("/run", |host| &host.run),
-            ("/proc", |host| &host.proc),
-            ("/sys/fs/cgroup", |host| &host.cgroup),
+        let mounts = [
+            ("/var/run/netns", &self.netns),
+            ("/run/netns", &self.netns),
+            ("/var/run", &self.run),
+            ("/run", &self.run),
+            ("/proc", &self.proc),
+            ("/sys/fs/cgroup", &self.cgroup),
         ];
-        MOUNTS
+        mounts
             .iter()
-            .find_map(|(mount, here)| Some(here(self).join(path.strip_prefix(mount).ok()?)))
+            .find_map(|(mount, here)| Some(here.join(path.strip_prefix(mount).ok()?)))
             .unwrap_or_else(|| path.to_owned())
     }
 }

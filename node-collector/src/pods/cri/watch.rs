@@ -292,7 +292,7 @@ enum Events {
     None,
     /// A runtime answers with its first event.
     Begins(Begin),
-    Come(Streaming<v1::ContainerEventResponse>),
+    Come(Box<Streaming<v1::ContainerEventResponse>>),
 }
 
 impl Events {
@@ -317,7 +317,7 @@ impl Events {
                     *self = match begin.await {
                         Ok(stream) => {
                             tracing::info!("the container runtime tells of changes");
-                            Self::Come(stream)
+                            Self::Come(Box::new(stream))
                         }
                         Err(status) => {
                             tracing::debug!(%status, "the container runtime tells of no changes, it is asked");
