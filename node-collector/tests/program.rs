@@ -321,6 +321,9 @@ fn without_rights_the_own_namespace_is_read_and_the_rest_is_said() {
         (Some("failing"), Some(1))
     );
     assert!(tcp["errors"]["enter"].as_u64() > Some(0));
+    let probes = status["probes"].as_array().unwrap();
+    let io = probes.iter().find(|p| p["name"] == "io").unwrap();
+    assert_eq!((io["state"].as_str(), io["rows"].as_u64()), (Some("failing"), Some(0)));
     let metrics = running.get("/metrics").unwrap().1;
     assert!(
         metrics.contains("sonde_tcp_received_segments_total{k8s_node=\"test-node\",k8s_namespace=\"\",k8s_pod=\"\"}")

@@ -94,7 +94,7 @@ impl Rescan {
     pub fn request(&self) {
         self.signal.wake();
         if let Some(board) = &self.cri {
-            board.nudge();
+            board.wonder();
         }
     }
 }

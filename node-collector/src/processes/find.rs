@@ -9,7 +9,7 @@ use sonde_common::paths::HostPaths;
 
 use crate::pods::{Pod, cgroup};
 use crate::procfs::ReadError;
-use crate::procfs::process::Processes;
+use crate::procfs::process::{Answer, Processes};
 
 /// How often all processes of the host are looked at for those of named namespaces: 3 us each.
 const WALK_EVERY: Duration = Duration::from_secs(10);
@@ -23,6 +23,8 @@ pub struct Finder {
     by_netns: HashMap<u32, Vec<u32>>,
     /// Namespaces that the last walk looked for.
     looked_for: HashSet<u32>,
+    /// Why the last walk cannot say whose a process is.
+    incomplete: Option<Arc<ReadError>>,
     walked: Option<Instant>,
     took: Duration,
 }
@@ -39,6 +41,7 @@ impl Finder {
             every,
             by_netns: HashMap::new(),
             looked_for: HashSet::new(),
+            incomplete: None,
             walked: None,
             took: Duration::ZERO,
         }
@@ -59,9 +62,18 @@ impl Finder {
         }
         let begun = Instant::now();
         self.by_netns.clear();
-        for pid in processes.all().unwrap_or_default() {
-            if let Some(inode) = processes.netns(pid).filter(|inode| wanted.contains(inode)) {
-                self.by_netns.entry(inode).or_default().push(pid);
+        self.incomplete = None;
+        let all = processes.all().unwrap_or_else(|source| {
+            self.incomplete = Some(Arc::new(ReadError::Open { file: "/proc", source }));
+            Vec::new()
+        });
+        for pid in all {
+            match processes.netns(pid) {
+                Ok(Answer::Is(inode)) if wanted.contains(&inode) => self.by_netns.entry(inode).or_default().push(pid),
+                Ok(_) => {}
+                // Of no pod, and in some virtual machines not even root may look at it.
+                Err(_) if pid == 1 => {}
+                Err(error) => self.incomplete = Some(Arc::new(error)),
             }
         }
         self.looked_for = wanted;
@@ -70,25 +82,29 @@ impl Finder {
     }
 
     /// `None`: what is the pod's own cannot be told (on the host network without a control group of its own).
-    pub(super) fn of(&self, pod: &Pod, processes: &Processes) -> Result<Option<Vec<u32>>, ReadError> {
+    pub(super) fn of(&self, pod: &Pod, processes: &Processes) -> Result<Option<Vec<u32>>, Arc<ReadError>> {
         let mut pids = Vec::new();
         if let Some(path) = &pod.cgroup {
-            let found = cgroup::processes(&self.hierarchies, path, &mut pids).map_err(|source| ReadError::Read {
-                file: "cgroup.procs",
-                source,
+            let found = cgroup::processes(&self.hierarchies, path, &mut pids).map_err(|source| {
+                Arc::new(ReadError::Read {
+                    file: "cgroup.procs",
+                    source,
+                })
             })?;
             return Ok(found.map(|()| pids));
         }
-        if pod.host_network {
+        if pod.host_network || !self.looked_for.contains(&pod.netns.inode) {
             return Ok(None);
+        }
+        if let Some(error) = &self.incomplete {
+            // One that may not be looked at may be this pod's.
+            return Err(Arc::clone(error));
         }
         let known = self.by_netns.get(&pod.netns.inode).into_iter().flatten();
         // One may have ended since the walk and its number be another's.
         pids.extend(
-            known
-                .copied()
-                .filter(|pid| processes.netns(*pid) == Some(pod.netns.inode)),
+            known.filter(|pid| matches!(processes.netns(**pid), Ok(Answer::Is(inode)) if inode == pod.netns.inode)),
         );
-        Ok(self.looked_for.contains(&pod.netns.inode).then_some(pids))
+        Ok(Some(pids))
     }
 }

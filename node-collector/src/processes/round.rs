@@ -127,7 +127,7 @@ impl ProcessRounds {
     }
 
     fn members(&mut self, pod: &Pod) -> Result<Option<Vec<Process>>, Arc<ReadError>> {
-        let Some(pids) = self.finder.of(pod, &self.files).map_err(Arc::new)? else {
+        let Some(pids) = self.finder.of(pod, &self.files)? else {
             return Ok(None);
         };
         let mut list = Vec::with_capacity(pids.len());

@@ -67,11 +67,24 @@ impl Processes {
             .collect())
     }
 
-    /// Inode of the network namespace of its main thread.
-    pub fn netns(&self, pid: u32) -> Option<u32> {
-        let link = fs::read_link(self.proc.join(format!("{pid}/ns/net"))).ok()?;
-        let inode = link.to_str()?.strip_prefix("net:[")?.strip_suffix(']')?;
-        inode.parse().ok()
+    /// Inode of the network namespace of its main thread. Needs the rights of a debugger (CAP_SYS_PTRACE).
+    pub fn netns(&self, pid: u32) -> Result<Answer<u32>, ReadError> {
+        let link = match fs::read_link(self.proc.join(format!("{pid}/ns/net"))) {
+            Ok(link) => link,
+            // Of a zombie too.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)) => return Ok(Answer::Ended),
+            Err(source) => return Err(ReadError::Open { file: "ns/net", source }),
+        };
+        let inode = link
+            .to_str()
+            .and_then(|text| text.strip_prefix("net:[")?.strip_suffix(']')?.parse().ok());
+        inode.map(Answer::Is).ok_or(ReadError::Parse {
+            file: "ns/net",
+            source: ParseError::Shape {
+                line: 1,
+                what: "expected `net:[` and an inode",
+            },
+        })
     }
 
     pub fn stat(&mut self, pid: u32) -> Result<Answer<Stat>, ReadError> {
@@ -283,7 +296,8 @@ mod tests {
             panic!("this process has ended")
         };
         assert_eq!(stat.parent, std::os::unix::process::parent_id());
-        assert!(!stat.is_zombie && stat.start > 0 && processes.netns(me).is_some());
+        assert!(!stat.is_zombie && stat.start > 0);
+        assert!(matches!(processes.netns(me), Ok(Answer::Is(inode)) if inode > 0));
         let Answer::Is(before) = processes.io(me).unwrap() else {
             panic!("this kernel keeps no account")
         };

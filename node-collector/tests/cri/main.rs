@@ -294,15 +294,33 @@ fn pods_outlive_their_runtime_and_their_first_process() {
     node.stop(&b_ran.id).unwrap();
     watched.wait_for_end(&b_found);
 
+    // All of it killed, as by a node that ran out of memory: the namespace stays until somebody clears it away.
+    node.kill_containerd().unwrap();
+    for pid in [late_ran.shim, late_ran.pid] {
+        kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
+    }
+    node.start_containerd().unwrap();
+    wait::until_true("late not ready", PATIENCE, || {
+        Ok(node.info(&late_ran.id).unwrap().0.state == 1)
+    })
+    .unwrap();
+    watched.wait_for_lists(3);
+    assert!(!late_found.has_ended() && late_ran.netns.exists());
+    node.stop(&late_ran.id).unwrap();
+    watched.wait_for_end(&late_found);
+    let last = Wanted::new("default", "last");
+    let last_ran = node.run(&last).unwrap();
+    let last_found = watched.wait_for(&last_ran.id);
+
     // What is stopped while nobody asks is ended when somebody does. A collector that starts later knows it is none.
     node.stop(&a_ran.id).unwrap();
     watched.wait_for_end(&a_found);
     drop(watched);
     let later = Watched::start(&node, Path::new("/"));
-    assert_eq!(later.names(), ["default/late"]);
+    assert_eq!(later.names(), ["default/last"]);
     assert_eq!(
-        later.pod(&late_ran.id).unwrap().valid_from_ns,
-        late_found.valid_from_ns,
+        later.pod(&last_ran.id).unwrap().valid_from_ns,
+        last_found.valid_from_ns,
         "the runtime knows since when"
     );
 }

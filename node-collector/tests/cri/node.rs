@@ -59,6 +59,8 @@ pub(crate) struct Wanted {
 pub(crate) struct Sandbox {
     pub(crate) id: String,
     pub(crate) pid: i32,
+    /// The process that starts and watches the pod's.
+    pub(crate) shim: i32,
     /// Empty on the host network.
     pub(crate) netns: PathBuf,
     /// Of `pid`.
@@ -259,12 +261,8 @@ impl Node {
         let sandbox = self.inspect(&id)?;
         writeln!(self.owner, "{}", sandbox.netns.display())?;
         // Should this process be killed, the next lab ends them.
-        let shim = fs::read_to_string(format!("/proc/{}/stat", sandbox.pid))?;
-        let shim = shim
-            .rsplit_once(')')
-            .and_then(|(_, rest)| rest.split_ascii_whitespace().nth(1)?.parse().ok());
-        for pid in shim.into_iter().chain(u32::try_from(sandbox.pid)) {
-            self.lab.adopt(pid)?;
+        for pid in [sandbox.shim, sandbox.pid] {
+            self.lab.adopt(u32::try_from(pid)?)?;
         }
         Ok(sandbox)
     }
@@ -288,12 +286,17 @@ impl Node {
             .as_array()
             .context("no namespaces")?;
         let network = namespaces.iter().find(|namespace| namespace["type"] == "network");
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+        let parent = stat
+            .rsplit_once(')')
+            .and_then(|(_, rest)| rest.split_ascii_whitespace().nth(1)?.parse().ok());
         let status = status.network.unwrap_or_default();
         let others = status.additional_ips.into_iter().map(|other| other.ip);
         let ips = std::iter::once(status.ip).chain(others).filter(|ip| !ip.is_empty());
         Ok(Sandbox {
             id: id.to_owned(),
             pid,
+            shim: parent.context("no parent")?,
             netns: network.and_then(|n| n["path"].as_str()).unwrap_or_default().into(),
             inode: std::os::unix::fs::MetadataExt::ino(&fs::metadata(format!("/proc/{pid}/ns/net"))?),
             ips: ips.map(|ip| Ok(ip.parse()?)).collect::<Result<_>>()?,

@@ -2,11 +2,16 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::Sandbox;
+
+/// A storm of events from a namespace that stays unknown must not keep the runtime busy.
+const WONDER_EVERY: Duration = Duration::from_millis(300);
 
 /// The thread reads the sandboxes and says when the runtime is to be asked at once.
 #[derive(Default)]
@@ -15,6 +20,7 @@ pub struct Board {
     active: AtomicBool,
     unclaimed: AtomicBool,
     nudge: Notify,
+    listed: Mutex<Option<Instant>>,
     waker: OnceLock<Box<dyn Fn() + Send + Sync>>,
 }
 
@@ -61,9 +67,20 @@ impl Board {
         self.unclaimed.store(unclaimed, Ordering::Release);
     }
 
-    /// Something happened of which the runtime may know.
+    /// Something happened of which the runtime may know: it is to be asked at once.
     pub fn nudge(&self) {
         self.nudge.notify_one();
+    }
+
+    /// The same of what may be none of its business, and happen again and again: not right after it was asked.
+    pub(crate) fn wonder(&self) {
+        if self.listed.lock().is_none_or(|listed| listed.elapsed() >= WONDER_EVERY) {
+            self.nudge();
+        }
+    }
+
+    pub(super) fn has_listed(&self) {
+        *self.listed.lock() = Some(Instant::now());
     }
 
     pub(super) async fn nudged(&self) {

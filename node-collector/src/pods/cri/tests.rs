@@ -426,6 +426,19 @@ async fn a_runtime_that_tells_no_process_is_helped_by_the_control_group() {
     assert_eq!(found.cgroup.as_deref(), Some(&*format!("/kubepods/burstable/pod{UID}")));
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_storm_of_strangers_does_not_keep_the_runtime_busy() {
+    let scene = Scene::new(NEVER, |_| {}).await;
+    let before = scene.change(|state| state.lists);
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_secs(1) {
+        scene.board.wonder();
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let lists = scene.change(|state| state.lists) - before;
+    assert!((1..=4).contains(&lists), "{lists} lists in a second");
+}
+
 #[tokio::test]
 async fn a_host_without_a_runtime_is_as_before() {
     let dir = tempfile::tempdir().unwrap();

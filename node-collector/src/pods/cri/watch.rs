@@ -33,7 +33,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(15);
 const SOON: Duration = Duration::from_millis(100);
 const SOON_AT_MOST: Duration = Duration::from_secs(5);
 /// Events and namespaces come in bursts: no two lists are closer than that.
-const APART: Duration = Duration::from_millis(20);
+const APART: Duration = Duration::from_millis(50);
 /// With events, asking is for what they may have missed.
 const WITH_EVENTS: u32 = 10;
 const STATUSES_AT_ONCE: usize = 8;
@@ -196,6 +196,7 @@ impl Watch {
     /// Lists, and asks about what is new.
     async fn look(&mut self, runtime: &mut Runtime) -> Result<(), CallError> {
         let listed = runtime.list().await?;
+        self.board.has_listed();
         let ids: HashSet<&str> = listed.iter().map(|listed| listed.id.as_str()).collect();
         self.known.retain(|id, _| ids.contains(id.as_str()));
         let found: HashSet<String> = self.index.live().iter().map(|pod| pod.sandbox.clone()).collect();
