@@ -5,11 +5,11 @@ use std::fs::File;
 use std::os::fd::AsFd as _;
 
 use serde::Serialize;
-use sonde_common::config::Config;
+use sonde_common::config::{Config, PodSource};
 
 use crate::kernel::{self, DoctorReport};
 use crate::netlink::route::RouteSocket;
-use crate::pods::netns;
+use crate::pods::{cri, netns};
 use crate::probes::{PROBES, PROCESS_PROBES, ProcessRegistration};
 use crate::procfs::process::Processes;
 
@@ -22,6 +22,8 @@ pub struct Report {
     probes: Vec<ProbeLine>,
     /// Whether network namespaces other than the own one can be entered.
     namespaces: String,
+    /// The container runtime that pods are asked of.
+    runtime: String,
 }
 
 #[derive(Debug, Serialize)]
@@ -39,6 +41,7 @@ pub fn doctor(config: &Config) -> Report {
         kernel: kernel::doctor(config),
         probes: probes(config),
         namespaces: entering(config),
+        runtime: runtime(config),
     }
 }
 
@@ -126,7 +129,25 @@ impl fmt::Display for Report {
         for line in &self.probes {
             writeln!(f, "{:<20} {:<16} {}", line.name, line.rung.unwrap_or("off"), line.state)?;
         }
-        writeln!(f, "\n{:<20} {}", "network namespaces", self.namespaces)
+        writeln!(f, "\n{:<20} {}", "network namespaces", self.namespaces)?;
+        writeln!(f, "{:<20} {}", "container runtime", self.runtime)
+    }
+}
+
+fn runtime(config: &Config) -> String {
+    if !config.pods.sources.contains(&PodSource::Cri) {
+        return "not asked: `pods.sources` has no `cri`".to_owned();
+    }
+    let settings = cri::Settings::of(config);
+    // On a thread of its own: this may be one that runs tasks already.
+    let told = std::thread::spawn(move || {
+        let tasks = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        Ok::<_, std::io::Error>(tasks.block_on(cri::tell(&settings)))
+    });
+    match told.join() {
+        Ok(Ok(told)) => told,
+        Ok(Err(error)) => error.to_string(),
+        Err(_) => "could not tell".to_owned(),
     }
 }
 

@@ -8,7 +8,6 @@ use anyhow::{Context as _, anyhow, bail};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use parking_lot::Mutex;
 use sonde_common::config::{Config, PodSource};
-use sonde_common::paths::HostPaths;
 use sonde_common::shutdown::{self, Shutdown};
 use sonde_proto::v1;
 use tokio::net::TcpListener;
@@ -35,8 +34,6 @@ use crate::ship::writer::{Shipper, Writer};
 
 /// Vectors of observations between the kernel side and the pipeline.
 const OBSERVATIONS: usize = 256;
-/// A container runtime under load takes its time; one that takes this long is stuck.
-const RUNTIME_CALL: Duration = Duration::from_secs(5);
 /// How long what is on its way may take at the end.
 const LAST_EVENTS: Duration = Duration::from_secs(2);
 
@@ -70,7 +67,7 @@ pub async fn run(config: Config, mut shutdown: Shutdown) -> anyhow::Result<()> {
     say_missing(&signals, &missing);
     let kernel = Arc::new(Mutex::new(kernel));
 
-    let cri = start_cri(&config, &paths, &index, &missing).await;
+    let cri = start_cri(&config, &index, &missing).await;
     let enabled: Vec<&'static Registration> = PROBES.iter().filter(|p| is_enabled(&config, p.spec.name)).collect();
     let settings = Settings {
         globs: named_namespaces(&config)?,
@@ -180,22 +177,11 @@ pub async fn run(config: Config, mut shutdown: Shutdown) -> anyhow::Result<()> {
 }
 
 /// Asks the container runtime, if the configuration wants that, and waits a little for its first answer.
-async fn start_cri(
-    config: &Config,
-    paths: &HostPaths,
-    index: &Arc<PodIndex>,
-    missing: &Arc<Missing>,
-) -> Option<(CriSource, Arc<Board>)> {
+async fn start_cri(config: &Config, index: &Arc<PodIndex>, missing: &Arc<Missing>) -> Option<(CriSource, Arc<Board>)> {
     if !config.pods.sources.contains(&PodSource::Cri) {
         return None;
     }
-    let settings = cri::Settings {
-        endpoint: config.pods.cri.endpoint.clone(),
-        interval: config.pods.cri.interval.0,
-        call: RUNTIME_CALL,
-        paths: paths.clone(),
-        only_source: !config.pods.sources.contains(&PodSource::Netns),
-    };
+    let settings = cri::Settings::of(config);
     let board = Arc::new(Board::default());
     let mut source = CriSource::start(settings, Arc::clone(&board), Arc::clone(index), Arc::clone(missing));
     source.first_look().await;

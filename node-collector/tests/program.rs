@@ -356,4 +356,5 @@ fn probes_are_listed_and_the_doctor_speaks() {
     assert!(doctor.status.success());
     let text = String::from_utf8(doctor.stdout).unwrap();
     assert!(text.contains("netdev") && text.contains("network namespaces"), "{text}");
+    assert!(text.contains("\ncontainer runtime    "), "{text}");
 }

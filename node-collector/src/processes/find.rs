@@ -9,9 +9,9 @@ use sonde_common::paths::HostPaths;
 
 use crate::pods::{Pod, cgroup};
 use crate::procfs::ReadError;
-use crate::procfs::process::{Answer, Processes};
+use crate::procfs::process::{Answer, Handle, Processes};
 
-/// How often all processes of the host are looked at for those of named namespaces: 3 us each.
+/// How often all processes of the host are looked at for those of named namespaces: 4 us each.
 const WALK_EVERY: Duration = Duration::from_secs(10);
 /// On a host with very many, a walk takes at most this part of the time.
 const WALK_SHARE: u32 = 50;
@@ -68,7 +68,12 @@ impl Finder {
             Vec::new()
         });
         for pid in all {
-            match processes.netns(pid) {
+            let netns = match processes.open(pid) {
+                Ok(Answer::Is(process)) => processes.netns(&process),
+                Ok(Answer::Ended | Answer::Absent) => continue,
+                Err(error) => Err(error),
+            };
+            match netns {
                 Ok(Answer::Is(inode)) if wanted.contains(&inode) => self.by_netns.entry(inode).or_default().push(pid),
                 Ok(_) => {}
                 // Of no pod, and in some virtual machines not even root may look at it.
@@ -82,16 +87,24 @@ impl Finder {
     }
 
     /// `None`: what is the pod's own cannot be told (on the host network without a control group of its own).
-    pub(super) fn of(&self, pod: &Pod, processes: &Processes) -> Result<Option<Vec<u32>>, Arc<ReadError>> {
-        let mut pids = Vec::new();
+    pub(super) fn of(&self, pod: &Pod, processes: &Processes) -> Result<Option<Vec<(u32, Handle)>>, Arc<ReadError>> {
+        let open = |pid: u32| match processes.open(pid) {
+            Ok(Answer::Is(handle)) => Some(Ok((pid, handle))),
+            Ok(Answer::Ended | Answer::Absent) => None,
+            Err(error) => Some(Err(Arc::new(error))),
+        };
         if let Some(path) = &pod.cgroup {
+            let mut pids = Vec::new();
             let found = cgroup::processes(&self.hierarchies, path, &mut pids).map_err(|source| {
                 Arc::new(ReadError::Read {
                     file: "cgroup.procs",
                     source,
                 })
             })?;
-            return Ok(found.map(|()| pids));
+            return match found {
+                Some(()) => pids.into_iter().filter_map(open).collect::<Result<_, _>>().map(Some),
+                None => Ok(None),
+            };
         }
         if pod.host_network || !self.looked_for.contains(&pod.netns.inode) {
             return Ok(None);
@@ -100,11 +113,12 @@ impl Finder {
             // One that may not be looked at may be this pod's.
             return Err(Arc::clone(error));
         }
-        let known = self.by_netns.get(&pod.netns.inode).into_iter().flatten();
+        let known = self.by_netns.get(&pod.netns.inode).into_iter().flatten().copied();
         // One may have ended since the walk and its number be another's.
-        pids.extend(
-            known.filter(|pid| matches!(processes.netns(**pid), Ok(Answer::Is(inode)) if inode == pod.netns.inode)),
-        );
-        Ok(Some(pids))
+        let is_still = |(_, process): &(u32, Handle)| matches!(processes.netns(process), Ok(Answer::Is(inode)) if inode == pod.netns.inode);
+        let known = known
+            .filter_map(open)
+            .filter(|known| known.as_ref().map_or(true, is_still));
+        known.collect::<Result<_, _>>().map(Some)
     }
 }

@@ -12,17 +12,29 @@ use crate::event::{Gap, Subject};
 use crate::pods::Pod;
 use crate::probes::{ProcessProbe, ProcessRegistration};
 use crate::procfs::ReadError;
-use crate::procfs::process::{Answer, Processes};
+use crate::procfs::process::{Answer, Handle, Processes, Stat};
 use crate::round::{Failures, ProbeStats};
 use crate::table::Table;
 
 /// A process of a pod.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct Process {
+    pub handle: Handle,
     pub id: Id,
     pub parent: u32,
     /// Ended, but its parent has not waited for it: it still has what it did, and no files.
     pub is_zombie: bool,
+}
+
+impl Process {
+    fn new(pid: u32, handle: Handle, stat: Stat) -> Self {
+        Self {
+            handle,
+            id: Id { pid, start: stat.start },
+            parent: stat.parent,
+            is_zombie: stat.is_zombie,
+        }
+    }
 }
 
 /// The processes of one pod, and how to read them.
@@ -127,30 +139,27 @@ impl ProcessRounds {
     }
 
     fn members(&mut self, pod: &Pod) -> Result<Option<Vec<Process>>, Arc<ReadError>> {
-        let Some(pids) = self.finder.of(pod, &self.files)? else {
+        let Some(found) = self.finder.of(pod, &self.files)? else {
             return Ok(None);
         };
-        let mut list = Vec::with_capacity(pids.len());
-        for pid in pids {
-            if let Answer::Is(stat) = self.files.stat(pid).map_err(Arc::new)? {
-                list.push(Process {
-                    id: Id { pid, start: stat.start },
-                    parent: stat.parent,
-                    is_zombie: stat.is_zombie,
-                });
+        let mut list = Vec::with_capacity(found.len());
+        for (pid, handle) in found {
+            if let Answer::Is(stat) = self.files.stat(&handle).map_err(Arc::new)? {
+                list.push(Process::new(pid, handle, stat));
             }
         }
         let unlisted = self.last.remove(&pod.sandbox).unwrap_or_default();
-        for id in unlisted {
-            if list.iter().any(|process| process.id.pid == id.pid) {
+        for Id { pid, start } in unlisted {
+            if list.iter().any(|process| process.id.pid == pid) {
                 continue;
             }
-            match self.files.stat(id.pid) {
-                Ok(Answer::Is(stat)) if stat.is_zombie && stat.start == id.start => list.push(Process {
-                    id,
-                    parent: stat.parent,
-                    is_zombie: true,
-                }),
+            let Ok(Answer::Is(handle)) = self.files.open(pid) else {
+                continue;
+            };
+            match self.files.stat(&handle) {
+                Ok(Answer::Is(stat)) if stat.is_zombie && stat.start == start => {
+                    list.push(Process::new(pid, handle, stat));
+                }
                 _ => {}
             }
         }

@@ -1,10 +1,15 @@
 //! Files of one process: `/proc/PID/stat`, `io` and `fd`. Threads are not looked at: what they did is in their process.
 
 use std::collections::HashSet;
+use std::ffi::CStr;
 use std::fs::{self, File};
 use std::io::{self, Read as _};
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::PathBuf;
 
+use nix::dir::Dir;
+use nix::fcntl::{OFlag, openat};
+use nix::sys::stat::Mode;
 use sonde_proto::ABSENT;
 
 use super::named::Named;
@@ -42,6 +47,11 @@ pub struct Stat {
     pub start: u64,
 }
 
+/// A process held open: what is read through it is its own, even if it ends and its number is used again. It also saves
+/// the kernel the look-up of `/proc/PID` for each file.
+#[derive(Debug)]
+pub struct Handle(OwnedFd);
+
 /// Reads files of processes below one `/proc`.
 #[derive(Debug)]
 pub struct Processes {
@@ -67,17 +77,30 @@ impl Processes {
             .collect())
     }
 
+    pub fn open(&self, pid: u32) -> Result<Answer<Handle>, ReadError> {
+        let path = self.proc.join(pid.to_string());
+        match nix::fcntl::open(
+            &path,
+            OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC,
+            Mode::empty(),
+        ) {
+            Ok(dir) => Ok(Answer::Is(Handle(dir))),
+            Err(errno) => ended_or(errno, |source| ReadError::Open {
+                file: "/proc/PID",
+                source,
+            }),
+        }
+    }
+
     /// Inode of the network namespace of its main thread. Needs the rights of a debugger (CAP_SYS_PTRACE).
-    pub fn netns(&self, pid: u32) -> Result<Answer<u32>, ReadError> {
-        let link = match fs::read_link(self.proc.join(format!("{pid}/ns/net"))) {
+    pub fn netns(&self, process: &Handle) -> Result<Answer<u32>, ReadError> {
+        let mut buffer = [0; LINK];
+        let link = match link(&process.0, c"ns/net", &mut buffer) {
             Ok(link) => link,
             // Of a zombie too.
-            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)) => return Ok(Answer::Ended),
-            Err(source) => return Err(ReadError::Open { file: "ns/net", source }),
+            Err(errno) => return ended_or(errno, |source| ReadError::Open { file: "ns/net", source }),
         };
-        let inode = link
-            .to_str()
-            .and_then(|text| text.strip_prefix("net:[")?.strip_suffix(']')?.parse().ok());
+        let inode = inode(link, b"net:[").and_then(|inode| u32::try_from(inode).ok());
         inode.map(Answer::Is).ok_or(ReadError::Parse {
             file: "ns/net",
             source: ParseError::Shape {
@@ -87,8 +110,8 @@ impl Processes {
         })
     }
 
-    pub fn stat(&mut self, pid: u32) -> Result<Answer<Stat>, ReadError> {
-        match self.read(pid, "stat")? {
+    pub fn stat(&mut self, process: &Handle) -> Result<Answer<Stat>, ReadError> {
+        match self.read(process, "stat")? {
             Answer::Is(()) => parse_stat(&self.buffer)
                 .map(Answer::Is)
                 .map_err(|source| ReadError::Parse { file: "stat", source }),
@@ -98,10 +121,12 @@ impl Processes {
 
     /// Includes what its ended threads did, and the children that it waited for. Needs the rights of a debugger
     /// (CAP_SYS_PTRACE).
-    pub fn io(&mut self, pid: u32) -> Result<Answer<IoCounters>, ReadError> {
-        match self.read(pid, "io")? {
+    pub fn io(&mut self, process: &Handle) -> Result<Answer<IoCounters>, ReadError> {
+        match self.read(process, "io")? {
             Answer::Is(()) => {}
             Answer::Ended => return Ok(Answer::Ended),
+            // Of one that has ended nothing is there.
+            Answer::Absent if self.stat(process)? == Answer::Ended => return Ok(Answer::Ended),
             Answer::Absent => return Ok(Answer::Absent),
         }
         let mut values = [ABSENT; IO_COUNTERS];
@@ -122,50 +147,49 @@ impl Processes {
     /// many may still be looked at, is not used up: then they are not all there.
     pub fn open_files(
         &self,
-        pid: u32,
+        process: &Handle,
         sockets: &mut HashSet<u64>,
         links: &mut usize,
     ) -> Result<Answer<i64>, ReadError> {
-        let failed = |source: io::Error| match source.raw_os_error() {
-            Some(libc::ENOENT | libc::ESRCH) => Ok(Answer::Ended),
-            _ => Err(ReadError::Open { file: "fd", source }),
-        };
-        let entries = match fs::read_dir(self.proc.join(format!("{pid}/fd"))) {
-            Ok(entries) => entries,
-            Err(error) => return failed(error),
-        };
+        let failed = |errno| ended_or(errno, |source| ReadError::Open { file: "fd", source });
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let (list, dir) =
+            match openat(&process.0, "fd", flags, Mode::empty()).and_then(|dir| Ok((dir.try_clone(), dir))) {
+                Ok((Ok(copy), dir)) => match Dir::from_fd(copy) {
+                    Ok(list) => (list, dir),
+                    Err(errno) => return failed(errno),
+                },
+                Ok((Err(source), _)) => return Err(ReadError::Open { file: "fd", source }),
+                Err(errno) => return failed(errno),
+            };
         let mut count = 0;
-        for entry in entries {
+        let mut buffer = [0; LINK];
+        for entry in list {
             let entry = match entry {
                 Ok(entry) => entry,
-                Err(error) => return failed(error),
+                Err(errno) => return failed(errno),
             };
+            if entry.file_name().to_bytes().starts_with(b".") {
+                continue;
+            }
             count += 1;
             *links = links.saturating_sub(1);
             if *links == 0 {
                 continue;
             }
             // Closed meanwhile, if it cannot be read: it was open when it was listed.
-            let link = fs::read_link(entry.path()).unwrap_or_default();
-            let socket = link
-                .to_str()
-                .and_then(|text| text.strip_prefix("socket:[")?.strip_suffix(']'));
-            sockets.extend(socket.and_then(|inode| inode.parse::<u64>().ok()));
+            let link = link(&dir, entry.file_name(), &mut buffer).unwrap_or_default();
+            sockets.extend(inode(link, b"socket:["));
         }
         Ok(Answer::Is(count))
     }
 
     /// The whole file into the buffer.
-    fn read(&mut self, pid: u32, file: &'static str) -> Result<Answer<()>, ReadError> {
-        let path = self.proc.join(format!("{pid}/{file}"));
-        let mut handle = match File::open(&path) {
-            Ok(handle) => handle,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let is_there = path.parent().is_some_and(|dir| dir.exists());
-                return Ok(if is_there { Answer::Absent } else { Answer::Ended });
-            }
-            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(Answer::Ended),
-            Err(source) => return Err(ReadError::Open { file, source }),
+    fn read(&mut self, process: &Handle, file: &'static str) -> Result<Answer<()>, ReadError> {
+        let mut handle = match openat(&process.0, file, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()) {
+            Ok(handle) => File::from(handle),
+            Err(nix::errno::Errno::ENOENT) => return Ok(Answer::Absent),
+            Err(errno) => return ended_or(errno, |source| ReadError::Open { file, source }),
         };
         self.buffer.clear();
         match handle.read_to_end(&mut self.buffer) {
@@ -173,6 +197,30 @@ impl Processes {
             Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(Answer::Ended),
             Err(source) => Err(ReadError::Read { file, source }),
         }
+    }
+}
+
+/// Longer links are none of those that are looked for.
+const LINK: usize = 64;
+
+/// Where a link leads, cut to the length of the buffer.
+fn link<'a>(dir: &OwnedFd, name: &CStr, buffer: &'a mut [u8; LINK]) -> Result<&'a [u8], nix::errno::Errno> {
+    // SAFETY: the name ends with NUL and the buffer has the length that is told.
+    let len = unsafe { libc::readlinkat(dir.as_raw_fd(), name.as_ptr(), buffer.as_mut_ptr().cast(), LINK) };
+    let len = nix::errno::Errno::result(len)?;
+    Ok(&buffer[..usize::try_from(len).unwrap_or(0).min(LINK)])
+}
+
+/// The number of `socket:[4711]`.
+fn inode(link: &[u8], prefix: &[u8]) -> Option<u64> {
+    let digits = link.strip_prefix(prefix)?.strip_suffix(b"]")?;
+    std::str::from_utf8(digits).ok()?.parse().ok()
+}
+
+fn ended_or<T>(errno: nix::errno::Errno, error: impl FnOnce(io::Error) -> ReadError) -> Result<Answer<T>, ReadError> {
+    match errno {
+        nix::errno::Errno::ENOENT | nix::errno::Errno::ESRCH => Ok(Answer::Ended),
+        errno => Err(error(errno.into())),
     }
 }
 
@@ -232,6 +280,14 @@ mod tests {
         }
     }
 
+    fn handle(processes: &Processes, pid: u32) -> Handle {
+        match processes.open(pid).unwrap() {
+            Answer::Is(handle) => handle,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    const STAT: &str = "8 (a) R 7 42 42 0 -1 4228300 0 0 0 0 0 0 0 0 20 0 1 0 98765 0 0\n";
     const IO: &str =
         "rchar: 1\nwchar: 2\nsyscr: 3\nsyscw: 4\nread_bytes: 5\nwrite_bytes: 6\ncancelled_write_bytes: 7\n";
 
@@ -240,25 +296,32 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut processes = Processes::new(dir.path().to_owned());
         process(dir.path(), 7, &[("io", IO)]);
-        process(dir.path(), 8, &[]);
+        process(dir.path(), 8, &[("stat", STAT)]);
         process(dir.path(), 9, &[("io", "rchar: 1\nwchar: 2\n")]);
         process(dir.path(), 10, &[("io", &IO.replace("syscw: 4", "syscw: 4 5"))]);
-        assert_eq!(processes.io(7).unwrap(), Answer::Is([1, 2, 3, 4, 5, 6, 7]));
-        assert_eq!(processes.io(8).unwrap(), Answer::Absent);
-        assert_eq!(processes.io(6).unwrap(), Answer::Ended);
-        let error = processes.io(9).unwrap_err().to_string();
+        let mut io = |pid| {
+            let handle = handle(&processes, pid);
+            processes.io(&handle)
+        };
+        assert_eq!(io(7).unwrap(), Answer::Is([1, 2, 3, 4, 5, 6, 7]));
+        assert_eq!(io(8).unwrap(), Answer::Absent);
+        let error = io(9).unwrap_err().to_string();
         assert_eq!(
             error, "io: line 1: expected seven counters",
             "a file cut short is no sum"
         );
-        assert_eq!(processes.io(10).unwrap_err().kind(), "parse");
-        assert_eq!(processes.stat(6).unwrap(), Answer::Ended);
+        assert_eq!(io(10).unwrap_err().kind(), "parse");
         // A directory in the place of the file can be opened and not read.
         fs::create_dir(dir.path().join("8/io")).unwrap();
-        assert_eq!(processes.io(8).unwrap_err().kind(), "read");
+        assert_eq!(io(8).unwrap_err().kind(), "read");
+        assert!(matches!(processes.open(6), Ok(Answer::Ended)));
+        let gone = handle(&processes, 7);
+        fs::remove_dir_all(dir.path().join("7")).unwrap();
+        assert_eq!(processes.stat(&gone).unwrap(), Answer::Ended);
+        assert_eq!(processes.io(&gone).unwrap(), Answer::Ended);
         let mut all = processes.all().unwrap();
         all.sort_unstable();
-        assert_eq!(all, [7, 8, 9, 10]);
+        assert_eq!(all, [8, 9, 10]);
     }
 
     #[test]
@@ -274,31 +337,34 @@ mod tests {
         }
         let mut sockets = HashSet::new();
         let mut links = 100;
+        let seven = handle(&processes, 7);
         assert_eq!(
-            processes.open_files(7, &mut sockets, &mut links).unwrap(),
+            processes.open_files(&seven, &mut sockets, &mut links).unwrap(),
             Answer::Is(5)
         );
         assert_eq!((sockets.len(), links), (2, 95));
         let mut links = 3;
         assert_eq!(
-            processes.open_files(7, &mut sockets, &mut links).unwrap(),
+            processes.open_files(&seven, &mut sockets, &mut links).unwrap(),
             Answer::Is(5)
         );
         assert_eq!(links, 0);
-        assert_eq!(processes.open_files(6, &mut sockets, &mut 9).unwrap(), Answer::Ended);
+        fs::remove_dir_all(dir.path().join("7")).unwrap();
+        let ended = processes.open_files(&seven, &mut sockets, &mut 9).unwrap();
+        assert_eq!(ended, Answer::Ended);
     }
 
     #[test]
     fn the_own_files_are_read() {
         let mut processes = Processes::new("/proc".into());
-        let me = std::process::id();
-        let Answer::Is(stat) = processes.stat(me).unwrap() else {
+        let me = handle(&processes, std::process::id());
+        let Answer::Is(stat) = processes.stat(&me).unwrap() else {
             panic!("this process has ended")
         };
         assert_eq!(stat.parent, std::os::unix::process::parent_id());
         assert!(!stat.is_zombie && stat.start > 0);
-        assert!(matches!(processes.netns(me), Ok(Answer::Is(inode)) if inode > 0));
-        let Answer::Is(before) = processes.io(me).unwrap() else {
+        assert!(matches!(processes.netns(&me), Ok(Answer::Is(inode)) if inode > 0));
+        let Answer::Is(before) = processes.io(&me).unwrap() else {
             panic!("this kernel keeps no account")
         };
         assert!(before[2] > 0, "{before:?}");

@@ -15,7 +15,7 @@ mod watch;
 
 pub use board::Board;
 pub use sandbox::{Incomplete, Sandbox};
-pub use watch::{CriSource, Settings};
+pub use watch::{CriSource, Settings, tell};
 
 /// The interface, as far as it is used.
 pub mod v1 {

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt as _;
+use sonde_common::config::{Config, PodSource};
 use sonde_common::paths::HostPaths;
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, spawn_blocking};
@@ -48,6 +49,20 @@ pub struct Settings {
     pub paths: HostPaths,
     /// Pods come from nowhere else: that there is no runtime is worth a word.
     pub only_source: bool,
+}
+
+impl Settings {
+    pub fn of(config: &Config) -> Self {
+        /// A runtime under load takes its time; one that takes this long is stuck.
+        const CALL: Duration = Duration::from_secs(5);
+        Self {
+            endpoint: config.pods.cri.endpoint.clone(),
+            interval: config.pods.cri.interval.0,
+            call: CALL,
+            paths: config.host.paths(),
+            only_source: !config.pods.sources.contains(&PodSource::Netns),
+        }
+    }
 }
 
 /// The running task. Dropping it ends it.
@@ -91,6 +106,21 @@ impl Drop for CriSource {
     fn drop(&mut self) {
         self.task.abort();
     }
+}
+
+/// What there is to be said of the runtime now, for people.
+pub async fn tell(settings: &Settings) -> String {
+    let Some(socket) = endpoint::choose(&settings.endpoint, &settings.paths) else {
+        return format!("none: no socket of {}", endpoint::looked_for(&settings.paths));
+    };
+    let told = async {
+        let mut runtime = Runtime::connect(&socket, settings.call).await?;
+        let sandboxes = runtime.list().await?.len();
+        let Runtime { name, version, .. } = runtime;
+        Ok::<_, CallError>(format!("{name} {version} with {sandboxes} sandboxes"))
+    };
+    let told = told.await.unwrap_or_else(|error| error.to_string());
+    format!("{}: {told}", socket.display())
 }
 
 struct Watch {
