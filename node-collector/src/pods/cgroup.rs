@@ -151,6 +151,27 @@ fn walk(dir: &Path, depth: usize, out: &mut Vec<u32>) -> io::Result<()> {
     Ok(())
 }
 
+/// Whether any hierarchy has such a group.
+pub fn exists(hierarchies: &[PathBuf], path: &str) -> bool {
+    let below = path.trim_start_matches('/');
+    hierarchies.iter().any(|root| root.join(below).is_dir())
+}
+
+/// The groups a process is in, that of version 2 first: lines of `number:controllers:path`.
+pub fn of_process(paths: &HostPaths, pid: u32) -> Vec<String> {
+    let text = fs::read_to_string(paths.proc.join(format!("{pid}/cgroup"))).unwrap_or_default();
+    let mut lines: Vec<(bool, String)> = text
+        .lines()
+        .filter_map(|line| {
+            let mut parts = line.splitn(3, ':');
+            let (number, _, path) = (parts.next()?, parts.next()?, parts.next()?);
+            Some((number != "0", path.to_owned()))
+        })
+        .collect();
+    lines.sort_by_key(|(is_old, _)| *is_old);
+    lines.into_iter().map(|(_, path)| path).collect()
+}
+
 /// The group whose name holds a container's id: for runtimes that tell neither process nor path (cri-dockerd). Of
 /// several the uppermost.
 pub fn find_by_id(hierarchies: &[PathBuf], id: &str) -> Option<String> {
@@ -315,6 +336,16 @@ mod tests {
         group(&paths.cgroup, "pod1", "0\n0\n");
         let error = processes(&hierarchies(&paths), "/pod1", &mut Vec::new()).unwrap_err();
         assert!(error.to_string().contains("PID namespace"), "{error}");
+    }
+
+    #[test]
+    fn a_process_tells_its_groups() {
+        let (_dir, paths) = host();
+        fs::create_dir_all(paths.proc.join("7")).unwrap();
+        let text = "4:memory:/kubepods/pod1/a\n1:name=systemd:/x:y\n0::/kubepods/pod1/b\nbroken\n";
+        fs::write(paths.proc.join("7/cgroup"), text).unwrap();
+        assert_eq!(of_process(&paths, 7), ["/kubepods/pod1/b", "/kubepods/pod1/a", "/x:y"]);
+        assert!(of_process(&paths, 8).is_empty());
     }
 
     #[test]

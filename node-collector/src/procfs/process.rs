@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::ffi::CStr;
 use std::fs::{self, File};
 use std::io::{self, Read as _};
-use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
 use std::path::PathBuf;
 
 use nix::dir::Dir;
@@ -95,7 +95,7 @@ impl Processes {
     /// Inode of the network namespace of its main thread. Needs the rights of a debugger (CAP_SYS_PTRACE).
     pub fn netns(&self, process: &Handle) -> Result<Answer<u32>, ReadError> {
         let mut buffer = [0; LINK];
-        let link = match link(&process.0, c"ns/net", &mut buffer) {
+        let link = match link(process.0.as_raw_fd(), c"ns/net", &mut buffer) {
             Ok(link) => link,
             // Of a zombie too.
             Err(errno) => return ended_or(errno, |source| ReadError::Open { file: "ns/net", source }),
@@ -153,18 +153,15 @@ impl Processes {
     ) -> Result<Answer<i64>, ReadError> {
         let failed = |errno| ended_or(errno, |source| ReadError::Open { file: "fd", source });
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        let (list, dir) =
-            match openat(&process.0, "fd", flags, Mode::empty()).and_then(|dir| Ok((dir.try_clone(), dir))) {
-                Ok((Ok(copy), dir)) => match Dir::from_fd(copy) {
-                    Ok(list) => (list, dir),
-                    Err(errno) => return failed(errno),
-                },
-                Ok((Err(source), _)) => return Err(ReadError::Open { file: "fd", source }),
-                Err(errno) => return failed(errno),
-            };
+        let mut list = match Dir::openat(&process.0, "fd", flags, Mode::empty()) {
+            Ok(list) => list,
+            Err(errno) => return failed(errno),
+        };
+        // The same descriptor lists and leads: it is open as long as the list is.
+        let dir = list.as_raw_fd();
         let mut count = 0;
         let mut buffer = [0; LINK];
-        for entry in list {
+        for entry in list.iter() {
             let entry = match entry {
                 Ok(entry) => entry,
                 Err(errno) => return failed(errno),
@@ -178,7 +175,7 @@ impl Processes {
                 continue;
             }
             // Closed meanwhile, if it cannot be read: it was open when it was listed.
-            let link = link(&dir, entry.file_name(), &mut buffer).unwrap_or_default();
+            let link = link(dir, entry.file_name(), &mut buffer).unwrap_or_default();
             sockets.extend(inode(link, b"socket:["));
         }
         Ok(Answer::Is(count))
@@ -204,9 +201,9 @@ impl Processes {
 const LINK: usize = 64;
 
 /// Where a link leads, cut to the length of the buffer.
-fn link<'a>(dir: &OwnedFd, name: &CStr, buffer: &'a mut [u8; LINK]) -> Result<&'a [u8], nix::errno::Errno> {
+fn link<'a>(dir: RawFd, name: &CStr, buffer: &'a mut [u8; LINK]) -> Result<&'a [u8], nix::errno::Errno> {
     // SAFETY: the name ends with NUL and the buffer has the length that is told.
-    let len = unsafe { libc::readlinkat(dir.as_raw_fd(), name.as_ptr(), buffer.as_mut_ptr().cast(), LINK) };
+    let len = unsafe { libc::readlinkat(dir, name.as_ptr(), buffer.as_mut_ptr().cast(), LINK) };
     let len = nix::errno::Errno::result(len)?;
     Ok(&buffer[..usize::try_from(len).unwrap_or(0).min(LINK)])
 }

@@ -427,6 +427,35 @@ async fn a_runtime_that_tells_no_process_is_helped_by_the_control_group() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_group_that_only_the_runtime_sees_is_asked_of_the_process() {
+    const UID: &str = "6b1f2c3d-0000-4bd0-8e44-000000000000";
+    let scene = Scene::new(OFTEN, |_| {}).await;
+    let host = scene.dir.path().join("host");
+    let seen_here = format!("docker/node/kubelet/kubepods/pod{UID}");
+    std::fs::create_dir_all(host.join("sys/fs/cgroup").join(&seen_here)).unwrap();
+    std::fs::write(host.join("sys/fs/cgroup/cgroup.controllers"), "").unwrap();
+    std::fs::create_dir_all(host.join("proc/7")).unwrap();
+    std::fs::write(host.join("proc/7/cgroup"), format!("0::/{seen_here}/a\n")).unwrap();
+    let told = |id: &str, pid: u32| {
+        let (id, mut response) = sandbox(id);
+        let info =
+            format!(r#"{{"pid":{pid},"runtimeSpec":{{"linux":{{"cgroupsPath":"/kubelet/kubepods/pod{UID}/a"}}}}}}"#);
+        response.info.insert("info".into(), info);
+        (id, response)
+    };
+    scene.change(|state| state.sandboxes.extend([told("a", 7), told("b", 8)]));
+    scene.until("both", || scene.ids().len() == 2).await;
+    let groups: Vec<Option<String>> = scene
+        .board
+        .sandboxes()
+        .iter()
+        .map(|found| found.cgroup.clone())
+        .collect();
+    // A group that is not there is none: the pod's processes are looked for by its namespace.
+    assert_eq!(groups, [Some(format!("/{seen_here}")), None]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_storm_of_strangers_does_not_keep_the_runtime_busy() {
     let scene = Scene::new(NEVER, |_| {}).await;
     let before = scene.change(|state| state.lists);

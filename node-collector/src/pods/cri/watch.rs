@@ -292,27 +292,36 @@ impl Watch {
         self.known.insert(id, known);
     }
 
-    /// A runtime that tells neither process nor namespace still names the control group by the id.
-    async fn completed(&self, mut sandbox: Sandbox) -> Sandbox {
-        if !sandbox.is_bare() && (sandbox.cgroup.is_some() || sandbox.pid != 0) {
-            return sandbox;
-        }
-        let (paths, id) = (self.settings.paths.clone(), sandbox.id.clone());
-        let looked = spawn_blocking(move || {
-            let hierarchies = cgroup::hierarchies(&paths);
-            let path = cgroup::find_by_id(&hierarchies, &id)?;
-            let mut pids = Vec::new();
-            cgroup::processes(&hierarchies, &path, &mut pids).ok()??;
-            Some((path, pids.first().copied()))
-        });
-        if let Ok(Some((path, pid))) = looked.await {
-            sandbox.cgroup = sandbox.cgroup.or_else(|| cgroup::of_pod(&path, &sandbox.uid));
-            if sandbox.is_bare() {
-                sandbox.pid = pid.unwrap_or(0);
-            }
-        }
-        sandbox
+    async fn completed(&self, sandbox: Sandbox) -> Sandbox {
+        let (paths, told) = (self.settings.paths.clone(), sandbox.clone());
+        // Reads folders, of which there may be many.
+        spawn_blocking(move || completed(told, &paths)).await.unwrap_or(sandbox)
     }
+}
+
+/// What the runtime does not tell, or tells as it sees it from inside another group: its process knows its groups; and a
+/// runtime that does not even tell of a process names the group by the id.
+fn completed(mut sandbox: Sandbox, paths: &HostPaths) -> Sandbox {
+    let hierarchies = cgroup::hierarchies(paths);
+    let is_there = |path: &String| cgroup::exists(&hierarchies, path);
+    sandbox.cgroup = sandbox.cgroup.filter(is_there);
+    if !sandbox.ready || (sandbox.cgroup.is_some() && !sandbox.is_bare()) {
+        return sandbox;
+    }
+    if sandbox.pid != 0 {
+        let groups = cgroup::of_process(paths, sandbox.pid).into_iter();
+        let mut pods = groups.filter_map(|path| cgroup::of_pod(&path, &sandbox.uid));
+        sandbox.cgroup = pods.find(is_there);
+        return sandbox;
+    }
+    if let Some(path) = cgroup::find_by_id(&hierarchies, &sandbox.id) {
+        sandbox.cgroup = cgroup::of_pod(&path, &sandbox.uid);
+        let mut pids = Vec::new();
+        if sandbox.is_bare() && cgroup::processes(&hierarchies, &path, &mut pids).is_ok() {
+            sandbox.pid = pids.first().copied().unwrap_or(0);
+        }
+    }
+    sandbox
 }
 
 type Begin = Pin<Box<dyn Future<Output = Result<Streaming<v1::ContainerEventResponse>, Status>> + Send>>;
