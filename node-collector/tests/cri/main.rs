@@ -296,9 +296,7 @@ fn pods_outlive_their_runtime_and_their_first_process() {
 
     // All of it killed, as by a node that ran out of memory: the namespace stays until somebody clears it away.
     node.kill_containerd().unwrap();
-    for pid in [late_ran.shim, late_ran.pid] {
-        kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
-    }
+    node.kill_pod(&late_ran).unwrap();
     node.start_containerd().unwrap();
     wait::until_true("late not ready", PATIENCE, || {
         Ok(node.info(&late_ran.id).unwrap().0.state == 1)

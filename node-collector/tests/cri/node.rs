@@ -229,6 +229,17 @@ impl Node {
         Ok(())
     }
 
+    /// SIGKILL to a pod's first process and to the one that watches it, whose socket then stays where all of them are.
+    pub(crate) fn kill_pod(&self, sandbox: &Sandbox) -> Result<()> {
+        let task = self.dir.path().join("state/io.containerd.runtime.v2.task/k8s.io");
+        let address = fs::read_to_string(task.join(&sandbox.id).join("address"))?;
+        for pid in [sandbox.shim, sandbox.pid] {
+            kill(Pid::from_raw(pid), Signal::SIGKILL)?;
+        }
+        fs::remove_file(address.trim().strip_prefix("unix://").context(address.clone())?)?;
+        Ok(())
+    }
+
     fn ctr(&self, args: &[&str]) -> Result<()> {
         let mut command = Command::new("ctr");
         command.arg("-a").arg(self.socket()).args(["-n", "k8s.io"]).args(args);
