@@ -16,7 +16,9 @@ fn main() {
         println!("cargo::error=the Container Runtime Interface cannot be compiled: {error}");
         std::process::exit(1);
     }
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../collector-ebpf");
+    // Asked now and not when this was compiled: a target directory may be copied to another checkout.
+    let here = PathBuf::from(std::env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets CARGO_MANIFEST_DIR"));
+    let source = here.join("../collector-ebpf");
     for input in ["src", "Cargo.toml", "Cargo.lock", "common/src", "common/Cargo.toml"] {
         println!("cargo::rerun-if-changed={}", source.join(input).display());
     }

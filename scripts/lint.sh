@@ -5,6 +5,6 @@ say "formatting"
 as_builder cargo fmt --all --check
 as_builder cargo fmt --manifest-path collector-ebpf/Cargo.toml --check
 say "clippy"
-as_builder cargo clippy --release --locked --workspace --all-targets -- -D warnings
+as_builder cargo clippy --release --locked --workspace --all-targets --keep-going -- -D warnings
 say "types and lints of the web pages"
 as_builder sh -c 'cd aggregator/ui && npm run --silent check'

@@ -24,7 +24,7 @@ mountpoint -q /sys/kernel/tracing || as_root mount -t tracefs nodev /sys/kernel/
 
 step "lints" scripts/lint.sh
 step "build" scripts/build.sh
-step "Rust tests, unit to whole system" cargo test --release --locked --workspace -- --show-output
+step "Rust tests, unit to whole system" cargo test --release --locked --workspace --no-fail-fast -- --show-output
 step "web pages, unit tests" node_tests aggregator/ui
 step "web pages in a real browser" node_tests tests/browser
 if [ "$(id -u)" = 0 ]; then

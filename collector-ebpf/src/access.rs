@@ -190,6 +190,34 @@ pub fn nullable_argument(context: *const u64, number: &Setting<u32>) -> Option<*
     Some(pointer as *const u8)
 }
 
+/// An argument as a plain number: the verifier does not calculate with pointers, and may take them never to be NULL.
+/// 0 where this kernel's tracepoint has none.
+#[inline(always)]
+pub fn plain_argument(context: *const u64, number: &Setting<u32>) -> u64 {
+    if number.get() == NO_ARGUMENT {
+        return 0;
+    }
+    unsafe { Probed::load(context.wrapping_add(number.get() as usize).cast()) }
+}
+
+/// Where `struct pt_regs` of this machine has the first arguments of a function.
+#[unsafe(no_mangle)]
+static ARGUMENT_REGISTERS: Setting<[u16; 4]> = Setting::new([0; 4]);
+
+/// An argument of a function at a kprobe.
+#[inline(always)]
+pub fn register_argument(registers: *const u64, number: &Setting<u32>) -> u64 {
+    let offsets = ARGUMENT_REGISTERS.get();
+    let offset = match number.get() {
+        0 => offsets[0],
+        1 => offsets[1],
+        2 => offsets[2],
+        3 => offsets[3],
+        _ => return 0,
+    };
+    unsafe { Probed::load(registers.cast::<u8>().wrapping_add(offset as usize)) }
+}
+
 /// `*counter += add`, whole even when this CPU is interrupted in between: kernels before 5.12 have no other guard.
 /// In assembly as Rust's atomics for this target fetch the old value, which 5.10 refuses.
 #[inline(always)]

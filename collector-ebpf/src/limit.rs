@@ -9,11 +9,11 @@ use crate::place::Place;
 
 /// By inode, filled by user space; [`UNKNOWN`] is always there.
 #[map]
-static NAMESPACES: HashMap<u32, Namespace> = HashMap::with_max_entries(8192, 0);
+static NAMESPACES: HashMap<u32, Namespace> = HashMap::with_max_entries(2048, 0);
 
 /// By inode, filled by user space together with `NAMESPACES`.
 #[map]
-static HELD: PerCpuHashMap<u32, Held> = PerCpuHashMap::with_max_entries(8192, 0);
+static HELD: PerCpuHashMap<u32, Held> = PerCpuHashMap::with_max_entries(2048, 0);
 
 /// 1: packets of other namespaces than the listed ones are none of this collector's business.
 #[unsafe(no_mangle)]

@@ -6,10 +6,16 @@
 #![feature(asm_experimental_arch)]
 
 mod access;
+mod connection;
+#[allow(dead_code, reason = "for the probes of latencies")]
+mod latency;
 mod limit;
 mod packet;
 mod packetloss;
 mod place;
+mod ring;
+mod tcpreset;
+mod tcpretrans;
 
 /// Helpers that read kernel memory and stacks are for GPL-compatible programs only.
 #[unsafe(no_mangle)]

@@ -10,8 +10,8 @@ use crate::access::{
     SKB_PROTOCOL,
 };
 
-const ETH_P_IP: u16 = 0x0800u16.to_be();
-const ETH_P_IPV6: u16 = 0x86ddu16.to_be();
+pub const ETH_P_IP: u16 = 0x0800u16.to_be();
+pub const ETH_P_IPV6: u16 = 0x86ddu16.to_be();
 /// With header, without checksum.
 const ETHERNET_FRAME: u32 = 1514;
 const UNSET: u16 = 0xffff;

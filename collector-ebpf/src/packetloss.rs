@@ -7,14 +7,13 @@ use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::BPF_NOEXIST;
 use aya_ebpf::helpers::generated;
 use aya_ebpf::macros::{btf_tracepoint, map, raw_tracepoint};
-use aya_ebpf::maps::{HashMap, PerCpuArray, PerCpuHashMap, RingBuf};
+use aya_ebpf::maps::{HashMap, PerCpuHashMap};
 use aya_ebpf::programs::{BtfTracePointContext, RawTracePointContext};
 use core::ptr::addr_of_mut;
-use sonde_ebpf_common::drop::{
-    Count, CountKey, KIND_DROP, Lost, NO_REASON, PACKET_BYTES, Record, RecordWithStack, STACK_FRAMES, Site, flag,
-    verdict,
-};
+use sonde_ebpf_common::drop::{Count, CountKey, NO_REASON, PACKET_BYTES, Record, RecordWithStack, Site, flag, verdict};
 use sonde_ebpf_common::limit::{PACKETLOSS, PACKETLOSS_NEW_SITE};
+use sonde_ebpf_common::lost;
+use sonde_ebpf_common::record::{STACK_FRAMES, kind};
 
 use crate::access::{
     Access, DEV_IFINDEX, DEV_NAME, KFREE_SKB_LOCATION, KFREE_SKB_REASON, KFREE_SKB_RX_SK, KFREE_SKB_SKB, Probed,
@@ -22,28 +21,22 @@ use crate::access::{
     SKB_TRANSPORT_HEADER, Setting, Typed, add, argument, nullable_argument,
 };
 use crate::place::{self, Place};
-use crate::{limit, packet};
+use crate::{limit, packet, ring};
 
 #[map]
-static COUNTS: PerCpuHashMap<CountKey, Count> = PerCpuHashMap::with_max_entries(8192, 0);
+static PACKETLOSS_COUNTS: PerCpuHashMap<CountKey, Count> = PerCpuHashMap::with_max_entries(8192, 0);
 
 /// Classes of sites, written by user space when it first sees one.
 #[map]
-static SITES: HashMap<Site, u32> = HashMap::with_max_entries(8192, 0);
-
-#[map]
-static LOST: PerCpuArray<Lost> = PerCpuArray::with_max_entries(1, 0);
-
-#[map]
-static EVENTS: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
+static PACKETLOSS_SITES: HashMap<Site, u32> = HashMap::with_max_entries(8192, 0);
 
 /// What to do with each reason of the running kernel: see [`verdict`].
 #[unsafe(no_mangle)]
-static REASONS: [u8; verdict::REASONS] = [verdict::BY_SITE; verdict::REASONS];
+static PACKETLOSS_REASONS: [u8; verdict::REASONS] = [verdict::BY_SITE; verdict::REASONS];
 
 /// Whether events carry the stack.
 #[unsafe(no_mangle)]
-static STACKS: Setting<u32> = Setting::new(1);
+static PACKETLOSS_STACKS: Setting<u32> = Setting::new(1);
 
 #[btf_tracepoint(function = "kfree_skb")]
 pub fn drop_count_btf(ctx: BtfTracePointContext) -> i32 {
@@ -113,7 +106,7 @@ fn of_reason(reason: u32) -> u8 {
     let mut at = reason as usize;
     unsafe {
         core::arch::asm!("{at} &= {mask}", at = inout(reg) at, mask = const verdict::REASONS - 1, options(pure, nomem, nostack));
-        REASONS.as_ptr().add(at).read_volatile()
+        PACKETLOSS_REASONS.as_ptr().add(at).read_volatile()
     }
 }
 
@@ -136,14 +129,14 @@ fn count<A: Access>(context: *const u64) -> i32 {
         netns: place.netns,
         pad: 0,
     };
-    if let Some(counter) = COUNTS.get_ptr_mut(&key) {
+    if let Some(counter) = PACKETLOSS_COUNTS.get_ptr_mut(&key) {
         add_count(counter, &one);
-    } else if COUNTS.insert(&key, &one, BPF_NOEXIST as u64).is_err() {
+    } else if PACKETLOSS_COUNTS.insert(&key, &one, BPF_NOEXIST as u64).is_err() {
         // Full, or another CPU was first.
-        if let Some(counter) = COUNTS.get_ptr_mut(&key) {
+        if let Some(counter) = PACKETLOSS_COUNTS.get_ptr_mut(&key) {
             add_count(counter, &one);
-        } else if let Some(lost) = LOST.get_ptr_mut(0) {
-            add_count(unsafe { addr_of_mut!((*lost).uncounted) }, &one);
+        } else {
+            ring::uncounted(lost::PACKETLOSS);
         }
     }
     0
@@ -166,7 +159,7 @@ fn event<A: Access>(context: *const u64) -> i32 {
     };
     // Most frees are told apart here, before anything is paid for them.
     let class = match drop.verdict & verdict::CLASS {
-        verdict::BY_SITE => unsafe { SITES.get(&drop.site) }.map_or(verdict::BY_SITE, |class| *class as u8),
+        verdict::BY_SITE => unsafe { PACKETLOSS_SITES.get(&drop.site) }.map_or(verdict::BY_SITE, |class| *class as u8),
         class => class,
     };
     if class == verdict::PROTOCOL || class == verdict::BENIGN {
@@ -186,9 +179,9 @@ fn event<A: Access>(context: *const u64) -> i32 {
         return 0;
     }
     let flags = if class == verdict::BY_SITE { flag::NEW_SITE } else { 0 };
-    if STACKS.get() != 0 {
-        let Some(mut entry) = EVENTS.reserve::<RecordWithStack>(0) else {
-            return lose();
+    if PACKETLOSS_STACKS.get() != 0 {
+        let Some(mut entry) = ring::EVENTS.reserve::<RecordWithStack>(0) else {
+            return ring::lose(bucket);
         };
         let whole = entry.as_mut_ptr();
         unsafe {
@@ -200,19 +193,11 @@ fn event<A: Access>(context: *const u64) -> i32 {
         }
         entry.submit(0);
     } else {
-        let Some(mut entry) = EVENTS.reserve::<Record>(0) else {
-            return lose();
+        let Some(mut entry) = ring::EVENTS.reserve::<Record>(0) else {
+            return ring::lose(bucket);
         };
         unsafe { fill::<A>(entry.as_mut_ptr(), &drop, &place, now, flags) };
         entry.submit(0);
-    }
-    0
-}
-
-#[inline(always)]
-fn lose() -> i32 {
-    if let Some(lost) = LOST.get_ptr_mut(0) {
-        add(unsafe { addr_of_mut!((*lost).ring_full) }, 1);
     }
     0
 }
@@ -238,7 +223,7 @@ unsafe fn fill<A: Access>(record: *mut Record, drop: &Drop, place: &Place, now: 
                 generated::bpf_probe_read_kernel(name.cast(), 16, from.cast());
             }
         }
-        addr_of_mut!((*record).kind).write(KIND_DROP);
+        addr_of_mut!((*record).kind).write(kind::DROP);
         addr_of_mut!((*record).size).write(size_of::<Record>() as u32);
         addr_of_mut!((*record).ktime_ns).write(now);
         addr_of_mut!((*record).cookie).write(place.cookie);

@@ -61,6 +61,19 @@ pub fn of<A: Access>(skb: *const u8, receiver: Option<*const u8>) -> Place {
     place
 }
 
+/// Of a socket, which may be a TIME_WAIT or request socket: that has nothing but the common part.
+#[inline(always)]
+pub fn of_socket<A: Access>(sk: *const u8) -> Place {
+    let mut place = Place {
+        netns: 0,
+        from: from::NOTHING,
+        cookie: 0,
+        device: core::ptr::null(),
+    };
+    place.take::<A>(&SOCK_NET, sk, from::RECEIVER);
+    place
+}
+
 impl Place {
     #[inline(always)]
     fn take<A: Access>(&mut self, net_of: &KernelField<u64>, owner: *const u8, from: u16) {

@@ -86,11 +86,11 @@ fn page() -> String {
         } else {
             &field.doc
         };
-        let _ = writeln!(
-            out,
-            "| `probes.NAME.{}` | `{}` | {doc} |",
-            field.name, probe[&field.name]
-        );
+        let default = match &probe[&field.name] {
+            Value::Null => "not set".to_owned(),
+            value => format!("`{value}`"),
+        };
+        let _ = writeln!(out, "| `probes.NAME.{}` | {default} | {doc} |", field.name);
     }
     out
 }

@@ -39,7 +39,7 @@ mod tests {
         config.probes.insert("tpc".into(), config::Probe::default());
         let error = check(&config).unwrap_err().to_string();
         assert!(
-            error.starts_with("probes: `tpc`: no such probe; known are netdev, ip, tcp,"),
+            error.starts_with("probes: `tpc`: no such probe; known are netdev, ip, icmp, tcp,"),
             "{error}"
         );
         let mut config = Config::default();

@@ -29,7 +29,7 @@ pub struct Report {
 #[derive(Debug, Serialize)]
 struct ProbeLine {
     name: &'static str,
-    /// `procfs`; absent: off.
+    /// `procfs` or `netlink`; absent: off.
     #[serde(skip_serializing_if = "Option::is_none")]
     rung: Option<&'static str>,
     state: String,
@@ -46,10 +46,10 @@ pub fn doctor(config: &Config) -> Report {
 }
 
 fn probes(config: &Config) -> Vec<ProbeLine> {
-    let dir = netns::files_dir(&config.host.paths());
+    let paths = config.host.paths();
     let line = |probe: &crate::probes::Registration| {
         let name = probe.spec.name;
-        if config.probes.get(name).is_some_and(|settings| !settings.enabled) {
+        if !config.is_enabled(name, true) {
             return ProbeLine {
                 name,
                 rung: None,
@@ -59,9 +59,16 @@ fn probes(config: &Config) -> Vec<ProbeLine> {
         let missing: Vec<String> = probe
             .files
             .iter()
-            .filter_map(|file| Some(format!("{}: {}", file.name(), File::open(dir.join(file.name())).err()?)))
+            .filter_map(|file| Some(format!("{}: {}", file.name(), File::open(file.path(&paths)).err()?)))
+            .chain(
+                probe
+                    .netlink
+                    .iter()
+                    .filter_map(|family| Some(format!("{}: {}", family.name(), family.open().err()?))),
+            )
             .collect();
-        let all_missing = missing.len() == probe.files.len();
+        let wanted = probe.files.len() + probe.netlink.len();
+        let all_missing = wanted > 0 && missing.len() == wanted;
         let state = if missing.is_empty() {
             "reads".to_owned()
         } else {
@@ -69,7 +76,7 @@ fn probes(config: &Config) -> Vec<ProbeLine> {
         };
         ProbeLine {
             name,
-            rung: (!all_missing).then_some("procfs"),
+            rung: (!all_missing).then_some(if probe.netlink.is_empty() { "procfs" } else { "netlink" }),
             state,
         }
     };
@@ -87,7 +94,7 @@ fn of_processes(config: &Config, probe: &ProcessRegistration) -> ProbeLine {
         rung: None,
         state,
     };
-    if config.probes.get(name).is_some_and(|settings| !settings.enabled) {
+    if !config.is_enabled(name, true) {
         return off("switched off by the configuration".to_owned());
     }
     let files = Processes::new(config.host.proc.clone());

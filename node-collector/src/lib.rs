@@ -5,6 +5,7 @@ mod check;
 pub mod doctor;
 pub mod event;
 pub mod gaps;
+pub mod handles;
 pub mod kernel;
 pub mod missing;
 pub mod netlink;
@@ -18,6 +19,7 @@ pub mod round;
 mod run;
 pub mod serve;
 pub mod ship;
+pub mod sysfs;
 pub mod table;
 
 pub use check::{Problem, check};

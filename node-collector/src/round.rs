@@ -13,9 +13,10 @@ use sonde_proto::gap;
 
 use crate::catalogue::ProbeSpec;
 use crate::event::{Gap, Subject};
+use crate::handles::Readers;
 use crate::pods::{Target, netns};
 use crate::probes::{Probe, Registration};
-use crate::procfs::{ReadError, Reader};
+use crate::procfs::ReadError;
 use crate::table::Table;
 
 /// A failure that lasts is told again after this.
@@ -25,7 +26,7 @@ const GAP_NS: u64 = 60 * 1_000_000_000;
 #[derive(Debug)]
 pub struct Rounds {
     probes: Vec<Running>,
-    reader: Reader,
+    readers: Readers,
     failures: Failures,
     stats: Arc<Mutex<Vec<ProbeStats>>>,
     home: Option<std::fs::File>,
@@ -82,7 +83,7 @@ impl Rounds {
             .collect();
         Self {
             probes,
-            reader: Reader::default(),
+            readers: Readers::default(),
             failures: Failures::default(),
             stats: Arc::new(Mutex::new(stats)),
             home: std::fs::File::open("/proc/thread-self/ns/net").ok(),
@@ -131,13 +132,13 @@ impl Rounds {
 
     fn read_target(&mut self, target: &Target, tables: &mut [Table], stats: &mut [ProbeStats], time_ns: u64) {
         let of_node = matches!(target.subject, Subject::Node);
-        let mut texts = self.reader.of(&target.files, &target.dir);
+        let mut readings = self.readers.of(&target.handles);
         let mut before = Instant::now();
         for ((running, table), stats) in self.probes.iter_mut().zip(tables).zip(stats) {
             if running.registration.node_only && !of_node {
                 continue;
             }
-            match running.probe.read(&mut texts, &target.subject, table) {
+            match running.probe.read(&mut readings, &target.subject, table) {
                 Ok(()) => self
                     .failures
                     .recovered(running.registration.spec, &target.subject, time_ns),
@@ -153,7 +154,7 @@ impl Rounds {
 
     /// Enters the namespace if its files are not kept open.
     fn go_to(&mut self, target: &Target, away: &mut bool) -> Result<(), ReadError> {
-        if !target.files.needs_entering() {
+        if !target.handles.needs_entering() {
             return Ok(());
         }
         match &target.netns {
@@ -274,15 +275,23 @@ fn sandbox(subject: &Subject) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::handles::{self, Wanted};
     use crate::probes::PROBES;
-    use crate::procfs::{NetFile, NetFiles};
-    use std::path::Path;
+    use sonde_common::paths::HostPaths;
+    use std::path::{Path, PathBuf};
+
+    /// A host made of files, and where its `/proc/net` is.
+    fn host() -> (tempfile::TempDir, PathBuf) {
+        let dir = tempfile::tempdir().unwrap();
+        let net = dir.path().join("proc/thread-self/net");
+        std::fs::create_dir_all(&net).unwrap();
+        (dir, net)
+    }
 
     fn target(dir: &Path) -> Arc<Target> {
         Arc::new(Target {
             subject: Subject::Node,
-            files: NetFiles::open(dir, &NetFile::ALL, false),
-            dir: dir.to_owned(),
+            handles: handles::open(&HostPaths::below(dir), &Wanted::all().without_netlink(), false),
             netns: None,
         })
     }
@@ -293,16 +302,16 @@ mod tests {
 
     #[test]
     fn a_file_that_vanishes_costs_its_rows_and_is_counted_and_told_once() {
-        let dir = tempfile::tempdir().unwrap();
-        std::fs::write(dir.path().join("snmp"), "Tcp: InSegs\nTcp: 5\nUdp: NoPorts\nUdp: 6\n").unwrap();
-        std::fs::write(dir.path().join("snmp6"), "Udp6NoPorts 7\n").unwrap();
+        let (dir, net) = host();
+        std::fs::write(net.join("snmp"), "Tcp: InSegs\nTcp: 5\nUdp: NoPorts\nUdp: 6\n").unwrap();
+        std::fs::write(net.join("snmp6"), "Udp6NoPorts 7\n").unwrap();
         let mut rounds = Rounds::new(PROBES);
         let targets = [target(dir.path())];
         let (tables, gaps) = rounds.read(1, &targets);
         assert_eq!(tables.iter().map(|t| t.spec.name).collect::<Vec<_>>(), ["tcp", "udp"]);
-        assert!(gaps.is_empty() && stat(&rounds, "tcp").errors == [0; 5]);
+        assert!(gaps.is_empty() && stat(&rounds, "tcp").errors == [0; ReadError::KINDS.len()]);
 
-        std::fs::remove_file(dir.path().join("snmp")).unwrap();
+        std::fs::remove_file(net.join("snmp")).unwrap();
         for round in 2..5 {
             let (tables, gaps) = rounds.read(round, &targets);
             assert_eq!(
@@ -312,16 +321,16 @@ mod tests {
             );
             assert!(gaps.is_empty());
         }
-        assert_eq!(stat(&rounds, "tcp").errors, [0, 0, 3, 0, 0]);
+        assert_eq!(stat(&rounds, "tcp").errors, [0, 0, 3, 0, 0, 0, 0, 0]);
         assert_eq!((stat(&rounds, "tcp").rows, stat(&rounds, "udp").rows), (0, 1));
         assert!(stat(&rounds, "udp").last_error.starts_with("snmp: vanished"));
         assert_eq!(
             stat(&rounds, "netdev").errors,
-            [0; 5],
+            [0; ReadError::KINDS.len()],
             "a file that was never there is absent, not an error"
         );
 
-        std::fs::write(dir.path().join("snmp"), "Tcp: InSegs\nTcp: 5\n").unwrap();
+        std::fs::write(net.join("snmp"), "Tcp: InSegs\nTcp: 5\n").unwrap();
         let (_, gaps) = rounds.read(5, &targets);
         let mut told: Vec<_> = gaps
             .iter()
@@ -331,6 +340,7 @@ mod tests {
         assert_eq!(
             told,
             [
+                ("icmp", gap::READ_FAILED, 2, 5, 3),
                 ("ip", gap::READ_FAILED, 2, 5, 3),
                 ("tcp", gap::READ_FAILED, 2, 5, 3),
                 ("udp", gap::READ_FAILED, 2, 5, 3)
@@ -340,8 +350,8 @@ mod tests {
 
     #[test]
     fn a_failure_that_lasts_is_told_each_minute_and_when_its_subject_is_gone() {
-        let dir = tempfile::tempdir().unwrap();
-        std::fs::write(dir.path().join("netstat"), "TcpExt: A\nTcpExt: x y\n").unwrap();
+        let (dir, net) = host();
+        std::fs::write(net.join("netstat"), "TcpExt: A\nTcpExt: x y\n").unwrap();
         let mut rounds = Rounds::new(PROBES.iter().filter(|p| p.spec.name == "tcpext"));
         let targets = [target(dir.path())];
         assert!(rounds.read(1, &targets).1.is_empty());

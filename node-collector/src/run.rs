@@ -15,6 +15,7 @@ use tokio::task::{JoinHandle, spawn_blocking};
 use uuid::Uuid;
 
 use crate::gaps::GapLog;
+use crate::handles::Wanted;
 use crate::kernel::{Kernel, SignalStatus};
 use crate::missing::Missing;
 use crate::pipeline::{EventStats, Pipeline};
@@ -24,7 +25,6 @@ use crate::pods::netns::{self, NetnsSource, Settings};
 use crate::pods::{PodIndex, Targets};
 use crate::probes::{self, PROBES, PROCESS_PROBES, Registration};
 use crate::processes::{Finder, ProcessRounds};
-use crate::procfs::NetFile;
 use crate::reading::{Parts, Reading, RoundLog};
 use crate::round::Rounds;
 use crate::serve;
@@ -72,10 +72,10 @@ pub async fn run(config: Config, mut shutdown: Shutdown) -> anyhow::Result<()> {
     let settings = Settings {
         globs: named_namespaces(&config)?,
         cri: cri.as_ref().map(|(_, board)| Arc::clone(board)),
-        node: config.node.name.clone(),
+        node_name: config.node.name.clone(),
         include_host: config.pods.include_host,
-        pod_files: files(enabled.iter().filter(|p| !p.node_only)),
-        node_files: files(enabled.iter()),
+        pod: Wanted::of(enabled.iter().copied().filter(|p| !p.node_only)),
+        node: Wanted::of(enabled.iter().copied()),
         keep_handles: handles,
         on_change: Box::new({
             let kernel = Arc::clone(&kernel);
@@ -285,12 +285,7 @@ async fn forget(spool: Arc<Spool>, mut end: Shutdown) {
 }
 
 fn is_enabled(config: &Config, probe: &str) -> bool {
-    config.probes.get(probe).is_none_or(|settings| settings.enabled)
-}
-
-fn files<'a>(probes: impl Iterator<Item = &'a &'static Registration>) -> Vec<NetFile> {
-    let wanted: Vec<NetFile> = probes.flat_map(|probe| probe.files.iter().copied()).collect();
-    NetFile::ALL.into_iter().filter(|file| wanted.contains(file)).collect()
+    config.is_enabled(probe, true)
 }
 
 fn named_namespaces(config: &Config) -> anyhow::Result<Option<Globs>> {
@@ -304,6 +299,9 @@ fn say_missing(signals: &[SignalStatus], missing: &Missing) {
     for signal in signals {
         match signal.rung {
             Some(rung) => tracing::info!(signal = signal.name, rung, reason = signal.reason, "kernel signal on"),
+            None if signal.chosen => {
+                tracing::info!(signal = signal.name, reason = signal.reason, "kernel signal off");
+            }
             None => missing.say(signal.name, &signal.reason),
         }
     }

@@ -3,13 +3,16 @@
 //! The values count up in the order of the file, so that a column taken for another one shows. After a change on purpose:
 //! `SONDE_GOLDEN=write cargo test -p sonde-collector --test fixture_hosts`, then read the difference.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use sonde_collector::event::Subject;
+use sonde_collector::handles::{self, Netlink, Wanted};
+use sonde_collector::netlink::socket::Transport;
 use sonde_collector::pods::{Pod, Target};
 use sonde_collector::probes::PROBES;
-use sonde_collector::procfs::{NetFile, NetFiles};
 use sonde_collector::round::Rounds;
 use sonde_collector::serve::metrics::render;
 use sonde_common::paths::HostPaths;
@@ -19,20 +22,69 @@ fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
 }
 
-fn target(subject: Subject, dir: PathBuf) -> Arc<Target> {
+/// A dump as it was recorded, message after message, in the place of a socket.
+#[derive(Debug)]
+struct Recorded {
+    dump: Vec<u8>,
+    sequence: AtomicU32,
+    told: AtomicBool,
+}
+
+impl Transport for Recorded {
+    fn send(&self, message: &[u8]) -> io::Result<()> {
+        self.sequence.store(
+            u32::from_ne_bytes(message[8..12].try_into().unwrap()),
+            Ordering::Relaxed,
+        );
+        self.told.store(false, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn receive(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.told.swap(true, Ordering::Relaxed) {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        let mut dump = self.dump.clone();
+        let mut at = 0;
+        while let Some(len) = dump.get(at..at + 4) {
+            let len = u32::from_ne_bytes(len.try_into().unwrap()) as usize;
+            dump[at + 8..at + 12].copy_from_slice(&self.sequence.load(Ordering::Relaxed).to_ne_bytes());
+            at += len.div_ceil(4) * 4;
+        }
+        buffer[..dump.len()].copy_from_slice(&dump);
+        Ok(dump.len())
+    }
+
+    fn device_name(&self, ifindex: u32) -> io::Result<String> {
+        Ok(format!("dev{ifindex}"))
+    }
+}
+
+fn target(subject: Subject, root: &Path) -> Arc<Target> {
+    let mut handles = handles::open(&HostPaths::below(root), &Wanted::all().without_netlink(), true);
+    for family in Netlink::ALL {
+        if let Ok(dump) = std::fs::read(root.join("netlink").join(family.name())) {
+            let recorded = Recorded {
+                dump,
+                sequence: AtomicU32::new(0),
+                told: AtomicBool::new(false),
+            };
+            handles = handles.with_transport(family, Box::new(recorded));
+        }
+    }
     Arc::new(Target {
         subject,
-        files: NetFiles::open(&dir, &NetFile::ALL, true),
-        dir,
+        handles,
         netns: None,
     })
 }
 
 /// The metrics page of a host, and the errors of its probes as `probe kind count`.
 fn page(host: &str) -> (String, Vec<String>) {
-    let paths = HostPaths::below(&fixture(host));
-    let mut targets = vec![target(Subject::Node, paths.proc.join("thread-self/net"))];
-    let pod = paths.proc.join("4242/net");
+    let root = fixture(host);
+    let mut targets = vec![target(Subject::Node, &root)];
+    // The same host as it looks from inside the pod.
+    let pod = root.join("pod");
     if pod.exists() {
         let sandbox = Pod {
             sandbox: "s".into(),
@@ -40,7 +92,7 @@ fn page(host: &str) -> (String, Vec<String>) {
             name: "server".into(),
             ..Pod::default()
         };
-        targets.push(target(Subject::Pod(Arc::new(sandbox)), pod));
+        targets.push(target(Subject::Pod(Arc::new(sandbox)), &pod));
     }
     let mut rounds = Rounds::new(PROBES);
     let (tables, _) = rounds.read(1_700_000_000_000_000_000, &targets);
@@ -95,6 +147,34 @@ fn linux_6_18_with_a_pod() {
         (format!("sonde_sock_tcp_in_use{{{pod}}}"), "20001"),
         (format!("sonde_softnet_processed_total{{{node}}}"), "4294967300"),
         (format!("sonde_softnet_backlog_packets{{{node}}}"), "7"),
+        // Of recorded dumps: 6 established, one of them of IPv6 with its two ends; what ss said then.
+        (format!("sonde_tcpsummary_sockets{{{pod},state=\"established\"}}"), "6"),
+        (format!("sonde_tcpsummary_sockets{{{pod},state=\"fin_wait2\"}}"), "1"),
+        (format!("sonde_tcpsockets_receive_queue_bytes{{{pod}}}"), "1078"),
+        (format!("sonde_tcpsockets_accept_queues_full{{{pod}}}"), "1"),
+        (format!("sonde_tcpsockets_accept_queue{{{pod}}}"), "2"),
+        (
+            format!("sonde_qdisc_sent_packets_total{{{pod},device=\"dev1\",kind=\"pfifo\"}}"),
+            "18",
+        ),
+        (format!("sonde_ports_available{{{pod}}}"), "28221"),
+        (format!("sonde_ports_tcp_in_use{{{pod}}}"), "4"),
+        // Two CPUs: entries are not summed, the rest is.
+        (format!("sonde_conntrack_entries{{{pod}}}"), "35000"),
+        (format!("sonde_conntrack_invalid_total{{{pod}}}"), "71008"),
+        (
+            format!("sonde_neigh_table_fulls_total{{{node},family=\"ipv6\"}}"),
+            "65024",
+        ),
+        // Packets are packets.
+        (format!("sonde_ipvs_received_packets_total{{{node}}}"), "33001"),
+        (format!("sonde_ipvs_received_bytes_total{{{node}}}"), "33003"),
+        (
+            format!("sonde_rdma_count_total{{{node},device=\"mlx5_0\",port=\"1\",counter=\"out_of_buffer\"}}"),
+            "34100",
+        ),
+        (format!("sonde_sockmem_tcp_under_pressure{{{node}}}"), "1"),
+        (format!("sonde_sockmem_tcp_limit_bytes{{{node}}}"), "1228800"),
     ] {
         assert_eq!(value(&text, &series), Some(expected), "{series}");
     }
@@ -103,6 +183,8 @@ fn linux_6_18_with_a_pod() {
         "sonde_softnet_processed_total",
         "sonde_sock_tcp_memory_bytes",
         "sonde_sock_tcp_orphans",
+        "sonde_sockmem_tcp_limit_bytes",
+        "sonde_ipvs_connections_total",
     ] {
         assert_eq!(
             text.lines()
@@ -125,10 +207,24 @@ fn linux_4_19_without_ipv6() {
         "sonde_udp_memory_errors",
         "sonde_softnet_backlog",
         "sonde_ip_transmitted_packets",
+        // Its tcp_info ends before the windows.
+        "sonde_tcpsockets_zero_send_window",
+        "sonde_tcpsockets_zero_receive_window",
+        "sonde_conntrack_clashes_resolved",
+        "sonde_icmp_rate_limited_host",
+        "sonde_rdma",
     ] {
         assert!(!text.contains(absent), "{absent}");
     }
     assert!(text.contains("sonde_tcpext_listen_overflows_total{"));
+    let node = "k8s_node=\"node-1\",k8s_namespace=\"\",k8s_pod=\"\"";
+    for (series, expected) in [
+        (format!("sonde_tcpsummary_sockets{{{node},state=\"established\"}}"), "4"),
+        (format!("sonde_tcpsockets_rtt_connections{{{node}}}"), "4"),
+        (format!("sonde_conntrack_invalid_total{{{node}}}"), "30004"),
+    ] {
+        assert_eq!(value(&text, &series), Some(expected), "{series}");
+    }
 }
 
 #[test]
@@ -138,9 +234,16 @@ fn a_newer_kernel_with_broken_files() {
     assert_eq!(
         errors,
         [
+            "conntrack: sys/net/netfilter/nf_conntrack_max: line 1: expected a number, found \"x\"",
             "ip: netstat: line 4: 1 names but 0 values",
+            "ipvs: ip_vs_stats: line 1: expected the titles of connections, packets and bytes",
+            "neigh: stat/ndisc_cache: line 2: 3 names but 2 values",
             "netdev: dev: line 3: 16 names but 3 values",
+            "ports: sys/net/ipv4/ip_local_port_range: line 1: 2 names but 1 values",
+            "qdisc: rtnetlink: dump truncated, 3 times",
+            "rdma: sys/class/infiniband: cannot be read: mlx5_0 port 1: link_downed: expected a number",
             "sock: sockstat6: line 1: expected a number, found \"x\"",
+            "sockmem: sys/net/ipv4/tcp_mem: line 1: 3 names but 2 values",
             "tcpext: netstat: line 2: 2 names but 1 values",
         ]
     );
@@ -149,6 +252,16 @@ fn a_newer_kernel_with_broken_files() {
     let node = "k8s_node=\"node-1\",k8s_namespace=\"\",k8s_pod=\"\"";
     assert_eq!(value(&text, &format!("sonde_sock_used{{{node}}}")), Some("17"));
     assert!(text.contains("sonde_ip_received_packets_total{") && text.contains("family=\"ipv6\""));
+    // The half of a dump is none.
+    assert!(!text.contains("sonde_qdisc_"));
+    // Longer structures and unknown attributes do no harm.
+    let established = format!("sonde_tcpsummary_sockets{{{node},state=\"established\"}}");
+    assert_eq!(value(&text, &established), Some("6"));
+    assert_eq!(
+        value(&text, &format!("sonde_conntrack_entries{{{node}}}")),
+        Some("7"),
+        "without statistics"
+    );
 }
 
 #[test]

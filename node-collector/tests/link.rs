@@ -91,12 +91,12 @@ async fn talk(
             let mut store = store.lock();
             store.seen.push(batch.sequence);
             let answer = store.script.pop_front().unwrap_or(Answer::Ack);
-            if let Answer::Ack | Answer::Keep = answer {
-                if batch.sequence > store.durable {
-                    let body = body::decode(&batch.body).map_err(|e| Status::internal(e.to_string()))?;
-                    store.stored.push((batch.sequence, body));
-                    store.durable = batch.sequence;
-                }
+            if let Answer::Ack | Answer::Keep = answer
+                && batch.sequence > store.durable
+            {
+                let body = body::decode(&batch.body).map_err(|e| Status::internal(e.to_string()))?;
+                store.stored.push((batch.sequence, body));
+                store.durable = batch.sequence;
             }
             answer
         };

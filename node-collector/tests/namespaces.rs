@@ -7,12 +7,12 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use sonde_collector::event::{NetnsKey, Subject};
+use sonde_collector::handles::Wanted;
 use sonde_collector::missing::Missing;
 use sonde_collector::pods::names::Globs;
 use sonde_collector::pods::netns::{NetnsSource, Settings, own_netns};
 use sonde_collector::pods::{PodIndex, Targets};
 use sonde_collector::probes::PROBES;
-use sonde_collector::procfs::NetFile;
 use sonde_collector::round::Rounds;
 use sonde_collector::table::Table;
 use sonde_common::paths::HostPaths;
@@ -39,10 +39,10 @@ impl Watched {
             paths,
             globs: Some(Globs::new(globs).unwrap()),
             cri: None,
-            node: "node-1".into(),
+            node_name: "node-1".into(),
             include_host: true,
-            pod_files: NetFile::ALL.to_vec(),
-            node_files: NetFile::ALL.to_vec(),
+            pod: Wanted::of(PROBES),
+            node: Wanted::of(PROBES),
             keep_handles,
             on_change: Box::new({
                 let keys = Arc::clone(&keys);
@@ -124,7 +124,7 @@ fn pods_come_and_go_with_their_namespaces() {
     let before = format!("{}/before", namespace("demo"));
     assert_eq!(
         watched.names(),
-        [before.clone()],
+        std::slice::from_ref(&before),
         "the first look is done when the source has started"
     );
 
@@ -353,7 +353,7 @@ fn without_handles_to_spare_the_numbers_are_the_same() {
             .load()
             .iter()
             .filter(|t| t.netns.is_some())
-            .all(|t| t.files.kept() == 0)
+            .all(|t| t.handles.kept() == 0)
     );
     let (kept, reopened) = (kept.tables(), reopened.tables());
     for (probe, of) in [

@@ -55,11 +55,16 @@ export function overflow(page) {
   return page.evaluate(() => document.documentElement.scrollWidth - document.documentElement.clientWidth);
 }
 
-/** Pixels of a chart that have the colour of its first line, or near it. */
-export function linePixels(plot) {
-  return plot.locator("canvas").first().evaluate((canvas) => {
-    const style = getComputedStyle(canvas).getPropertyValue("--line-0").trim();
-    const wanted = [1, 3, 5].map((at) => parseInt(style.slice(at, at + 2), 16));
+/** The lines of a chart whose colours are unlike its text and grid. */
+export const COLOURFUL = [0, 1, 2, 3, 4, 5, 6];
+
+/** Pixels of a chart that have the colour of one of these lines, or near it; the first line alone unless asked. */
+export function linePixels(plot, lines = [0]) {
+  return plot.locator("canvas").first().evaluate((canvas, lines) => {
+    const colours = lines.map((line) => {
+      const style = getComputedStyle(canvas).getPropertyValue(`--line-${line}`).trim();
+      return [1, 3, 5].map((at) => parseInt(style.slice(at, at + 2), 16));
+    });
     // On a copy: reading from the page's own canvas makes Chromium complain about how it was made.
     const copy = Object.assign(document.createElement("canvas"), { width: canvas.width, height: canvas.height });
     const context = copy.getContext("2d", { willReadFrequently: true });
@@ -67,8 +72,9 @@ export function linePixels(plot) {
     const { data } = context.getImageData(0, 0, copy.width, copy.height);
     let count = 0;
     for (let i = 0; i < data.length; i += 4) {
-      if (data[i + 3] > 128 && wanted.every((value, at) => Math.abs(data[i + at] - value) < 24)) count += 1;
+      const near = (wanted) => wanted.every((value, at) => Math.abs(data[i + at] - value) < 24);
+      if (data[i + 3] > 128 && colours.some(near)) count += 1;
     }
     return count;
-  });
+  }, lines);
 }

@@ -27,7 +27,7 @@ YAML
   --http "$HTTP" --grpc "127.0.0.1:$(port)" --collector-http "127.0.0.1:$(port)" >"$DIR/log" 2>&1 &
 UP=$!
 for _ in $(seq 300); do
-  if grep -q '^sonde: ready' "$DIR/log"; then break; fi
+  if grep -qs "^sonde: ready" "$DIR/log"; then break; fi
   kill -0 "$UP" 2>/dev/null || exit 1
   sleep 0.2
 done

@@ -287,6 +287,8 @@ fn wait_until_ready(data: &Path, pid: u32) -> bool {
     }
 }
 
+const SESSION_ENDED: &str = "terminating connection due to administrator command";
+
 /// The server's log, line by line into ours; the last of it is kept for an error message.
 fn forward_log(stderr: ChildStderr, tail: &Mutex<String>) {
     const KEEP: usize = 16 << 10;
@@ -294,6 +296,8 @@ fn forward_log(stderr: ChildStderr, tail: &Mutex<String>) {
         let line = String::from_utf8_lossy(&line);
         let (level, message) = line.split_once(":  ").unwrap_or(("", &line));
         match level {
+            // Whoever ends a session knows: we at our own end, or an administrator.
+            "FATAL" if message.starts_with(SESSION_ENDED) => tracing::debug!(target: "postgresql", "{message}"),
             "FATAL" | "PANIC" => tracing::error!(target: "postgresql", "{message}"),
             "ERROR" | "WARNING" => tracing::warn!(target: "postgresql", "{message}"),
             _ => tracing::debug!(target: "postgresql", "{line}"),

@@ -1,5 +1,7 @@
 //! Probe `packetloss`: map keys, counts and the event record.
 
+use crate::record::STACK_FRAMES;
+
 record! {
     /// What drops are counted by. 32 bytes.
     #[derive(Debug, PartialEq, Eq, Hash)]
@@ -74,17 +76,6 @@ impl Count {
     }
 }
 
-record! {
-    /// What one CPU could not do. Only ever grows.
-    #[derive(Debug, Default)]
-    pub struct Lost {
-        /// Counted under no key as the map was full.
-        pub uncounted: Count,
-        /// Events for which the ring had no room.
-        pub ring_full: u64,
-    }
-}
-
 /// How the kernel side treats a reason, one byte each in `REASONS`.
 pub mod verdict {
     /// The class follows from the whole site: ask the map `SITES`.
@@ -101,11 +92,6 @@ pub mod verdict {
 
 /// Bytes of the packet that an event carries, from the network header on.
 pub const PACKET_BYTES: usize = 128;
-/// Frames of a stack.
-pub const STACK_FRAMES: usize = 64;
-
-/// First word of every record in the ring.
-pub const KIND_DROP: u32 = 1;
 
 /// `Record::flags`.
 pub mod flag {

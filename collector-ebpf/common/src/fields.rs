@@ -35,7 +35,7 @@ impl Field {
     }
 }
 
-/// An argument that this kernel's tracepoint does not have. Else its number, counted from 0.
+/// An argument that this kernel's tracepoint or function does not have. Else its number, counted from 0.
 pub const NO_ARGUMENT: u32 = u32::MAX;
 
 /// Hands every field to a macro as `NAME: type = "struct" ["path", "path on other kernels", ...];`. A path goes
@@ -65,15 +65,29 @@ macro_rules! for_each_field {
             DEV_NAME: [u8; 16] = "net_device" ["name"];
             DST_DEV: u64 = "dst_entry" ["dev"];
             DST_INPUT: u64 = "dst_entry" ["input"];
+            SKB_CB: [u8; 48] = "sk_buff" ["cb"];
+            TCP_CB_SEGMENTS: u16 = "tcp_skb_cb" ["tcp_gso_segs"];
             SOCK_NET: u64 = "sock" ["__sk_common.skc_net.net"];
+            SOCK_FAMILY: u16 = "sock" ["__sk_common.skc_family"];
+            SOCK_STATE: u8 = "sock" ["__sk_common.skc_state"];
+            SOCK_PORT: u16 = "sock" ["__sk_common.skc_num"];
+            SOCK_PEER_PORT: u16 = "sock" ["__sk_common.skc_dport"];
+            SOCK_ADDRESS: u32 = "sock" ["__sk_common.skc_rcv_saddr"];
+            SOCK_PEER_ADDRESS: u32 = "sock" ["__sk_common.skc_daddr"];
+            SOCK_ADDRESS6: [u8; 16] = "sock" ["__sk_common.skc_v6_rcv_saddr"];
+            SOCK_PEER_ADDRESS6: [u8; 16] = "sock" ["__sk_common.skc_v6_daddr"];
+            SOCK_SHUTDOWN: u8 = "sock" ["sk_shutdown"];
+            INET_PORT: u16 = "inet_sock" ["inet_sport"];
+            ICSK_CA_STATE: u8 = "inet_connection_sock" ["icsk_ca_state"];
+            ICSK_PENDING: u8 = "inet_connection_sock" ["icsk_pending"];
             NET_INODE: u32 = "net" ["ns.inum"];
             NET_COOKIE: u64 = "net" ["net_cookie", "net_cookie.counter"];
         }
     };
 }
 
-/// Hands every tracepoint argument to a macro as `NAME: "tracepoint" "argument" "type";`. The name finds it where the
-/// kernel's BTF has names, else the type.
+/// Hands every argument that programs read to a macro as `NAME: "tracepoint" "argument" "type";`, those of functions as
+/// `NAME: "function()" "argument" "type";`. The name finds it where the kernel's BTF has names, else the type.
 #[macro_export]
 macro_rules! for_each_argument {
     ($callback:ident) => {
@@ -82,6 +96,21 @@ macro_rules! for_each_argument {
             KFREE_SKB_LOCATION: "kfree_skb" "location" "*void";
             KFREE_SKB_REASON: "kfree_skb" "reason" "skb_drop_reason";
             KFREE_SKB_RX_SK: "kfree_skb" "rx_sk" "*sock";
+            RETRANSMIT_SKB_SK: "tcp_retransmit_skb" "sk" "*sock";
+            RETRANSMIT_SKB_SKB: "tcp_retransmit_skb" "skb" "*sk_buff";
+            RETRANSMIT_SKB_ERR: "tcp_retransmit_skb" "err" "int";
+            RETRANSMIT_SYNACK_REQ: "tcp_retransmit_synack" "req" "*request_sock";
+            SEND_RESET_SK: "tcp_send_reset" "sk" "*sock";
+            SEND_RESET_SKB: "tcp_send_reset" "skb" "*sk_buff";
+            SEND_RESET_REASON: "tcp_send_reset" "reason" "sk_rst_reason";
+            V4_SEND_RESET_SK: "tcp_v4_send_reset()" "sk" "*sock";
+            V4_SEND_RESET_SKB: "tcp_v4_send_reset()" "skb" "*sk_buff";
+            V6_SEND_RESET_SK: "tcp_v6_send_reset()" "sk" "*sock";
+            V6_SEND_RESET_SKB: "tcp_v6_send_reset()" "skb" "*sk_buff";
+            RECEIVE_RESET_SK: "tcp_receive_reset" "sk" "*sock";
+            SET_STATE_SK: "inet_sock_set_state" "sk" "*sock";
+            SET_STATE_OLD: "inet_sock_set_state" "oldstate" "int";
+            SET_STATE_NEW: "inet_sock_set_state" "newstate" "int";
         }
     };
 }
@@ -97,11 +126,12 @@ pub struct FieldDecl {
     pub size: u32,
 }
 
-/// A tracepoint's argument as the collector looks for it.
+/// An argument as the collector looks for it.
 #[derive(Clone, Copy, Debug)]
 pub struct ArgumentDecl {
     pub symbol: &'static str,
-    pub tracepoint: &'static str,
+    /// Name of a tracepoint, or of a function with `()` behind it.
+    pub of: &'static str,
     pub name: &'static str,
     /// Name of the struct behind a pointer (`*sock`), `*void`, or of an enum.
     pub type_name: &'static str,
@@ -120,10 +150,10 @@ macro_rules! field_table {
 for_each_field!(field_table);
 
 macro_rules! argument_table {
-    ($($name:ident: $tracepoint:literal $argument:literal $type:literal;)*) => {
+    ($($name:ident: $of:literal $argument:literal $type:literal;)*) => {
         pub const ARGUMENTS: &[ArgumentDecl] = &[$(ArgumentDecl {
             symbol: stringify!($name),
-            tracepoint: $tracepoint,
+            of: $of,
             name: $argument,
             type_name: $type,
         }),*];

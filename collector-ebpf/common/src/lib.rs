@@ -17,6 +17,27 @@ macro_rules! record {
     };
 }
 
+/// Numbers names from 0 on and counts them: positions in arrays that both sides index.
+macro_rules! positions {
+    ($count:ident: $($(#[$attribute:meta])* $name:ident,)*) => {
+        positions!(@ $count 0usize; $($(#[$attribute])* $name,)*);
+    };
+    (@ $count:ident $at:expr;) => {
+        pub const $count: usize = $at;
+    };
+    (@ $count:ident $at:expr; $(#[$attribute:meta])* $name:ident, $($rest:tt)*) => {
+        $(#[$attribute])*
+        pub const $name: usize = $at;
+        positions!(@ $count $at + 1; $($rest)*);
+    };
+}
+
+pub mod connection;
 pub mod drop;
 pub mod fields;
+pub mod latency;
 pub mod limit;
+pub mod lost;
+pub mod record;
+pub mod reset;
+pub mod retransmit;

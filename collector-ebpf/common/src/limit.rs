@@ -1,10 +1,16 @@
 //! The token bucket of each (network namespace, event type).
 
-/// Positions in [`Namespace::tat`] and [`Held::events`].
-pub const PACKETLOSS: usize = 0;
-/// Drops at a place that user space has not classified yet: they must not eat the tokens of real ones.
-pub const PACKETLOSS_NEW_SITE: usize = 1;
-pub const TYPES: usize = 2;
+positions! {
+    TYPES:
+    PACKETLOSS,
+    /// Drops at a place that user space has not classified yet: they must not eat the tokens of real ones.
+    PACKETLOSS_NEW_SITE,
+    TCPRETRANS,
+    TCPRESET_NOSOCK,
+    TCPRESET_PROCESS,
+    TCPRESET_ACTIVE,
+    TCPRESET_RECEIVE,
+}
 
 /// The inode under which everything goes that belongs to no listed namespace.
 pub const UNKNOWN: u32 = 0;

@@ -243,7 +243,7 @@ mod tests {
             (config.node.name.as_str(), config.pods.netns.include[0].as_str()),
             ("a", "demo.*")
         );
-        assert!(!config.probes["packetloss"].stacks && config.probes["packetloss"].enabled);
+        assert!(!config.probes["packetloss"].stacks && config.probes["packetloss"].enabled.is_none());
 
         let env = [
             ("SONDE_NODE_NAME", "b"),

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -26,6 +27,14 @@ pub struct Config {
     pub aggregator: Aggregator,
     pub storage: Storage,
     pub insecure: Insecure,
+}
+
+impl Config {
+    /// Whether the probe is to run, where `default` is its own.
+    pub fn is_enabled(&self, probe: &str, default: bool) -> bool {
+        let said = self.probes.get(probe).and_then(|settings| settings.enabled);
+        said.unwrap_or(default)
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize, Default)]
@@ -216,19 +225,26 @@ pub enum UnknownNetns {
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Probe {
-    pub enabled: bool,
+    /// Whether the probe runs. Not set: as the probe's own default is, which is off for those that look at every packet.
+    pub enabled: Option<bool>,
     /// Whether the probe makes events beside its metrics.
     pub events: bool,
     /// Whether its events carry the kernel stack.
     pub stacks: bool,
+    /// What takes longer is an event, for probes that measure time. Not set: the probe's own default.
+    pub threshold: Option<Span>,
+    /// One in so many packets is looked at, for probes that look at every packet. Not set: the probe's own default.
+    pub sample: Option<NonZeroU32>,
 }
 
 impl Default for Probe {
     fn default() -> Self {
         Self {
-            enabled: true,
+            enabled: None,
             events: true,
             stacks: true,
+            threshold: None,
+            sample: None,
         }
     }
 }

@@ -1,23 +1,24 @@
 //! What this host lets Sonde see, and why not more: for `sonde-collector doctor`.
 //!
-//! Each rung that the plan allows is really loaded and attached, and a packet is dropped to see it fire: that a
-//! program could be attached proves little.
+//! Each rung that the plan allows is really loaded and attached, and where that can be made to happen (a packet dropped,
+//! say) it is seen to fire: that a program could be attached proves little.
 
 use std::fmt;
-use std::net::UdpSocket;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use sonde_common::config::Config;
-use sonde_ebpf_common::drop::{Count, CountKey};
 
+use super::btf::Btf;
+use super::engine::set_up;
 use super::facts::{self, Answer, CAPABILITIES, Facts};
-use super::load::{LoadError, Object, Settings};
-use super::plan::{Decision, Rung, SIGNALS, Signal, plan};
+use super::load::{KernelTypes, LoadError, Object, Settings};
+use super::plan::{Decision, Signal, plan};
+use super::probe::Reader;
+use super::probes;
 use super::reasons::Reasons;
-use super::sites::verdicts;
 use super::symbols::Symbols;
-use super::sys::{BatchBuffer, RawMap};
 
 #[derive(Debug, Serialize)]
 pub struct DoctorReport {
@@ -56,115 +57,115 @@ pub fn doctor(config: &Config) -> DoctorReport {
         .as_ref()
         .map(|btf| Reasons::read(btf, &config.host.sys))
         .unwrap_or_default();
-    drop(btf);
-    let signals = SIGNALS
-        .iter()
-        .map(|signal| examine(signal, &facts, &reasons, config))
-        .collect();
+    let symbols = Arc::new(Symbols::new(&config.host.proc));
+    let trial = Trial {
+        config,
+        facts: &facts,
+        btf: btf.as_ref(),
+        symbols: Arc::clone(&symbols),
+        types: KernelTypes::default(),
+    };
+    let mut signals: Vec<SignalLine> = probes::signals().map(|signal| trial.examine(signal)).collect();
+    signals.sort_by_key(|line| line.name);
     DoctorReport {
-        facts: describe(&facts, &reasons, config),
+        facts: describe(&facts, &reasons, &symbols, config),
         signals,
     }
 }
 
-fn examine(signal: &Signal, facts: &Facts, reasons: &Reasons, config: &Config) -> SignalLine {
-    let decision = plan(signal, facts, config);
-    let mut line = SignalLine {
-        name: signal.name,
-        rung: None,
-        state: String::new(),
-        rungs: Vec::new(),
-    };
-    for (rung, _) in signal.rungs {
-        let finding = match finding(signal, *rung, &decision, facts, reasons, config) {
-            Ok(seen) => {
-                if line.rung.is_none() {
-                    (line.rung, line.state) = (Some(rung.name()), seen.clone());
+/// What every attempt needs.
+struct Trial<'a> {
+    config: &'a Config,
+    facts: &'a Facts,
+    btf: Option<&'a Btf>,
+    symbols: Arc<Symbols>,
+    types: KernelTypes,
+}
+
+impl Trial<'_> {
+    fn examine(&self, signal: &'static Signal) -> SignalLine {
+        let decision = plan(signal, self.facts, self.config);
+        let mut line = SignalLine {
+            name: signal.name,
+            rung: None,
+            state: String::new(),
+            rungs: Vec::new(),
+        };
+        for (at, step) in signal.steps.iter().enumerate() {
+            let rung = step.rung.name();
+            let finding = match self.finding(signal, at, &decision) {
+                Ok(seen) => {
+                    if line.rung.is_none() {
+                        (line.rung, line.state) = (Some(rung), seen.clone());
+                    }
+                    seen
                 }
-                seen
-            }
-            Err(why) => why,
+                Err(why) => why,
+            };
+            line.rungs.push(RungLine { rung, finding });
+        }
+        if line.rung.is_none() {
+            let all = || {
+                line.rungs
+                    .iter()
+                    .map(|r| format!("{}: {}", r.rung, r.finding))
+                    .collect::<Vec<_>>()
+                    .join("; ")
+            };
+            line.state = decision.off.clone().unwrap_or_else(all);
+        }
+        line
+    }
+
+    fn finding(&self, signal: &Signal, step: usize, decision: &Decision) -> Result<String, String> {
+        if let Some(why) = &decision.off {
+            return Err(why.clone());
+        }
+        if let Some((_, why)) = decision.rejected.iter().find(|(rejected, _)| *rejected == step) {
+            return Err(why.clone());
+        }
+        self.try_step(signal, step).map_err(|error| error.to_string())
+    }
+
+    /// With an object of its own: a program that was refused leaves nothing behind.
+    fn try_step(&self, signal: &Signal, step: usize) -> Result<String, LoadError> {
+        let btf = self.facts.btf.as_ref().map_err(|why| LoadError::Btf(why.clone()))?;
+        let probe = probes::find(signal.probe).ok_or(LoadError::NoProgram(signal.name))?;
+        let cpus = aya::util::nr_cpus().unwrap_or(1);
+        let mut settings = Settings::new(self.config, self.facts, &[probe], cpus);
+        // What is made to happen below happens in this namespace, which is not listed.
+        settings.set_listed(false);
+        let setup = set_up(probe, self.config, self.btf, &self.symbols);
+        settings.add(setup.globals);
+        let mut object = Object::new(btf, &settings)?;
+        object.attach(&signal.steps[step], &self.types)?;
+        let Some(provoke) = signal.provoke else {
+            return Ok("loads and attaches".into());
         };
-        line.rungs.push(RungLine {
-            rung: rung.name(),
-            finding,
-        });
-    }
-    if line.rung.is_none() {
-        let all = || {
-            line.rungs
-                .iter()
-                .map(|r| format!("{}: {}", r.rung, r.finding))
-                .collect::<Vec<_>>()
-                .join("; ")
+        let mut reader = (setup.open)(&object)?.reader;
+        let fired = match provoke() {
+            Err(error) => format!("it could not be made to fire ({error})"),
+            Ok(()) => match wait_for_count(&mut *reader) {
+                true => "and fires".to_owned(),
+                false => "but did not see what was made to happen".to_owned(),
+            },
         };
-        line.state = decision.off.clone().unwrap_or_else(all);
+        Ok(format!("loads and attaches, {fired}"))
     }
-    line
 }
 
-fn finding(
-    signal: &Signal,
-    rung: Rung,
-    decision: &Decision,
-    facts: &Facts,
-    reasons: &Reasons,
-    config: &Config,
-) -> Result<String, String> {
-    if let Some(why) = &decision.off {
-        return Err(why.clone());
-    }
-    if let Some((_, why)) = decision.rejected.iter().find(|(rejected, _)| *rejected == rung) {
-        return Err(why.clone());
-    }
-    let btf = facts.btf.as_ref().map_err(Clone::clone)?;
-    let settings = Settings::new(config, facts, verdicts(reasons), aya::util::nr_cpus().unwrap_or(1));
-    // An object of its own for each rung: a program that was refused leaves nothing behind.
-    let settings = Settings {
-        only_listed: false,
-        ..settings
-    };
-    try_rung(btf, &settings, signal, rung).map_err(|error| error.to_string())
-}
-
-fn try_rung(btf: &facts::BtfFacts, settings: &Settings, signal: &Signal, rung: Rung) -> Result<String, LoadError> {
-    let mut object = Object::new(btf, settings)?;
-    object.attach(signal, rung)?;
-    if signal.events {
-        return Ok("loads and attaches".into());
-    }
-    let counts: RawMap<CountKey, Count> = object.map("COUNTS")?;
-    let fired = match drop_a_packet() {
-        Err(error) => format!("no packet could be dropped to see it fire ({error})"),
-        Ok(()) => match wait_for_count(&counts) {
-            true => "and fires".to_owned(),
-            false => "but did not see a packet that was dropped".to_owned(),
-        },
-    };
-    Ok(format!("loads and attaches, {fired}"))
-}
-
-/// A datagram to a port of the loopback address that was just closed.
-fn drop_a_packet() -> std::io::Result<()> {
-    let closed = UdpSocket::bind(("127.0.0.1", 0))?.local_addr()?;
-    let socket = UdpSocket::bind(("127.0.0.1", 0))?;
-    socket.send_to(b"sonde", closed).map(drop)
-}
-
-fn wait_for_count(counts: &RawMap<CountKey, Count>) -> bool {
+fn wait_for_count(reader: &mut dyn Reader) -> bool {
     let deadline = Instant::now() + Duration::from_secs(2);
     loop {
-        let mut drops = 0;
-        let sum = |_: &CountKey, copies: &[Count]| drops += copies.iter().map(|copy| copy.skbs).sum::<u64>();
-        let _ = counts.for_each(&mut BatchBuffer::default(), sum);
-        if drops > 0 || Instant::now() > deadline {
-            return drops > 0;
+        let seen = reader.seen().unwrap_or(0);
+        if seen > 0 || Instant::now() > deadline {
+            return seen > 0;
         }
         std::thread::sleep(Duration::from_millis(5));
     }
 }
 
-fn describe(facts: &Facts, reasons: &Reasons, config: &Config) -> Vec<Line> {
+fn describe(facts: &Facts, reasons: &Reasons, symbols: &Symbols, config: &Config) -> Vec<Line> {
     let answer = |answer: &Answer, yes: &str| match answer {
         Answer::Yes => yes.to_owned(),
         Answer::No(why) => why.clone(),
@@ -190,7 +191,6 @@ fn describe(facts: &Facts, reasons: &Reasons, config: &Config) -> Vec<Line> {
         Ok(btf) => format!("{}, {} types", btf.path.display(), btf.types),
         Err(why) => why.clone(),
     };
-    let symbols = Symbols::new(&config.host.proc);
     let statistics = std::fs::read_to_string(config.host.proc.join("sys/kernel/bpf_stats_enabled"));
     let lines = [
         ("kernel", facts.release_text.clone()),
@@ -204,6 +204,7 @@ fn describe(facts: &Facts, reasons: &Reasons, config: &Config) -> Vec<Line> {
                 .len()
                 .map_or_else(|why| why, |functions| format!("{functions} functions")),
         ),
+        ("kprobes", answer(&facts.kprobes, "yes")),
         ("lockdown", answer(&facts.lockdown, "permits reading kernel memory")),
         ("jit", answer(&facts.jit, "on")),
         ("locked memory", answer(&facts.memlock, "not bounded")),

@@ -1,23 +1,22 @@
 //! What runs when at least one signal does: object, ring thread, and the reading of maps.
 
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use parking_lot::Mutex;
 use sonde_common::config::Config;
-use sonde_ebpf_common::drop::Lost;
+use sonde_ebpf_common::lost::Lost;
 use tokio::sync::mpsc::Sender;
 
 use super::btf::Btf;
-use super::counts::Counts;
 use super::facts::Facts;
 use super::gaps::{self, Totals};
 use super::listing::Listing;
-use super::load::{LoadError, Object, Settings};
-use super::plan::{Decision, Rung, Signal};
-use super::reasons::Reasons;
-use super::ring::{RingCounters, RingThread};
-use super::sites::{Sites, verdicts};
+use super::load::{KernelTypes, LoadError, Object, Settings};
+use super::plan::{Decision, Signal};
+use super::probe::{Host, KernelProbe, Open, Reader, Round, Setup, Standing};
+use super::probes;
+use super::ring::{Decoders, RingCounters, RingThread};
 use super::symbols::Symbols;
 use super::sys::{ProgramCounters, RawMap};
 use crate::event::{Gap, NetnsKey, Observation, Subject};
@@ -25,24 +24,35 @@ use crate::pods::PodIndex;
 use crate::table::Table;
 
 pub(super) struct Engine {
-    /// Before the object: the thread holds the object's ring.
+    /// Before the object: the thread holds the object's rings.
     _ring: Option<RingThread>,
     object: Object,
-    counts: Counts,
+    readers: Vec<Running>,
     lost: RawMap<u32, Lost>,
     listing: Arc<Listing>,
-    sites: Arc<Sites>,
     symbols: Arc<Symbols>,
     ring_counters: Arc<RingCounters>,
+    map_bytes: u64,
     /// Why the last listing failed, to log each failure once.
     list_error: Mutex<Option<String>>,
 }
 
-/// Signal, the rung it runs on, and why not on a better one.
-pub(super) type Outcome = (&'static Signal, Option<Rung>, String);
+/// A probe of which at least one signal runs.
+struct Running {
+    probe: &'static KernelProbe,
+    reader: Box<dyn Reader>,
+    /// One of its signals counts for rows.
+    rows: bool,
+}
+
+/// Signal, the step it runs on, and why not on a better one.
+pub(super) type Outcome = (&'static Signal, Option<usize>, String);
+
+/// Probes that shall run, and what each asks for.
+type Prepared = Vec<(&'static KernelProbe, Open)>;
 
 impl Engine {
-    /// Loads what was decided. Each signal is tried by itself, rung after rung.
+    /// Loads what was decided. Each signal is tried by itself, step after step.
     pub(super) fn start(
         config: &Config,
         facts: &Facts,
@@ -51,85 +61,133 @@ impl Engine {
         index: &PodIndex,
         events: Sender<Vec<Observation>>,
     ) -> (Option<Self>, Vec<Outcome>) {
-        match Self::prepare(config, facts, btf, index) {
-            Ok(mut engine) => {
-                let outcomes: Vec<Outcome> = wanted
-                    .into_iter()
-                    .map(|(signal, decision)| {
-                        let (rung, why) = climb(&mut engine.object, signal, &decision);
-                        (signal, rung, why)
-                    })
-                    .collect();
-                engine.object.done();
-                let outcomes = engine.start_ring(outcomes, events);
-                let runs = outcomes.iter().any(|(_, rung, _)| rung.is_some());
-                (runs.then_some(engine), outcomes)
-            }
+        let probes: Vec<_> = probes::ALL
+            .iter()
+            .copied()
+            .filter(|probe| wanted.iter().any(|(signal, _)| signal.probe == probe.spec.name))
+            .collect();
+        let (mut engine, prepared) = match Self::prepare(config, facts, btf, &probes, index) {
+            Ok(prepared) => prepared,
             Err(error) => {
                 let why = error.to_string();
-                (
-                    None,
-                    wanted
-                        .into_iter()
-                        .map(|(signal, _)| (signal, None, why.clone()))
-                        .collect(),
-                )
+                let off = wanted.into_iter().map(|(signal, _)| (signal, None, why.clone()));
+                return (None, off.collect());
             }
-        }
+        };
+        let types = KernelTypes::default();
+        let mut outcomes: Vec<Outcome> = wanted
+            .into_iter()
+            .map(|(signal, decision)| {
+                let (step, why) = climb(&mut engine.object, signal, &decision, &types);
+                (signal, step, why)
+            })
+            .collect();
+        drop(types);
+        let decoders = engine.open(prepared, &mut outcomes);
+        let running: HashSet<_> = engine.readers.iter().map(|running| running.probe.spec.name).collect();
+        engine.object.done(&running);
+        engine.map_bytes = engine.object.map_bytes();
+        engine.start_ring(&mut outcomes, decoders, events);
+        let runs = outcomes.iter().any(|(_, step, _)| step.is_some());
+        (runs.then_some(engine), outcomes)
     }
 
-    fn prepare(config: &Config, facts: &Facts, btf: Option<Btf>, index: &PodIndex) -> Result<Self, LoadError> {
+    fn prepare(
+        config: &Config,
+        facts: &Facts,
+        btf: Option<Btf>,
+        wanted: &[&'static KernelProbe],
+        index: &PodIndex,
+    ) -> Result<(Self, Prepared), LoadError> {
         let btf_facts = facts.btf.as_ref().map_err(|why| LoadError::Btf(why.clone()))?;
-        let reasons = btf
-            .as_ref()
-            .map(|btf| Reasons::read(btf, &config.host.sys))
-            .unwrap_or_default();
-        drop(btf);
+        let symbols = Arc::new(Symbols::new(&config.host.proc));
         let cpus = aya::util::nr_cpus().unwrap_or(1);
-        let settings = Settings::new(config, facts, verdicts(&reasons), cpus);
+        let mut settings = Settings::new(config, facts, wanted, cpus);
+        let prepared = wanted
+            .iter()
+            .map(|probe| {
+                let setup = set_up(probe, config, btf.as_ref(), &symbols);
+                settings.add(setup.globals);
+                (*probe, setup.open)
+            })
+            .collect();
+        drop(btf);
         let object = Object::new(btf_facts, &settings)?;
         let host = index.node().filter(|_| config.pods.include_host);
         let listing = Listing::new(object.map("NAMESPACES")?, object.map("HELD")?, host)
             .map_err(|error| LoadError::Map("NAMESPACES", error))?;
-        let symbols = Arc::new(Symbols::new(&config.host.proc));
-        let sites = Sites::new(reasons, Arc::clone(&symbols), Some(object.map("SITES")?));
         let engine = Self {
             _ring: None,
-            counts: Counts::new(object.map("COUNTS")?),
+            readers: Vec::new(),
             lost: object.map("LOST")?,
             object,
             listing: Arc::new(listing),
-            sites: Arc::new(sites),
             symbols,
-            ring_counters: Arc::default(),
+            ring_counters: Arc::new(RingCounters::new(probes::ALL.iter().map(|probe| probe.spec.name))),
+            map_bytes: 0,
             list_error: Mutex::default(),
         };
         let live: Vec<NetnsKey> = index.live().iter().map(|pod| pod.netns).collect();
         engine.list(&live);
-        Ok(engine)
+        Ok((engine, prepared))
     }
 
-    fn start_ring(&mut self, mut outcomes: Vec<Outcome>, events: Sender<Vec<Observation>>) -> Vec<Outcome> {
-        let Some(outcome) = outcomes
-            .iter_mut()
-            .find(|(signal, rung, _)| signal.events && rung.is_some())
-        else {
-            return outcomes;
-        };
-        let (sites, listing) = (Arc::clone(&self.sites), Arc::clone(&self.listing));
-        let started = self
-            .object
-            .take_ring()
-            .map_err(|error| error.to_string())
-            .and_then(|ring| {
-                RingThread::start(ring, sites, listing, Arc::clone(&self.ring_counters), events)
-                    .map_err(|error| error.to_string())
-            });
+    /// Goes on with the probes that have a running signal. One that cannot be gone on with is off.
+    fn open(&mut self, prepared: Prepared, outcomes: &mut [Outcome]) -> Decoders {
+        let mut decoders = HashMap::new();
+        for (probe, open) in prepared {
+            let name = probe.spec.name;
+            let runs = |outcome: &&mut Outcome| outcome.0.probe == name && outcome.1.is_some();
+            if !outcomes.iter_mut().any(|outcome| runs(&outcome)) {
+                continue;
+            }
+            match open(&self.object) {
+                Ok(opened) => {
+                    let kinds = opened.decoders.into_iter();
+                    decoders.extend(kinds.map(|(kind, decoder)| (kind, (name, decoder))));
+                    self.readers.push(Running {
+                        probe,
+                        reader: opened.reader,
+                        rows: outcomes.iter_mut().filter(runs).any(|outcome| outcome.0.rows),
+                    });
+                }
+                Err(error) => {
+                    for (signal, step, why) in outcomes.iter_mut().filter(runs) {
+                        if let Some(at) = step.take() {
+                            self.object.detach(&signal.steps[at]);
+                        }
+                        *why = error.to_string();
+                    }
+                }
+            }
+        }
+        decoders
+    }
+
+    fn start_ring(&mut self, outcomes: &mut [Outcome], decoders: Decoders, events: Sender<Vec<Observation>>) {
+        let makes_events = |(signal, step, _): &&mut Outcome| !signal.buckets.is_empty() && step.is_some();
+        if !outcomes.iter_mut().any(|outcome| makes_events(&outcome)) {
+            return;
+        }
+        let rings = ["RARE", "EVENTS"].map(|name| self.object.take_ring(name).map_err(|error| error.to_string()));
+        let (listing, counters) = (Arc::clone(&self.listing), Arc::clone(&self.ring_counters));
+        let started = rings.into_iter().collect::<Result<_, _>>().and_then(|rings| {
+            RingThread::start(rings, decoders, listing, counters, events).map_err(|error| error.to_string())
+        });
         match started {
             Ok(ring) => self._ring = Some(ring),
-            Err(why) => (outcome.1, outcome.2) = (None, format!("the ring cannot be read: {why}")),
+            Err(error) => {
+                for (signal, step, why) in outcomes.iter_mut().filter(makes_events) {
+                    *why = format!("the rings cannot be read: {error}");
+                    // What it counts beside its events is still good.
+                    if signal.only_events()
+                        && let Some(at) = step.take()
+                    {
+                        self.object.detach(&signal.steps[at]);
+                    }
+                }
+            }
         }
-        outcomes
     }
 
     pub(super) fn list(&self, live: &[NetnsKey]) {
@@ -145,73 +203,70 @@ impl Engine {
         &mut self,
         time_ns: u64,
         index: &PodIndex,
-        running: &[(&'static Signal, Rung)],
+        running: &[(&'static Signal, usize)],
         last: &mut Totals,
     ) -> (Vec<Table>, Vec<Gap>) {
         let gone = self.listing.take_gone();
         let owner = |netns| match index.by_netns(netns, time_ns) {
-            // What is still freed after a pod's last reading would begin its counters anew.
+            // What is still counted after a pod's last reading would begin its counters anew.
             Subject::Pod(pod) if pod.has_ended() && !gone.contains(&netns) => Subject::Unknown,
             subject => subject,
         };
-        let counts = running.iter().any(|(signal, _)| !signal.events);
-        let table = counts.then(|| self.counts.read(time_ns, &self.sites, &gone, owner));
+        let round = Round {
+            time_ns,
+            gone: &gone,
+            owner: &owner,
+        };
         let mut gaps = gaps::Gaps::new(last.read_at_ns, time_ns);
         let mut tables = Vec::new();
-        match table {
-            Some(Ok(table)) if table.is_empty() => {}
-            Some(Ok(table)) => tables.push(table),
-            Some(Err(error)) => gaps.read_failed(&error),
-            None => {}
+        for running in self.readers.iter_mut().filter(|running| running.rows) {
+            match running.reader.read(&round) {
+                Ok(table) if table.is_empty() => {}
+                Ok(table) => tables.push(table),
+                Err(error) => gaps.read_failed(running.probe.spec.name, &error),
+            }
         }
-        let now = self.totals(time_ns, running, last);
+        let mut now = self.totals(time_ns, running, last);
         gaps.compare(last, &now);
         match self.listing.held_since_last_gap() {
             Ok(held) => {
                 let owner = |netns| index.by_netns(netns, time_ns);
                 gaps.held_back(&held, owner);
             }
-            Err(error) => gaps.read_failed(&error),
+            Err(error) => gaps.read_failed("", &error),
         }
-        let suppressed = now.suppressed + gaps.suppressed;
-        *last = Totals { suppressed, ..now };
+        for (total, new) in now.suppressed.iter_mut().zip(gaps.suppressed) {
+            *total += new;
+        }
+        *last = now;
         (tables, gaps.finish())
     }
 
     /// Where a number cannot be read it stays what it was.
-    fn totals(&self, time_ns: u64, running: &[(&'static Signal, Rung)], last: &Totals) -> Totals {
+    fn totals(&self, time_ns: u64, running: &[(&'static Signal, usize)], last: &Totals) -> Totals {
         let mut now = Totals {
             read_at_ns: time_ns,
             ..last.clone()
         };
         if let Ok(Some(copies)) = self.lost.get(&0) {
-            now.uncounted = copies.iter().map(|copy| copy.uncounted.skbs).sum();
-            now.ring_lost = copies.iter().map(|copy| copy.ring_full).sum();
+            now.uncounted = std::array::from_fn(|at| copies.iter().map(|copy| copy.uncounted[at]).sum());
+            now.ring_lost = std::array::from_fn(|at| copies.iter().map(|copy| copy.ring_full[at]).sum());
         }
-        now.bad_records = self.ring_counters.bad_records.load(Ordering::Relaxed);
-        for (signal, rung) in running {
-            let misses = self.program(signal, *rung).misses;
-            let slot = if signal.events {
-                &mut now.event_misses
-            } else {
-                &mut now.count_misses
-            };
-            *slot = misses.max(*slot);
+        now.bad_records = self.ring_counters.bad_records();
+        for (signal, step) in running {
+            let misses = self.program(signal, *step).misses;
+            let before = now.misses.entry(signal.name).or_default();
+            *before = misses.max(*before);
         }
         now
     }
 
-    pub(super) fn program(&self, signal: &Signal, rung: Rung) -> ProgramCounters {
-        self.object.counters(signal, rung).unwrap_or_default()
+    pub(super) fn program(&self, signal: &Signal, step: usize) -> ProgramCounters {
+        self.object.counters(&signal.steps[step]).unwrap_or_default()
     }
 
-    /// Events given on, and records that could not be read.
-    pub(super) fn ring_counters(&self) -> (u64, u64) {
-        let counters = &self.ring_counters;
-        (
-            counters.events.load(Ordering::Relaxed),
-            counters.bad_records.load(Ordering::Relaxed),
-        )
+    pub(super) fn ring_counters(&self) -> &RingCounters {
+        &self.ring_counters
     }
 
     pub(super) fn symbols(&self) -> String {
@@ -224,30 +279,37 @@ impl Engine {
         self.listing.len()
     }
 
-    pub(super) fn sites(&self) -> usize {
-        self.sites.len()
+    /// Memory of all maps, in bytes.
+    pub(super) fn map_bytes(&self) -> u64 {
+        self.map_bytes
     }
 
-    pub(super) fn count_keys(&self) -> usize {
-        self.counts.keys
-    }
-
-    pub(super) fn unknown_drops(&self) -> u64 {
-        self.counts.unknown.skbs
+    /// Each running probe, what its maps hold, and figures of its own.
+    pub(super) fn standings(&self) -> impl Iterator<Item = (&'static KernelProbe, Standing, Vec<super::Gauge>)> {
+        self.readers
+            .iter()
+            .map(|running| (running.probe, running.reader.standing(), running.reader.gauges()))
     }
 }
 
-/// The first rung that the kernel takes, and why not the ones before it.
-pub(super) fn climb(object: &mut Object, signal: &Signal, decision: &Decision) -> (Option<Rung>, String) {
-    let mut why = decision.reason(decision.candidates.first().copied());
-    for rung in &decision.candidates {
-        match object.attach(signal, *rung) {
-            Ok(()) => return (Some(*rung), why),
-            Err(error) => {
-                let separator = if why.is_empty() { "" } else { "; " };
-                why = format!("{why}{separator}{}: {error}", rung.name());
-            }
+/// What the probe wants to be set before its programs are loaded.
+pub(super) fn set_up(probe: &KernelProbe, config: &Config, btf: Option<&Btf>, symbols: &Arc<Symbols>) -> Setup {
+    (probe.prepare)(&Host {
+        config,
+        settings: probe.settings(config),
+        btf,
+        symbols: Arc::clone(symbols),
+    })
+}
+
+/// The first step that the kernel takes, and why not the ones before it.
+fn climb(object: &mut Object, signal: &Signal, decision: &Decision, types: &KernelTypes) -> (Option<usize>, String) {
+    let mut failed = decision.clone();
+    for at in &decision.candidates {
+        match object.attach(&signal.steps[*at], types) {
+            Ok(()) => return (Some(*at), failed.reason(signal, Some(*at))),
+            Err(error) => failed.reject(*at, error.to_string()),
         }
     }
-    (None, why)
+    (None, failed.reason(signal, None))
 }

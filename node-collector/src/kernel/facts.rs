@@ -6,12 +6,14 @@ use serde::Serialize;
 use sonde_common::config::{Config, Switch};
 use sonde_ebpf_common::fields::{ARGUMENTS, FIELDS, Field, NO_ARGUMENT};
 
-use super::btf::{Btf, resolve_argument, resolve_field};
+use super::btf::{Btf, Kind, resolve_argument, resolve_field};
+use super::plan::Attach;
+use super::probes;
 
 /// "Could not tell" is not "no".
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub(super) enum Answer {
+pub(crate) enum Answer {
     Yes,
     /// With the reason.
     No(String),
@@ -21,7 +23,7 @@ pub(super) enum Answer {
 
 /// Linux version, for what no file tells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-pub(super) struct Release(pub u32, pub u32);
+pub(crate) struct Release(pub u32, pub u32);
 
 /// Capabilities that matter here, by number in `linux/capability.h`.
 pub(super) const CAP_NET_ADMIN: u32 = 12;
@@ -41,7 +43,7 @@ pub(super) const CAPABILITIES: [(u32, &str); 6] = [
 ];
 
 #[derive(Clone, Debug, Serialize)]
-pub(super) struct Facts {
+pub(crate) struct Facts {
     pub release_text: String,
     /// `None`: the text could not be read as a version.
     pub release: Option<Release>,
@@ -51,6 +53,9 @@ pub(super) struct Facts {
     pub btf: Result<BtfFacts, String>,
     /// Whether the kernel itself has BTF, which `tp_btf` programs are checked against.
     pub kernel_btf: Answer,
+    /// Whether the kernel was built with kprobes. Whether it takes programs at functions by type (fentry) is told by
+    /// trying only.
+    pub kprobes: Answer,
     /// Confidentiality forbids reading kernel memory from programs.
     pub lockdown: Answer,
     /// Whether programs are compiled.
@@ -60,11 +65,12 @@ pub(super) struct Facts {
 }
 
 #[derive(Clone, Debug, Serialize)]
-pub(super) struct BtfFacts {
+pub(crate) struct BtfFacts {
     pub path: PathBuf,
     pub types: usize,
-    /// `None`: not a tracepoint of this kernel. Names of those asked for.
+    /// Of those that signals hook, the ones that this kernel has.
     pub tracepoints: Vec<&'static str>,
+    pub functions: Vec<&'static str>,
     /// Fields and arguments by symbol, as the programs get them.
     #[serde(skip)]
     pub fields: Vec<(&'static str, Field)>,
@@ -105,6 +111,7 @@ pub(super) fn gather(config: &Config) -> (Facts, Option<Btf>) {
             Ok(false) => Answer::No(format!("{} does not exist", kernel_path.display())),
             Err(error) => Answer::Unknown(format!("{}: {error}", kernel_path.display())),
         },
+        kprobes: kprobes(&sys.join("bus/event_source/devices")),
         lockdown: parse_lockdown(first_line(&sys.join("kernel/security/lockdown"))),
         jit: parse_jit(first_line(&proc.join("sys/net/core/bpf_jit_enable"))),
         memlock: if off {
@@ -147,16 +154,51 @@ fn describe(path: PathBuf, btf: &Btf) -> BtfFacts {
         (decl.symbol, number)
     });
     let arguments = arguments.collect();
-    let mut tracepoints: Vec<&'static str> = ARGUMENTS.iter().map(|decl| decl.tracepoint).collect();
-    tracepoints.dedup();
+    let hooks = || {
+        probes::signals()
+            .flat_map(|signal| signal.steps)
+            .flat_map(|step| step.hooks)
+    };
+    let mut tracepoints: Vec<&'static str> = hooks()
+        .filter_map(|hook| match hook.1 {
+            Attach::TpBtf(name) | Attach::RawTracepoint(name) => Some(name),
+            _ => None,
+        })
+        .collect();
+    let mut functions: Vec<&'static str> = hooks()
+        .flat_map(|hook| match hook.1 {
+            Attach::Fentry(names) | Attach::Fexit(names) => names,
+            _ => &[],
+        })
+        .copied()
+        .collect();
+    for names in [&mut tracepoints, &mut functions] {
+        names.sort_unstable();
+        names.dedup();
+    }
     tracepoints.retain(|name| btf.tracepoint(name).is_some());
+    functions.retain(|name| btf.find(Kind::Function, name).is_some());
     BtfFacts {
         path,
         types: btf.len(),
         tracepoints,
+        functions,
         fields,
         arguments,
         absent,
+    }
+}
+
+/// Every kernel that this runs on shows its kprobes as a device of perf events (since Linux 4.17).
+fn kprobes(devices: &Path) -> Answer {
+    match (devices.try_exists(), devices.join("kprobe").try_exists()) {
+        (_, Ok(true)) => Answer::Yes,
+        (Ok(true), Ok(false)) => Answer::No(format!(
+            "the kernel has no kprobes: {} does not exist",
+            devices.join("kprobe").display()
+        )),
+        (_, Err(error)) => Answer::Unknown(format!("{}: {error}", devices.display())),
+        _ => Answer::Unknown(format!("{} does not exist", devices.display())),
     }
 }
 
@@ -242,6 +284,17 @@ mod tests {
             Answer::Unknown(_)
         ));
         assert!(matches!(parse_lockdown(Ok("?".into())), Answer::Unknown(_)));
+    }
+
+    #[test]
+    fn kprobes_are_missing_only_where_other_devices_are_seen() {
+        let sys = tempfile::tempdir().unwrap();
+        let devices = sys.path().join("devices");
+        assert!(matches!(kprobes(&devices), Answer::Unknown(_)));
+        std::fs::create_dir_all(devices.join("software")).unwrap();
+        assert!(matches!(kprobes(&devices), Answer::No(_)));
+        std::fs::create_dir(devices.join("kprobe")).unwrap();
+        assert_eq!(kprobes(&devices), Answer::Yes);
     }
 
     #[test]

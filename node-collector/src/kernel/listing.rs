@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::io;
 
 use parking_lot::Mutex;
-use sonde_ebpf_common::limit::{Held, Namespace, PACKETLOSS, TYPES, UNKNOWN};
+use sonde_ebpf_common::limit::{Held, Namespace, TYPES, UNKNOWN};
 
 use super::sys::{BPF_ANY, BPF_EXIST, BPF_NOEXIST, RawMap};
 use crate::event::NetnsKey;
@@ -152,8 +152,8 @@ impl Listing {
         Ok(out)
     }
 
-    /// For the event that passed: how many of its kind its bucket held back since the one before.
-    pub(super) fn held_since_last_event(&self, netns: Option<NetnsKey>) -> u64 {
+    /// For the event that passed: how many of its type its bucket held back since the one before.
+    pub(super) fn held_since_last_event(&self, netns: Option<NetnsKey>, bucket: usize) -> u64 {
         let state = &mut *self.state.lock();
         let inode = netns.map_or(UNKNOWN, |key| key.inode);
         let inode = match state.listed.get(&inode) {
@@ -163,8 +163,8 @@ impl Listing {
         let (Ok(now), Some(entry)) = (self.read(inode), state.listed.get_mut(&inode)) else {
             return 0;
         };
-        let new = now[PACKETLOSS].saturating_sub(entry.in_events[PACKETLOSS]);
-        entry.in_events = now;
+        let new = now[bucket].saturating_sub(entry.in_events[bucket]);
+        entry.in_events[bucket] = now[bucket];
         new
     }
 

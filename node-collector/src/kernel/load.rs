@@ -1,66 +1,105 @@
 //! The kernel programs: the object that build.rs made, its settings, its maps, and a program for each rung.
 
+use std::cell::OnceCell;
+use std::collections::HashSet;
 use std::io;
-use std::os::fd::{AsFd as _, BorrowedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
 
 use aya::maps::{Map, MapData, RingBuf};
-use aya::programs::{BtfTracePoint, Program, ProgramError};
+use aya::programs::{Program, ProgramError};
 use aya::{Ebpf, EbpfLoader};
 use sonde_common::config::{Config, UnknownNetns};
-use sonde_ebpf_common::drop::verdict;
 use sonde_ebpf_common::fields::Field;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::facts::{BtfFacts, Facts, Release};
-use super::plan::{Rung, Signal};
+use super::plan::{Attach, Hook, Step};
+use super::probe::KernelProbe;
+use super::probes;
 use super::sys::{ProgramCounters, RawMap, program_counters};
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/sonde-ebpf.o"));
 
-/// What is written into the programs' read-only data, besides the kernel's fields.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// What is written into the programs' read-only data, besides the kernel's fields, and the sizes of maps.
+#[derive(Clone, Debug, Default)]
 pub(super) struct Settings {
-    /// Verdict of each reason.
-    pub reasons: [u8; verdict::REASONS],
-    /// Nothing is seen of namespaces that were not listed.
-    pub only_listed: bool,
-    pub stacks: bool,
-    pub event_interval_ns: u64,
-    pub event_burst_ns: u64,
-    /// The verifier may delete NULL checks of arguments that can be NULL.
-    pub doubt_null_checks: bool,
-    /// A power of two, whole pages.
-    pub ring_bytes: u32,
-    pub count_keys: u32,
+    /// Of probes: each must be there.
+    globals: Vec<(&'static str, Vec<u8>)>,
+    /// What all probes have that want it: set where it is there.
+    common: Vec<(String, Vec<u8>)>,
+    /// Entries, or bytes of a ring.
+    maps: Vec<(&'static str, u32)>,
 }
 
 impl Settings {
-    pub(super) fn new(config: &Config, facts: &Facts, reasons: [u8; verdict::REASONS], cpus: usize) -> Self {
-        let probe = config.probes.get("packetloss").cloned().unwrap_or_default();
+    /// `wanted`: the probes that shall run. The maps of others take next to nothing.
+    pub(super) fn new(config: &Config, facts: &Facts, wanted: &[&'static KernelProbe], cpus: usize) -> Self {
+        let mut settings = Self::default();
         let interval = 1_000_000_000 / u64::from(config.events.rate.max(1));
+        settings.set_listed(config.events.unknown_netns == UnknownNetns::Drop);
+        let doubt = facts.release.is_none_or(|release| NULL_IN_DOUBT.contains(&release));
+        settings.global("DOUBT_NULL_CHECKS", &u32::from(doubt));
+        settings.global("EVENT_INTERVAL_NS", &interval);
+        let burst = interval * u64::from(config.events.burst.saturating_sub(1));
+        settings.global("EVENT_BURST_NS", &burst);
+        settings.global("ARGUMENT_REGISTERS", &ARGUMENT_REGISTERS);
+        let mut events = false;
+        for probe in probes::ALL {
+            let is_wanted = wanted.iter().any(|wanted| wanted.spec.name == probe.spec.name);
+            for (name, entries) in probe.maps {
+                settings.maps.push((*name, if is_wanted { entries(cpus) } else { 1 }));
+            }
+            let own = probe.settings(config);
+            events |= is_wanted && own.events && probe.signals.iter().any(|signal| !signal.buckets.is_empty());
+            let upper = probe.spec.name.to_ascii_uppercase();
+            let threshold = u64::try_from(own.threshold.as_nanos()).unwrap_or(u64::MAX);
+            settings.common.extend([
+                (format!("{upper}_EVENTS"), u32::from(own.events).as_bytes().to_vec()),
+                (format!("{upper}_STACKS"), u32::from(own.stacks).as_bytes().to_vec()),
+                (format!("{upper}_THRESHOLD_NS"), threshold.as_bytes().to_vec()),
+                (format!("{upper}_SAMPLE"), own.sample.as_bytes().to_vec()),
+            ]);
+        }
         // 512 KiB for each CPU hold some 700 events with stacks.
         let ring = (cpus.next_power_of_two() << 19).clamp(1 << 20, 16 << 20) as u32;
-        Self {
-            reasons,
-            only_listed: config.events.unknown_netns == UnknownNetns::Drop,
-            stacks: probe.stacks,
-            doubt_null_checks: facts.release.is_none_or(|release| NULL_IN_DOUBT.contains(&release)),
-            event_interval_ns: interval,
-            event_burst_ns: interval * u64::from(config.events.burst.saturating_sub(1)),
-            ring_bytes: if probe.events { ring } else { PAGE },
-            // Each takes 16 bytes on every CPU, and some 80 once.
-            count_keys: if cpus > 64 { 4096 } else { 8192 },
-        }
+        settings.maps.push(("EVENTS", if events { ring } else { PAGE }));
+        settings.maps.push(("RARE", if events { RARE_BYTES } else { PAGE }));
+        // More pods than a node has; what the last ones cannot have is said when they are listed.
+        let namespaces = if cpus > 64 { 1024 } else { 2048 };
+        settings.maps.extend([("NAMESPACES", namespaces), ("HELD", namespaces)]);
+        settings
+    }
+
+    /// Whether nothing is seen of namespaces that were not listed.
+    pub(super) fn set_listed(&mut self, only: bool) {
+        self.globals.retain(|(name, _)| *name != "ONLY_LISTED");
+        self.global("ONLY_LISTED", &u32::from(only));
+    }
+
+    fn global(&mut self, name: &'static str, value: &(impl IntoBytes + Immutable)) {
+        self.globals.push((name, value.as_bytes().to_vec()));
+    }
+
+    pub(super) fn add(&mut self, globals: Vec<(&'static str, Vec<u8>)>) {
+        self.globals.extend(globals);
     }
 }
 
 /// From where arguments were taken for valid pointers to where those of kfree_skb were marked as maybe NULL.
 const NULL_IN_DOUBT: std::ops::Range<Release> = Release(6, 2)..Release(6, 15);
 
+/// Offsets of the registers that hold a function's first arguments in `struct pt_regs` (`user_pt_regs` on arm64).
+#[cfg(target_arch = "x86_64")]
+const ARGUMENT_REGISTERS: [u16; 4] = [112, 104, 96, 88];
+#[cfg(target_arch = "aarch64")]
+const ARGUMENT_REGISTERS: [u16; 4] = [0, 8, 16, 24];
+
 const PAGE: u32 = 4096;
+/// Some 350 events with stacks.
+const RARE_BYTES: u32 = 1 << 18;
 
 #[derive(Debug, thiserror::Error)]
-pub(super) enum LoadError {
+pub(crate) enum LoadError {
     #[error("maps cannot be made: {0}")]
     Object(String),
     #[error("no program {0} in the object")]
@@ -69,19 +108,31 @@ pub(super) enum LoadError {
     NoMap(&'static str),
     #[error("kernel BTF cannot be read: {0}")]
     Btf(String),
-    #[error("the kernel refused the program: {0}")]
-    Refused(String),
-    #[error("it cannot be attached: {0}")]
-    Attach(String),
+    #[error("the kernel refused the program{of}: {why}")]
+    Refused { of: String, why: String },
+    #[error("it cannot be attached{of}: {why}")]
+    Attach { of: String, why: String },
     #[error("map {0}: {1}")]
     Map(&'static str, io::Error),
 }
 
+/// The kernel's types for programs that are checked against them: parsed when first needed, and kept for as long as
+/// programs are loaded, as they take some 30 MB.
+#[derive(Default)]
+pub(super) struct KernelTypes(OnceCell<Result<aya::Btf, String>>);
+
+impl KernelTypes {
+    fn get(&self) -> Result<&aya::Btf, LoadError> {
+        self.0
+            .get_or_init(|| aya::Btf::from_sys_fs().map_err(|error| chain(&error)))
+            .as_ref()
+            .map_err(|why| LoadError::Btf(why.clone()))
+    }
+}
+
 /// The loaded object. Dropping it detaches everything.
-pub(super) struct Object {
+pub(crate) struct Object {
     ebpf: Ebpf,
-    /// Types for `tp_btf`, parsed when first needed and let go with [`Object::done`]: it takes some 30 MB.
-    kernel_types: Option<aya::Btf>,
     cpus: usize,
 }
 
@@ -89,8 +140,6 @@ impl Object {
     /// Makes the maps. No program is loaded yet.
     pub(super) fn new(btf: &BtfFacts, settings: &Settings) -> Result<Self, LoadError> {
         let fields: Vec<(&str, [u8; 8])> = btf.fields.iter().map(|(name, field)| (*name, bytes(field))).collect();
-        let [only_listed, stacks, doubt] =
-            [settings.only_listed, settings.stacks, settings.doubt_null_checks].map(u32::from);
         let mut loader = EbpfLoader::new();
         // No relocations are asked for, so the kernel's types need not be parsed for them.
         loader.btf(None);
@@ -100,52 +149,102 @@ impl Object {
         for (name, number) in &btf.arguments {
             loader.override_global(name, number, false);
         }
-        loader
-            .override_global("REASONS", settings.reasons.as_slice(), true)
-            .override_global("ONLY_LISTED", &only_listed, true)
-            .override_global("STACKS", &stacks, true)
-            .override_global("DOUBT_NULL_CHECKS", &doubt, true)
-            .override_global("EVENT_INTERVAL_NS", &settings.event_interval_ns, true)
-            .override_global("EVENT_BURST_NS", &settings.event_burst_ns, true)
-            .map_max_entries("EVENTS", settings.ring_bytes)
-            .map_max_entries("COUNTS", settings.count_keys);
+        for (name, value) in &settings.globals {
+            loader.override_global(name, value.as_slice(), true);
+        }
+        for (name, value) in &settings.common {
+            loader.override_global(name, value.as_slice(), false);
+        }
+        for (name, entries) in &settings.maps {
+            loader.map_max_entries(name, *entries);
+        }
         let ebpf = loader.load(OBJECT).map_err(|error| LoadError::Object(chain(&error)))?;
         let cpus = aya::util::nr_cpus().map_err(|(what, error)| LoadError::Object(format!("{what}: {error}")))?;
-        Ok(Self {
-            ebpf,
-            kernel_types: None,
-            cpus,
-        })
+        Ok(Self { ebpf, cpus })
     }
 
-    /// Loads the signal's program for that rung and attaches it.
-    pub(super) fn attach(&mut self, signal: &Signal, rung: Rung) -> Result<(), LoadError> {
-        let name = signal
-            .rungs
-            .iter()
-            .find(|(r, _)| *r == rung)
-            .map_or("", |(_, program)| program);
-        let refused = |error: ProgramError| LoadError::Refused(refusal(&error));
-        let attach = |error: ProgramError| LoadError::Attach(chain(&error));
-        if rung == Rung::TpBtf && self.kernel_types.is_none() {
-            let types = aya::Btf::from_sys_fs().map_err(|error| LoadError::Btf(chain(&error)))?;
-            self.kernel_types = Some(types);
-        }
-        match (self.ebpf.program_mut(name), rung) {
-            (Some(Program::BtfTracePoint(program)), Rung::TpBtf) => {
-                attach_typed(program, signal.tracepoint, self.kernel_types.as_ref(), refused, attach)
+    /// Loads the step's programs and attaches them: all, or none stays.
+    pub(super) fn attach(&mut self, step: &Step, types: &KernelTypes) -> Result<(), LoadError> {
+        for (at, hook) in step.hooks.iter().enumerate() {
+            let several = if step.hooks.len() > 1 {
+                format!(" {}", hook.0)
+            } else {
+                String::new()
+            };
+            if let Err(error) = self.attach_one(hook, &several, types) {
+                for hook in &step.hooks[..=at] {
+                    self.unload(hook);
+                }
+                return Err(error);
             }
-            (Some(Program::RawTracePoint(program)), Rung::RawTracepoint) => {
+        }
+        Ok(())
+    }
+
+    fn attach_one(&mut self, hook: &Hook, of: &str, types: &KernelTypes) -> Result<(), LoadError> {
+        let Hook(name, at) = *hook;
+        let refused = |error: ProgramError| LoadError::Refused {
+            of: of.to_owned(),
+            why: refusal(&error),
+        };
+        let attach = |error: ProgramError| LoadError::Attach {
+            of: of.to_owned(),
+            why: chain(&error),
+        };
+        let program = self.ebpf.program_mut(name).ok_or(LoadError::NoProgram(name))?;
+        match (program, at) {
+            (Program::BtfTracePoint(program), Attach::TpBtf(tracepoint)) => {
+                program.load(tracepoint, types.get()?).map_err(refused)?;
+                program.attach().map(drop).map_err(attach)
+            }
+            (Program::RawTracePoint(program), Attach::RawTracepoint(tracepoint)) => {
                 program.load().map_err(refused)?;
-                program.attach(signal.tracepoint).map(drop).map_err(attach)
+                program.attach(tracepoint).map(drop).map_err(attach)
             }
-            _ => Err(LoadError::NoProgram(signal.name)),
+            (Program::FEntry(program), Attach::Fentry(functions)) => {
+                let types = types.get()?;
+                first(functions, |function| program.load(function, types)).map_err(refused)?;
+                program.attach().map(drop).map_err(attach)
+            }
+            (Program::FExit(program), Attach::Fexit(functions)) => {
+                let types = types.get()?;
+                first(functions, |function| program.load(function, types)).map_err(refused)?;
+                program.attach().map(drop).map_err(attach)
+            }
+            (Program::KProbe(program), Attach::Kprobe(functions) | Attach::Kretprobe(functions)) => {
+                program.load().map_err(refused)?;
+                first(functions, |function| program.attach(function, 0).map(drop)).map_err(attach)
+            }
+            _ => Err(LoadError::NoProgram(name)),
         }
     }
 
-    /// Lets go of what only loading needed.
-    pub(super) fn done(&mut self) {
-        self.kernel_types = None;
+    /// Detaches a program and lets it go, if it was loaded.
+    fn unload(&mut self, hook: &Hook) {
+        // An error means that there was nothing to let go.
+        let _ = match self.ebpf.program_mut(hook.0) {
+            Some(Program::BtfTracePoint(program)) => program.unload(),
+            Some(Program::RawTracePoint(program)) => program.unload(),
+            Some(Program::FEntry(program)) => program.unload(),
+            Some(Program::FExit(program)) => program.unload(),
+            Some(Program::KProbe(program)) => program.unload(),
+            _ => Ok(()),
+        };
+    }
+
+    pub(super) fn detach(&mut self, step: &Step) {
+        for hook in step.hooks {
+            self.unload(hook);
+        }
+    }
+
+    /// Lets go of what only loading needed, and of the maps of probes that do not run. No program may be loaded after.
+    pub(super) fn done(&mut self, running: &HashSet<&'static str>) {
+        for probe in probes::ALL.iter().filter(|probe| !running.contains(probe.spec.name)) {
+            for (name, _) in probe.maps {
+                drop(self.ebpf.take_map(name));
+            }
+        }
         // SAFETY: malloc_trim takes no pointers and may be called at any time.
         #[cfg(target_env = "gnu")]
         unsafe {
@@ -153,56 +252,87 @@ impl Object {
         }
     }
 
-    /// Counters of the signal's program on that rung.
-    pub(super) fn counters(&self, signal: &Signal, rung: Rung) -> io::Result<ProgramCounters> {
-        let name = signal
-            .rungs
-            .iter()
-            .find(|(r, _)| *r == rung)
-            .map_or("", |(_, program)| program);
-        let program = self
-            .ebpf
-            .program(name)
-            .ok_or_else(|| io::Error::other("no such program"))?;
-        let fd = match program {
-            Program::BtfTracePoint(program) => program.fd(),
-            Program::RawTracePoint(program) => program.fd(),
-            _ => return Err(io::Error::other("no such program")),
-        };
-        program_counters(fd.map_err(io::Error::other)?.as_fd())
+    /// Counters of the step's programs, added up.
+    pub(super) fn counters(&self, step: &Step) -> io::Result<ProgramCounters> {
+        let mut sum = ProgramCounters::default();
+        for Hook(name, _) in step.hooks {
+            let fd = match self.ebpf.program(name) {
+                Some(Program::BtfTracePoint(program)) => program.fd(),
+                Some(Program::RawTracePoint(program)) => program.fd(),
+                Some(Program::FEntry(program)) => program.fd(),
+                Some(Program::FExit(program)) => program.fd(),
+                Some(Program::KProbe(program)) => program.fd(),
+                _ => return Err(io::Error::other("no such program")),
+            };
+            let one = program_counters(fd.map_err(io::Error::other)?.as_fd())?;
+            sum.misses += one.misses;
+            sum.runs += one.runs;
+            sum.run_time_ns += one.run_time_ns;
+        }
+        Ok(sum)
     }
 
+    /// The map of that name. Its types are the probe's word.
     pub(super) fn map<K, V>(&self, name: &'static str) -> Result<RawMap<K, V>, LoadError>
     where
         K: FromBytes + IntoBytes + Immutable + Copy,
         V: FromBytes + IntoBytes + Immutable + Copy,
     {
-        let (data, copies): (&MapData, usize) = match self.ebpf.map(name) {
-            Some(Map::HashMap(data)) => (data, 1),
-            Some(Map::PerCpuHashMap(data) | Map::PerCpuArray(data)) => (data, self.cpus),
-            _ => return Err(LoadError::NoMap(name)),
+        let map = self.ebpf.map(name).ok_or(LoadError::NoMap(name))?;
+        let copies = match map {
+            Map::PerCpuHashMap(_) | Map::PerCpuArray(_) | Map::PerCpuLruHashMap(_) => self.cpus,
+            _ => 1,
         };
-        let fd: BorrowedFd<'_> = data.fd().as_fd();
+        let fd: BorrowedFd<'_> = data(map).ok_or(LoadError::NoMap(name))?.fd().as_fd();
         RawMap::new(fd, copies).map_err(|error| LoadError::Map(name, error))
     }
 
-    /// The ring, once.
-    pub(super) fn take_ring(&mut self) -> Result<RingBuf<MapData>, LoadError> {
-        let map = self.ebpf.take_map("EVENTS").ok_or(LoadError::NoMap("EVENTS"))?;
+    /// A ring, once.
+    pub(super) fn take_ring(&mut self, name: &'static str) -> Result<RingBuf<MapData>, LoadError> {
+        let map = self.ebpf.take_map(name).ok_or(LoadError::NoMap(name))?;
         RingBuf::try_from(map).map_err(|error| LoadError::Object(chain(&error)))
+    }
+
+    /// Memory of all maps, as the kernel tells it.
+    pub(super) fn map_bytes(&self) -> u64 {
+        let fds = self.ebpf.maps().filter_map(|(_, map)| Some(data(map)?.fd().as_fd()));
+        fds.filter_map(|fd| memlock(&std::fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd())).ok()?))
+            .sum()
     }
 }
 
-fn attach_typed(
-    program: &mut BtfTracePoint,
-    tracepoint: &str,
-    types: Option<&aya::Btf>,
-    refused: impl Fn(ProgramError) -> LoadError,
-    attach: impl Fn(ProgramError) -> LoadError,
-) -> Result<(), LoadError> {
-    let types = types.ok_or_else(|| LoadError::Btf("not parsed".into()))?;
-    program.load(tracepoint, types).map_err(refused)?;
-    program.attach().map(drop).map_err(attach)
+/// The line `memlock:` of a map, in bytes.
+fn memlock(fdinfo: &str) -> Option<u64> {
+    let line = fdinfo.lines().find_map(|line| line.strip_prefix("memlock:"))?;
+    line.trim().parse().ok()
+}
+
+fn data(map: &Map) -> Option<&MapData> {
+    match map {
+        Map::Array(data)
+        | Map::HashMap(data)
+        | Map::LruHashMap(data)
+        | Map::PerCpuArray(data)
+        | Map::PerCpuHashMap(data)
+        | Map::PerCpuLruHashMap(data)
+        | Map::RingBuf(data) => Some(data),
+        _ => None,
+    }
+}
+
+/// The first function that this kernel has and permits; else why not the last.
+fn first(
+    functions: &[&'static str],
+    mut try_one: impl FnMut(&'static str) -> Result<(), ProgramError>,
+) -> Result<(), ProgramError> {
+    let mut result = Ok(());
+    for function in functions {
+        result = try_one(function);
+        if result.is_ok() {
+            break;
+        }
+    }
+    result
 }
 
 /// As it lies in the programs' memory.
@@ -243,4 +373,76 @@ fn chain(error: &dyn std::error::Error) -> String {
         source = cause.source();
     }
     text.lines().map(str::trim).collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernels_word_on_a_maps_memory_is_read() {
+        assert_eq!(memlock("pos:\t0\nmemlock:\t1048576\nfrozen:\t0\n"), Some(1_048_576));
+        assert_eq!(memlock("pos:\t0\n"), None);
+    }
+
+    /// Also where the kernel has nothing to attach them to.
+    #[test]
+    fn the_verifier_takes_every_program_for_kprobes() {
+        let config = Config::default();
+        let (facts, btf) = super::super::facts::gather(&config);
+        let Ok(btf_facts) = &facts.btf else {
+            println!("SKIPPED: no BTF");
+            return;
+        };
+        let mut settings = Settings::new(&config, &facts, probes::ALL, 1);
+        let symbols = std::sync::Arc::new(super::super::symbols::Symbols::new(&config.host.proc));
+        for probe in probes::ALL {
+            settings.add(super::super::engine::set_up(probe, &config, btf.as_ref(), &symbols).globals);
+        }
+        let mut object = match Object::new(btf_facts, &settings) {
+            Ok(object) => object,
+            Err(error) => {
+                println!("SKIPPED: {error}");
+                return;
+            }
+        };
+        for hook in probes::signals()
+            .flat_map(|signal| signal.steps)
+            .flat_map(|step| step.hooks)
+        {
+            if !matches!(hook.1, Attach::Kprobe(_) | Attach::Kretprobe(_)) {
+                continue;
+            }
+            let Some(Program::KProbe(program)) = object.ebpf.program_mut(hook.0) else {
+                panic!("no program {} for a kprobe", hook.0);
+            };
+            match program.load() {
+                Ok(()) => {}
+                Err(ProgramError::LoadError { io_error, verifier_log }) if verifier_log.to_string().is_empty() => {
+                    println!("SKIPPED: {}: {io_error}", hook.0);
+                }
+                Err(error) => panic!("{}: {}", hook.0, chain(&error)),
+            }
+        }
+    }
+
+    #[test]
+    fn of_several_names_the_first_that_works_is_taken() {
+        let tried = std::cell::RefCell::new(Vec::new());
+        let attempt = |good: &'static str| {
+            tried.borrow_mut().clear();
+            first(&["a", "b", "c"], |name| {
+                tried.borrow_mut().push(name);
+                if name == good {
+                    Ok(())
+                } else {
+                    Err(ProgramError::NotLoaded)
+                }
+            })
+        };
+        assert!(attempt("b").is_ok());
+        assert_eq!(*tried.borrow(), ["a", "b"]);
+        assert!(attempt("x").is_err());
+        assert_eq!(*tried.borrow(), ["a", "b", "c"]);
+    }
 }

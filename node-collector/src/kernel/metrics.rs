@@ -2,9 +2,11 @@
 
 use sonde_common::prom::{Number, Page, Type};
 
-use super::{KernelStatus, SignalReport};
+use super::{KernelStatus, ProbeReport, SignalReport};
 
 type Family = (&'static str, &'static str, fn(&SignalReport) -> Number);
+
+type ProbeFamily = (&'static str, Type, &'static str, fn(&ProbeReport) -> u64);
 
 const SIGNAL_FAMILIES: [Family; 6] = [
     (
@@ -73,36 +75,45 @@ pub(super) fn write(status: &KernelStatus, page: &mut Page) {
         (
             "sonde_collector_ebpf_namespaces",
             "Network namespaces that the kernel side knows",
-            status.namespaces,
+            status.namespaces as u64,
         ),
         (
-            "sonde_collector_ebpf_drop_sites",
-            "Kinds of drops seen so far",
-            status.sites,
-        ),
-        (
-            "sonde_collector_ebpf_count_keys",
-            "Keys in the map of counts",
-            status.count_keys,
+            "sonde_collector_ebpf_map_bytes",
+            "Memory of all maps of the kernel side",
+            status.map_bytes,
         ),
     ];
     for (name, help, value) in gauges {
         page.single(name, Type::Gauge, help, value);
     }
-    let counters = [
+    for gauge in status.probes.iter().flat_map(|report| &report.gauges) {
+        page.single(gauge.name, Type::Gauge, gauge.help, gauge.value);
+    }
+    let families: [ProbeFamily; 3] = [
         (
-            "sonde_collector_ebpf_unknown_drops_total",
-            "Drops in network namespaces that belong to no pod",
-            status.unknown_drops,
+            "sonde_collector_ebpf_count_keys",
+            Type::Gauge,
+            "Keys in the probe's maps of counts",
+            |report| report.keys as u64,
         ),
         (
-            "sonde_collector_ebpf_uncounted_drops_total",
-            "Drops counted under no key as the map of counts was full",
-            status.uncounted_drops,
+            "sonde_collector_ebpf_unknown_total",
+            Type::Counter,
+            "Counted in network namespaces that belong to no pod",
+            |report| report.unknown,
+        ),
+        (
+            "sonde_collector_ebpf_uncounted_total",
+            Type::Counter,
+            "Counted under no key as the probe's map of counts was full",
+            |report| report.uncounted,
         ),
     ];
-    for (name, help, value) in counters {
-        page.single(name, Type::Counter, help, value);
+    for (name, kind, help, value) in families {
+        page.family(name, kind, help);
+        for report in &status.probes {
+            page.sample(name, &[("probe", report.probe)], value(report));
+        }
     }
 }
 
@@ -117,6 +128,7 @@ mod tests {
             name: "packetloss.count",
             rung: Some("tp_btf"),
             reason: String::new(),
+            chosen: false,
         };
         let report = SignalReport {
             signal,

@@ -17,19 +17,25 @@ use crate::table::Table;
 mod attribute;
 mod btf;
 mod clock;
-mod counts;
+mod connection;
+mod counted;
 mod doctor;
 mod engine;
 mod facts;
 mod gaps;
+#[cfg_attr(not(test), expect(dead_code, reason = "for the probes of latencies"))]
+mod latency;
 mod listing;
 mod load;
 mod metrics;
 mod plan;
+mod probe;
+pub(crate) mod probes;
 mod reasons;
+mod record;
 mod ring;
 mod sites;
-mod symbols;
+pub(crate) mod symbols;
 mod sys;
 
 #[cfg(test)]
@@ -40,7 +46,7 @@ pub use clock::{Clock, clock};
 pub use doctor::{DoctorReport, doctor};
 
 use engine::Engine;
-use plan::{Rung, SIGNALS, Signal, plan};
+use plan::{Rung, Signal, plan};
 
 /// What one signal (a probe's counts, or its events) runs on, for the log, `/status` and `doctor`.
 #[derive(Clone, Debug, Serialize)]
@@ -52,6 +58,9 @@ pub struct SignalStatus {
     pub rung: Option<&'static str>,
     /// Why it is off, or why no better rung was taken. Empty: it runs on the best one.
     pub reason: String,
+    /// It is off as the configuration has it so: nothing is missing.
+    #[serde(skip)]
+    pub chosen: bool,
 }
 
 /// What `/status` says of the kernel side.
@@ -65,13 +74,34 @@ pub struct KernelStatus {
     pub kallsyms: String,
     /// Namespaces of pods and node that the kernel side knows.
     pub namespaces: usize,
-    /// Kinds of drops seen so far.
-    pub sites: usize,
-    pub count_keys: usize,
-    /// Drops in namespaces that belong to no pod: in no row.
-    pub unknown_drops: u64,
-    /// Drops that were counted under no key as the map was full.
-    pub uncounted_drops: u64,
+    /// Memory of all maps.
+    pub map_bytes: u64,
+    /// Probes of which at least one signal runs.
+    pub probes: Vec<ProbeReport>,
+}
+
+/// What a probe's maps hold.
+#[derive(Clone, Debug, Serialize)]
+pub struct ProbeReport {
+    pub probe: &'static str,
+    /// Keys in its maps.
+    pub keys: usize,
+    /// Counted in namespaces that belong to no pod: in no row.
+    pub unknown: u64,
+    /// Counted under no key as the map was full.
+    pub uncounted: u64,
+    /// Figures of its own.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub gauges: Vec<Gauge>,
+}
+
+/// A figure that only one probe has.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Gauge {
+    pub name: &'static str,
+    #[serde(skip)]
+    pub help: &'static str,
+    pub value: u64,
 }
 
 /// Counters since start.
@@ -95,7 +125,8 @@ pub struct SignalReport {
 
 /// All loaded programs. Dropping it detaches them and ends the ring's thread.
 pub struct Kernel {
-    signals: Vec<(&'static Signal, Option<Rung>, SignalStatus)>,
+    /// With the place of the step that each runs on.
+    signals: Vec<(&'static Signal, Option<usize>, SignalStatus)>,
     engine: Option<Engine>,
     btf: Option<String>,
     /// What the last round found, for `status` and metrics between rounds.
@@ -119,11 +150,12 @@ impl Kernel {
         let (facts, btf) = facts::gather(config);
         let mut wanted = Vec::new();
         let mut signals = Vec::new();
-        for signal in SIGNALS {
+        for signal in probes::signals() {
             let mut decision = plan(signal, &facts, config);
-            decision.candidates.retain(|rung| allowed(*rung));
+            decision.candidates.retain(|at| allowed(signal.steps[*at].rung));
             if decision.candidates.is_empty() {
-                signals.push((signal, None, status_of(signal, None, decision.reason(None))));
+                let reason = decision.reason(signal, None);
+                signals.push((signal, None, status_of(signal, None, reason, decision.chosen)));
             } else {
                 wanted.push((signal, decision));
             }
@@ -135,7 +167,7 @@ impl Kernel {
             signals.extend(
                 results
                     .into_iter()
-                    .map(|(signal, rung, why)| (signal, rung, status_of(signal, rung, why))),
+                    .map(|(signal, step, why)| (signal, step, status_of(signal, step, why, false))),
             );
         }
         signals.sort_by_key(|(signal, _, _)| signal.name);
@@ -168,7 +200,7 @@ impl Kernel {
         let running: Vec<_> = self
             .signals
             .iter()
-            .filter_map(|(signal, rung, _)| Some((*signal, (*rung)?)))
+            .filter_map(|(signal, step, _)| Some((*signal, (*step)?)))
             .collect();
         engine.read(time_ns, index, &running, &mut self.last.lock())
     }
@@ -180,39 +212,42 @@ impl Kernel {
             signals: self
                 .signals
                 .iter()
-                .map(|(signal, rung, status)| self.report(signal, *rung, status, &last))
+                .map(|(signal, step, status)| self.report(signal, *step, status, &last))
                 .collect(),
             btf: self.btf.clone(),
             kallsyms: engine.map_or_else(|| "not read".to_owned(), Engine::symbols),
             namespaces: engine.map_or(0, Engine::namespaces),
-            sites: engine.map_or(0, Engine::sites),
-            count_keys: engine.map_or(0, Engine::count_keys),
-            unknown_drops: engine.map_or(0, Engine::unknown_drops),
-            uncounted_drops: last.uncounted,
+            map_bytes: engine.map_or(0, Engine::map_bytes),
+            probes: engine
+                .into_iter()
+                .flat_map(Engine::standings)
+                .map(|(probe, standing, gauges)| ProbeReport {
+                    probe: probe.spec.name,
+                    keys: standing.keys,
+                    unknown: standing.unknown,
+                    uncounted: probe.uncounted.map_or(0, |(at, _)| last.uncounted[at]),
+                    gauges,
+                })
+                .collect(),
         }
     }
 
-    fn report(&self, signal: &Signal, rung: Option<Rung>, status: &SignalStatus, last: &gaps::Totals) -> SignalReport {
-        let counters = match (&self.engine, rung) {
-            (Some(engine), Some(rung)) => engine.program(signal, rung),
-            _ => sys::ProgramCounters::default(),
-        };
-        let mut report = SignalReport {
+    fn report(&self, signal: &Signal, step: Option<usize>, status: &SignalStatus, last: &gaps::Totals) -> SignalReport {
+        let running = self.engine.as_ref().zip(step);
+        let counters = running.map_or_else(Default::default, |(engine, step)| engine.program(signal, step));
+        let sum = |of: &dyn Fn(usize) -> u64| signal.buckets.iter().map(|bucket| of(bucket.position)).sum();
+        let ring = running.map(|(engine, _)| engine.ring_counters());
+        let bad_records = last.bad_records.get(signal.probe).copied().unwrap_or(0);
+        SignalReport {
             signal: status.clone(),
-            events: 0,
-            suppressed: 0,
-            ring_lost: 0,
-            bad_records: 0,
+            events: ring.map_or(0, |ring| sum(&|at| ring.events(at))),
+            suppressed: sum(&|at| last.suppressed[at]),
+            ring_lost: sum(&|at| last.ring_lost[at]),
+            bad_records: if signal.buckets.is_empty() { 0 } else { bad_records },
             misses: counters.misses,
             runs: counters.runs,
             run_time_ns: counters.run_time_ns,
-        };
-        if let Some(engine) = self.engine.as_ref().filter(|_| signal.events) {
-            let (events, bad_records) = engine.ring_counters();
-            (report.events, report.bad_records) = (events, bad_records);
-            (report.suppressed, report.ring_lost) = (last.suppressed, last.ring_lost);
         }
-        report
     }
 
     /// Families `sonde_collector_ebpf_*`.
@@ -221,14 +256,12 @@ impl Kernel {
     }
 }
 
-fn status_of(signal: &Signal, rung: Option<Rung>, reason: String) -> SignalStatus {
-    match rung {
-        Some(rung) => tracing::info!(signal = signal.name, rung = rung.name(), %reason, "kernel signal on"),
-        None => tracing::warn!(signal = signal.name, %reason, "kernel signal off"),
-    }
+fn status_of(signal: &Signal, step: Option<usize>, reason: String, chosen: bool) -> SignalStatus {
+    let rung = step.map(|at| signal.steps[at].rung.name());
     SignalStatus {
         name: signal.name,
-        rung: rung.map(Rung::name),
+        rung,
         reason,
+        chosen,
     }
 }

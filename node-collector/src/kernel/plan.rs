@@ -3,16 +3,22 @@
 use serde::Serialize;
 use sonde_common::config::{Config, Switch};
 
-use super::facts::{Answer, CAP_BPF, CAP_PERFMON, CAP_SYS_ADMIN, CAP_SYS_RESOURCE, Facts, Release};
+use super::facts::{Answer, BtfFacts, CAP_BPF, CAP_PERFMON, CAP_SYS_ADMIN, CAP_SYS_RESOURCE, Facts, Release};
+use super::probe::ProbeSettings;
+use super::probes;
 
 /// A way to hook into the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub(super) enum Rung {
+pub(crate) enum Rung {
     /// A tracepoint whose arguments the verifier knows by type: fields are plain loads.
     TpBtf,
     /// The same tracepoint, every field read through a helper.
     RawTracepoint,
+    /// Entry and exit of functions, whose arguments the verifier knows by type.
+    Fentry,
+    /// Entry and exit of functions, by breakpoint.
+    Kprobe,
 }
 
 impl Rung {
@@ -20,66 +26,101 @@ impl Rung {
         match self {
             Self::TpBtf => "tp_btf",
             Self::RawTracepoint => "raw_tracepoint",
+            Self::Fentry => "fentry",
+            Self::Kprobe => "kprobe",
         }
     }
 }
 
-/// Something to learn from the kernel, and the ways to it, best first.
-#[derive(Debug)]
-pub(super) struct Signal {
-    pub name: &'static str,
-    pub probe: &'static str,
-    /// Whether it makes events, which `probes.NAME.events` turns off.
-    pub events: bool,
-    pub tracepoint: &'static str,
-    /// Rung and name of its program in the object.
-    pub rungs: &'static [(Rung, &'static str)],
-    /// Fields and arguments without which it would say wrong things.
-    pub needs: &'static [&'static str],
+/// Where a program is attached. Functions are given by all names that kernels have for them: the first that is there
+/// is taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(not(test), expect(dead_code, reason = "probes that hook functions come one by one"))]
+pub(crate) enum Attach {
+    TpBtf(&'static str),
+    RawTracepoint(&'static str),
+    Fentry(&'static [&'static str]),
+    Fexit(&'static [&'static str]),
+    Kprobe(&'static [&'static str]),
+    Kretprobe(&'static [&'static str]),
 }
 
-pub(super) const SIGNALS: [&Signal; 2] = [&PACKETLOSS_COUNT, &PACKETLOSS_EVENTS];
+/// A program of the object by name, and where it goes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Hook(pub &'static str, pub Attach);
 
-pub(super) const PACKETLOSS_COUNT: Signal = Signal {
-    name: "packetloss.count",
-    probe: "packetloss",
-    events: false,
-    tracepoint: "kfree_skb",
-    rungs: &[(Rung::TpBtf, "drop_count_btf"), (Rung::RawTracepoint, "drop_count_raw")],
-    needs: PACKETLOSS_NEEDS,
-};
+/// One way to a signal: all its programs, or none of them.
+#[derive(Debug)]
+pub(crate) struct Step {
+    pub rung: Rung,
+    pub hooks: &'static [Hook],
+    /// Fields and arguments without which this way would say wrong things.
+    pub needs: &'static [&'static str],
+    /// What else stands against it on this host; `None`: nothing.
+    pub unfit: fn(&Facts) -> Option<String>,
+}
 
-pub(super) const PACKETLOSS_EVENTS: Signal = Signal {
-    name: "packetloss.events",
-    probe: "packetloss",
-    events: true,
-    tracepoint: "kfree_skb",
-    rungs: &[(Rung::TpBtf, "drop_event_btf"), (Rung::RawTracepoint, "drop_event_raw")],
-    needs: PACKETLOSS_NEEDS,
-};
+impl Step {
+    pub(crate) const fn new(rung: Rung, hooks: &'static [Hook]) -> Self {
+        Self {
+            rung,
+            hooks,
+            needs: &[],
+            unfit: |_| None,
+        }
+    }
+}
 
-const PACKETLOSS_NEEDS: &[&str] = &[
-    "KFREE_SKB_SKB",
-    "KFREE_SKB_LOCATION",
-    "SKB_DEV",
-    "SKB_SK",
-    "SKB_HEAD",
-    "SKB_NETWORK_HEADER",
-    "SKB_PROTOCOL",
-    "DEV_NET",
-    "SOCK_NET",
-    "NET_INODE",
-];
+/// A type of events that a signal makes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bucket {
+    /// Position in `sonde_ebpf_common::limit`.
+    pub position: usize,
+    /// What is missing when its token bucket held some back, for gaps.
+    pub held: &'static str,
+}
 
-/// What was decided for a signal.
+/// Something to learn from the kernel, and the ways to it, best first.
+#[derive(Debug)]
+pub(crate) struct Signal {
+    pub name: &'static str,
+    pub probe: &'static str,
+    /// Whether rows come from it.
+    pub rows: bool,
+    /// Events that it makes. With some and no rows, `probes.NAME.events` turns it off.
+    pub buckets: &'static [Bucket],
+    pub steps: &'static [Step],
+    /// Fields and arguments that every step needs.
+    pub needs: &'static [&'static str],
+    /// What is missing when the kernel skipped a run of it, for gaps.
+    pub missed: &'static str,
+    /// Makes it happen on this host, for `doctor`; its reader must then see something.
+    pub provoke: Option<fn() -> std::io::Result<()>>,
+}
+
+impl Signal {
+    /// It makes events and nothing else.
+    pub(super) const fn only_events(&self) -> bool {
+        !self.rows && !self.buckets.is_empty()
+    }
+
+    pub(super) fn settings(&self, config: &Config) -> ProbeSettings {
+        let defaults = probes::find(self.probe).map_or(super::probe::Defaults::ON, |probe| probe.defaults);
+        defaults.with(config, self.probe)
+    }
+}
+
+/// What was decided for a signal. Steps by their place in [`Signal::steps`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Decision {
-    /// Rungs to try in this order. Empty: off.
-    pub candidates: Vec<Rung>,
-    /// Rungs not to be tried, and why.
-    pub rejected: Vec<(Rung, String)>,
-    /// Why no rung can be had at all, before any is looked at.
+    /// Steps to try in this order. Empty: off.
+    pub candidates: Vec<usize>,
+    /// Steps not to be tried, and why.
+    pub rejected: Vec<(usize, String)>,
+    /// Why no step can be had at all, before any is looked at.
     pub off: Option<String>,
+    /// It is off as the configuration has it so, and not for want of anything.
+    pub chosen: bool,
 }
 
 impl Decision {
@@ -88,17 +129,34 @@ impl Decision {
             candidates: Vec::new(),
             rejected: Vec::new(),
             off: Some(why.into()),
+            chosen: false,
         }
     }
 
-    /// One line for why a better rung than `taken` was not to be had, or none at all.
-    pub(super) fn reason(&self, taken: Option<Rung>) -> String {
+    fn off_by_choice(why: impl Into<String>) -> Self {
+        Self {
+            chosen: true,
+            ..Self::off(why)
+        }
+    }
+
+    /// The kernel did not take it.
+    pub(super) fn reject(&mut self, at: usize, why: String) {
+        let place = self.rejected.partition_point(|(other, _)| *other < at);
+        self.rejected.insert(place, (at, why));
+    }
+
+    /// One line for why a better step than `taken` was not to be had, or none at all.
+    pub(super) fn reason(&self, signal: &Signal, taken: Option<usize>) -> String {
         if let Some(why) = &self.off {
             return why.clone();
         }
-        let better = self.rejected.iter().take_while(|(rung, _)| Some(*rung) != taken);
+        let better = self
+            .rejected
+            .iter()
+            .filter(|(at, _)| taken.is_none_or(|taken| *at < taken));
         better
-            .map(|(rung, why)| format!("{}: {why}", rung.name()))
+            .map(|(at, why)| format!("{}: {why}", signal.steps[*at].rung.name()))
             .collect::<Vec<_>>()
             .join("; ")
     }
@@ -106,30 +164,46 @@ impl Decision {
 
 pub(super) fn plan(signal: &Signal, facts: &Facts, config: &Config) -> Decision {
     if config.kernel.ebpf == Switch::Off {
-        return Decision::off("kernel.ebpf is off");
+        return Decision::off_by_choice("kernel.ebpf is off");
     }
-    let probe = config.probes.get(signal.probe).cloned().unwrap_or_default();
+    let probe = signal.settings(config);
     if !probe.enabled {
-        return Decision::off(format!("probes.{}.enabled is false", signal.probe));
+        let said = config
+            .probes
+            .get(signal.probe)
+            .is_some_and(|said| said.enabled.is_some());
+        return Decision::off_by_choice(match said {
+            true => format!("probes.{}.enabled is false", signal.probe),
+            false => format!("probes.{}.enabled is not set, and it is off by default", signal.probe),
+        });
     }
-    if signal.events && !probe.events {
-        return Decision::off(format!("probes.{}.events is false", signal.probe));
+    if signal.only_events() && !probe.events {
+        return Decision::off_by_choice(format!("probes.{}.events is false", signal.probe));
     }
     if let Some(why) = forbidden(facts) {
         return Decision::off(why);
     }
-    if let Some(why) = misses(signal, facts) {
+    let btf = match &facts.btf {
+        Ok(btf) => btf,
+        Err(why) => {
+            return Decision::off(format!(
+                "no BTF to find kernel fields by: {why} (kernel.btf_path may name a file)"
+            ));
+        }
+    };
+    if let Some(why) = misses(btf, signal.needs) {
         return Decision::off(why);
     }
     let mut decision = Decision {
         candidates: Vec::new(),
         rejected: Vec::new(),
         off: None,
+        chosen: false,
     };
-    for (rung, _) in signal.rungs {
-        match unfit(*rung, signal, facts) {
-            None => decision.candidates.push(*rung),
-            Some(why) => decision.rejected.push((*rung, why)),
+    for (at, step) in signal.steps.iter().enumerate() {
+        match unfit(step, btf, facts) {
+            None => decision.candidates.push(at),
+            Some(why) => decision.rejected.push((at, why)),
         }
     }
     decision
@@ -168,33 +242,88 @@ fn forbidden(facts: &Facts) -> Option<String> {
 /// The ring buffer, and `bpf_probe_read_kernel` with typed tracepoints shortly before it.
 const OLDEST: Release = Release(5, 8);
 
-fn misses(signal: &Signal, facts: &Facts) -> Option<String> {
-    let btf = match &facts.btf {
-        Ok(btf) => btf,
-        Err(why) => {
-            return Some(format!(
-                "no BTF to find kernel fields by: {why} (kernel.btf_path may name a file)"
-            ));
-        }
-    };
-    if !btf.tracepoints.contains(&signal.tracepoint) {
-        return Some(format!("the kernel has no tracepoint {}", signal.tracepoint));
-    }
-    let (_, why) = btf.absent.iter().find(|(symbol, _)| signal.needs.contains(symbol))?;
+fn misses(btf: &BtfFacts, needs: &[&str]) -> Option<String> {
+    let (_, why) = btf.absent.iter().find(|(symbol, _)| needs.contains(symbol))?;
     Some(format!("the kernel's types are not as expected: {why}"))
 }
 
-fn unfit(rung: Rung, _signal: &Signal, facts: &Facts) -> Option<String> {
-    match (rung, &facts.kernel_btf) {
-        (Rung::TpBtf, Answer::No(why)) => Some(format!("the kernel has no BTF of its own: {why}")),
+fn unfit(step: &Step, btf: &BtfFacts, facts: &Facts) -> Option<String> {
+    step.hooks
+        .iter()
+        .find_map(|hook| cannot_hook(hook.1, btf, facts))
+        .or_else(|| misses(btf, step.needs))
+        .or_else(|| (step.unfit)(facts))
+}
+
+/// Only a certain "no". Whether the kernel takes programs at functions is told by trying.
+fn cannot_hook(attach: Attach, btf: &BtfFacts, facts: &Facts) -> Option<String> {
+    let typed = || match &facts.kernel_btf {
+        Answer::No(why) => Some(format!("the kernel has no BTF of its own: {why}")),
         _ => None,
+    };
+    let tracepoint = |name| {
+        let absent = !btf.tracepoints.contains(&name);
+        absent.then(|| format!("the kernel has no tracepoint {name}"))
+    };
+    let function = |names: &[&str]| {
+        let absent = !names.iter().any(|name| btf.functions.contains(name));
+        absent.then(|| format!("the kernel's types have no function {}", names.join(" or ")))
+    };
+    match attach {
+        Attach::TpBtf(name) => typed().or_else(|| tracepoint(name)),
+        Attach::RawTracepoint(name) => tracepoint(name),
+        Attach::Fentry(names) | Attach::Fexit(names) => typed().or_else(|| function(names)),
+        // A function may be in a module, whose types are elsewhere.
+        Attach::Kprobe(_) | Attach::Kretprobe(_) => match &facts.kprobes {
+            Answer::No(why) => Some(why.clone()),
+            _ => None,
+        },
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernel::facts::BtfFacts;
+    use crate::kernel::probes::find;
+
+    fn signal(name: &str) -> &'static Signal {
+        probes::signals().find(|signal| signal.name == name).unwrap()
+    }
+
+    /// A signal with ways that no probe has yet.
+    const FUNCTIONS: Signal = Signal {
+        name: "test.functions",
+        probe: "test",
+        rows: true,
+        buckets: &[],
+        steps: &[
+            Step::new(
+                Rung::Fentry,
+                &[
+                    Hook("a", Attach::Fentry(&["new_name", "old_name"])),
+                    Hook("b", Attach::Fexit(&["new_name", "old_name"])),
+                ],
+            ),
+            Step {
+                needs: &["KFREE_SKB_REASON"],
+                ..Step::new(Rung::TpBtf, &[Hook("c", Attach::TpBtf("kfree_skb"))])
+            },
+            Step {
+                unfit: |facts| (facts.release < Some(Release(6, 13))).then(|| "too old".to_owned()),
+                ..Step::new(Rung::RawTracepoint, &[Hook("d", Attach::RawTracepoint("kfree_skb"))])
+            },
+            Step::new(
+                Rung::Kprobe,
+                &[
+                    Hook("e", Attach::Kprobe(&["new_name"])),
+                    Hook("f", Attach::Kretprobe(&["new_name"])),
+                ],
+            ),
+        ],
+        needs: &[],
+        missed: "",
+        provoke: None,
+    };
 
     fn capable() -> Facts {
         Facts {
@@ -205,11 +334,13 @@ mod tests {
                 path: "/sys/kernel/btf/vmlinux".into(),
                 types: 1,
                 tracepoints: vec!["kfree_skb"],
+                functions: vec!["old_name"],
                 fields: Vec::new(),
                 arguments: Vec::new(),
                 absent: Vec::new(),
             }),
             kernel_btf: Answer::Yes,
+            kprobes: Answer::Yes,
             lockdown: Answer::Yes,
             jit: Answer::Yes,
             memlock: Answer::Yes,
@@ -217,20 +348,27 @@ mod tests {
     }
 
     fn decide(facts: &Facts) -> Decision {
-        plan(&PACKETLOSS_COUNT, facts, &Config::default())
+        plan(signal("packetloss.count"), facts, &Config::default())
+    }
+
+    fn rungs(signal: &Signal, decision: &Decision) -> Vec<Rung> {
+        decision.candidates.iter().map(|at| signal.steps[*at].rung).collect()
+    }
+
+    fn drop_rungs(facts: &Facts) -> Vec<Rung> {
+        rungs(signal("packetloss.count"), &decide(facts))
     }
 
     fn off(facts: &Facts) -> String {
         let decision = decide(facts);
         assert!(decision.candidates.is_empty(), "{decision:?}");
-        decision.reason(None)
+        decision.reason(signal("packetloss.count"), None)
     }
 
     #[test]
     fn a_capable_host_takes_the_best_rung_and_keeps_the_next_as_a_fallback() {
-        let decision = decide(&capable());
-        assert_eq!(decision.candidates, [Rung::TpBtf, Rung::RawTracepoint]);
-        assert_eq!(decision.reason(Some(Rung::TpBtf)), "");
+        assert_eq!(drop_rungs(&capable()), [Rung::TpBtf, Rung::RawTracepoint]);
+        assert_eq!(decide(&capable()).reason(signal("packetloss.count"), Some(0)), "");
     }
 
     #[test]
@@ -262,12 +400,15 @@ mod tests {
             capabilities: None,
             release: None,
             kernel_btf: unknown(),
+            kprobes: unknown(),
             lockdown: unknown(),
             jit: unknown(),
             memlock: unknown(),
             ..capable()
         };
-        assert_eq!(decide(&facts).candidates, [Rung::TpBtf, Rung::RawTracepoint]);
+        assert_eq!(drop_rungs(&facts), [Rung::TpBtf, Rung::RawTracepoint]);
+        let decision = plan(&FUNCTIONS, &facts, &Config::default());
+        assert!(rungs(&FUNCTIONS, &decision).contains(&Rung::Kprobe), "{decision:?}");
     }
 
     #[test]
@@ -286,11 +427,10 @@ mod tests {
             kernel_btf: Answer::No("vmlinux does not exist".into()),
             ..capable()
         };
-        let decision = decide(&facts);
-        assert_eq!(decision.candidates, [Rung::RawTracepoint]);
+        assert_eq!(drop_rungs(&facts), [Rung::RawTracepoint]);
         assert!(
-            decision
-                .reason(Some(Rung::RawTracepoint))
+            decide(&facts)
+                .reason(signal("packetloss.count"), Some(1))
                 .starts_with("tp_btf: the kernel has no BTF of its own")
         );
     }
@@ -352,30 +492,97 @@ mod tests {
     #[test]
     fn the_configuration_turns_signals_off_by_name() {
         let config = |text: &str| -> Config { serde_json::from_str(text).unwrap() };
-        let decide = |signal, text| plan(signal, &capable(), &config(text)).reason(None);
+        let decide = |name, text| plan(signal(name), &capable(), &config(text)).reason(signal(name), None);
         assert_eq!(
-            decide(&PACKETLOSS_COUNT, r#"{"kernel":{"ebpf":"off"}}"#),
+            decide("packetloss.count", r#"{"kernel":{"ebpf":"off"}}"#),
             "kernel.ebpf is off"
         );
         let events = r#"{"probes":{"packetloss":{"events":false}}}"#;
-        assert_eq!(decide(&PACKETLOSS_EVENTS, events), "probes.packetloss.events is false");
-        assert_eq!(decide(&PACKETLOSS_COUNT, events), "");
+        assert_eq!(decide("packetloss.events", events), "probes.packetloss.events is false");
+        assert_eq!(decide("packetloss.count", events), "");
         let enabled = r#"{"probes":{"packetloss":{"enabled":false}}}"#;
-        assert_eq!(decide(&PACKETLOSS_COUNT, enabled), "probes.packetloss.enabled is false");
+        assert_eq!(
+            decide("packetloss.count", enabled),
+            "probes.packetloss.enabled is false"
+        );
     }
 
     #[test]
-    fn every_needed_symbol_is_declared() {
+    fn each_step_is_judged_by_what_it_hooks_and_needs() {
+        let judge = |facts: &Facts| plan(&FUNCTIONS, facts, &Config::default());
+        let all = [Rung::Fentry, Rung::TpBtf, Rung::RawTracepoint, Rung::Kprobe];
+        let new = Facts {
+            release: Some(Release(6, 18)),
+            ..capable()
+        };
+        assert_eq!(rungs(&FUNCTIONS, &judge(&new)), all);
+
+        let mut poor = Facts {
+            kprobes: Answer::No("the kernel has no kprobes".into()),
+            ..capable()
+        };
+        let btf = poor.btf.as_mut().unwrap();
+        btf.functions.clear();
+        btf.absent.push(("KFREE_SKB_REASON", "no argument reason".into()));
+        let decision = judge(&poor);
+        assert_eq!(rungs(&FUNCTIONS, &decision), []);
+        assert_eq!(
+            decision.reason(&FUNCTIONS, None),
+            "fentry: the kernel's types have no function new_name or old_name; tp_btf: the kernel's types are not as \
+             expected: no argument reason; raw_tracepoint: too old; kprobe: the kernel has no kprobes"
+        );
+        assert_eq!(
+            decision.reason(&FUNCTIONS, Some(1)),
+            "fentry: the kernel's types have no function new_name or old_name",
+            "only better ones are spoken of"
+        );
+    }
+
+    #[test]
+    fn signals_are_declared_whole() {
         use sonde_ebpf_common::fields::{ARGUMENTS, FIELDS};
         let known: Vec<_> = FIELDS
             .iter()
             .map(|f| f.symbol)
             .chain(ARGUMENTS.iter().map(|a| a.symbol))
             .collect();
-        for signal in SIGNALS {
-            for need in signal.needs {
+        let mut buckets = std::collections::HashSet::new();
+        for signal in probes::signals() {
+            assert!(
+                signal.name.starts_with(&format!("{}.", signal.probe)),
+                "{}",
+                signal.name
+            );
+            assert!(
+                signal.rows || !signal.buckets.is_empty(),
+                "{}: good for nothing",
+                signal.name
+            );
+            assert!(
+                signal.steps.iter().all(|step| !step.hooks.is_empty()),
+                "{}",
+                signal.name
+            );
+            for need in signal
+                .needs
+                .iter()
+                .chain(signal.steps.iter().flat_map(|step| step.needs))
+            {
                 assert!(known.contains(need), "{need}");
             }
+            for bucket in signal.buckets {
+                assert!(
+                    buckets.insert(bucket.position),
+                    "{}: a type of another signal",
+                    signal.name
+                );
+            }
+            assert!(find(signal.probe).is_some(), "{}", signal.probe);
         }
+        assert_eq!(
+            buckets.len(),
+            sonde_ebpf_common::limit::TYPES,
+            "every type has a signal"
+        );
     }
 }

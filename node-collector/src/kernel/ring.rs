@@ -1,40 +1,75 @@
-//! The thread that empties the ring: records in, observations out.
+//! The thread that empties the rings: records in, observations out.
 //!
-//! It never waits for the reader of the observations for good: while their channel is full, it leaves the ring alone,
-//! and what the ring then cannot take is counted by the kernel side.
+//! It never waits for the reader of the observations for good: while their channel is full, it leaves the rings alone,
+//! and what they then cannot take is counted by the kernel side.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::os::fd::AsFd as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use aya::maps::{MapData, RingBuf};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
+use sonde_ebpf_common::limit::TYPES;
+use sonde_ebpf_common::record::WAKE_EVERY_NS;
 use tokio::sync::mpsc::Sender;
 use tokio::sync::mpsc::error::TrySendError;
 
 use super::listing::Listing;
-use super::sites::Sites;
-use crate::event::{NetnsKey, Observation};
-use crate::probes::packetloss::{Class, Raw};
+use super::probe::{Decoded, Decoder};
+use super::record;
+use crate::event::Observation;
 
 /// What goes to the channel at once, at most.
 const BATCH: usize = 512;
 /// How long to wait before the full channel is tried again.
 const RETRY: Duration = Duration::from_millis(5);
 
+/// As often as a CPU wakes us, so that a record that woke nobody waits no longer than one that did.
+const LOOK_AGAIN: Duration = Duration::from_nanos(WAKE_EVERY_NS);
+/// A record that wakes nobody is at most [`WAKE_EVERY_NS`] younger than one that did; the rest is for a busy machine.
+const LINGER: Duration = Duration::from_nanos(20 * WAKE_EVERY_NS);
+
 /// What the thread counts.
 #[derive(Debug, Default)]
 pub(super) struct RingCounters {
-    pub events: AtomicU64,
-    pub bad_records: AtomicU64,
-    /// Records of sites that turned out to be no loss.
-    pub benign: AtomicU64,
-    /// Times that the channel was full.
-    pub waits: AtomicU64,
+    /// Events given on, by type.
+    events: [AtomicU64; TYPES],
+    /// Records that could not be read, by probe; those of no known kind under the empty name.
+    bad_records: BTreeMap<&'static str, AtomicU64>,
 }
+
+impl RingCounters {
+    pub(super) fn new(probes: impl IntoIterator<Item = &'static str>) -> Self {
+        let names = probes.into_iter().chain([""]);
+        Self {
+            bad_records: names.map(|name| (name, AtomicU64::default())).collect(),
+            ..Self::default()
+        }
+    }
+
+    pub(super) fn events(&self, bucket: usize) -> u64 {
+        self.events[bucket].load(Ordering::Relaxed)
+    }
+
+    /// By probe.
+    pub(super) fn bad_records(&self) -> BTreeMap<&'static str, u64> {
+        let load = |(name, count): (&&'static str, &AtomicU64)| (*name, count.load(Ordering::Relaxed));
+        self.bad_records.iter().map(load).collect()
+    }
+
+    fn bad_record(&self, probe: &'static str, error: &dyn std::error::Error) {
+        if let Some(count) = self.bad_records.get(probe) {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+        tracing::debug!(probe, %error, "a record of the kernel side could not be read");
+    }
+}
+
+/// Decoders and their probes, by kind of record.
+pub(super) type Decoders = HashMap<u32, (&'static str, Box<dyn Decoder>)>;
 
 pub(super) struct RingThread {
     stop: Arc<Stop>,
@@ -47,9 +82,10 @@ struct Stop {
 }
 
 impl RingThread {
+    /// The first of `rings` is emptied first.
     pub(super) fn start(
-        ring: RingBuf<MapData>,
-        sites: Arc<Sites>,
+        rings: Vec<RingBuf<MapData>>,
+        decoders: Decoders,
         listing: Arc<Listing>,
         counters: Arc<RingCounters>,
         events: Sender<Vec<Observation>>,
@@ -60,8 +96,8 @@ impl RingThread {
             asked: AtomicBool::new(false),
         });
         let reader = Reader {
-            ring,
-            sites,
+            rings,
+            decoders,
             listing,
             counters,
             events,
@@ -88,23 +124,51 @@ impl Drop for RingThread {
 }
 
 struct Reader {
-    ring: RingBuf<MapData>,
-    sites: Arc<Sites>,
+    rings: Vec<RingBuf<MapData>>,
+    decoders: Decoders,
     listing: Arc<Listing>,
     counters: Arc<RingCounters>,
     events: Sender<Vec<Observation>>,
     stop: Arc<Stop>,
 }
 
+/// Whether to look at the rings without being woken: the kernel side wakes seldom, see [`WAKE_EVERY_NS`].
+#[derive(Default)]
+struct Awake {
+    found: Option<Instant>,
+}
+
+impl Awake {
+    fn found(&mut self) {
+        self.found = Some(Instant::now());
+    }
+
+    /// How long to wait for being woken.
+    fn timeout(&mut self) -> PollTimeout {
+        match self.found {
+            Some(last) if last.elapsed() < LINGER => PollTimeout::try_from(LOOK_AGAIN).unwrap_or(PollTimeout::ZERO),
+            _ => {
+                self.found = None;
+                PollTimeout::NONE
+            }
+        }
+    }
+}
+
+/// Observations and the positions of their types.
+type Batch = Vec<(usize, Observation)>;
+
 impl Reader {
     fn run(mut self) {
-        let mut batch = Vec::new();
+        let mut batch = Batch::new();
+        let mut awake = Awake::default();
         while !self.stop.asked.load(Ordering::Acquire) {
             self.fill(&mut batch);
             if batch.is_empty() {
-                self.wait(true, PollTimeout::NONE);
+                self.wait(true, awake.timeout());
                 continue;
             }
+            awake.found();
             self.add_suppressed(&mut batch);
             if !self.send(&mut batch) {
                 return;
@@ -112,50 +176,51 @@ impl Reader {
         }
     }
 
-    fn fill(&mut self, batch: &mut Vec<Observation>) {
-        while batch.len() < BATCH {
-            let Some(item) = self.ring.next() else { break };
-            match Raw::parse(&item) {
-                Ok(raw) => {
-                    // Also of sites that the kernel side knows: the class may have come while the record was on its way.
-                    if self.sites.learn(raw.site()).class == Class::Suspect {
-                        batch.push(raw.observe(&*self.sites));
-                    } else {
-                        self.counters.benign.fetch_add(1, Ordering::Relaxed);
-                    }
-                }
-                Err(error) => {
-                    self.counters.bad_records.fetch_add(1, Ordering::Relaxed);
-                    tracing::debug!(%error, "a record of the kernel side could not be read");
+    fn fill(&mut self, batch: &mut Batch) {
+        let Self {
+            rings,
+            decoders,
+            counters,
+            ..
+        } = self;
+        for ring in rings {
+            while batch.len() < BATCH {
+                let Some(item) = ring.next() else { break };
+                if let Some(event) = decode(&item, decoders, counters) {
+                    batch.push(event);
                 }
             }
         }
     }
 
-    /// On the first event of each namespace: how many were held back before it.
-    fn add_suppressed(&self, batch: &mut [Observation]) {
-        let mut seen: HashMap<Option<NetnsKey>, ()> = HashMap::new();
-        for observation in batch {
-            if seen.insert(observation.netns, ()).is_none() {
-                observation.suppressed = self.listing.held_since_last_event(observation.netns);
+    /// On the first event of each namespace and type: how many were held back before it.
+    fn add_suppressed(&self, batch: &mut Batch) {
+        let mut seen = HashSet::new();
+        for (bucket, observation) in batch {
+            if seen.insert((observation.netns, *bucket)) {
+                observation.suppressed = self.listing.held_since_last_event(observation.netns, *bucket);
             }
         }
     }
 
     /// `false`: nobody reads any more, or the thread shall end.
-    fn send(&self, batch: &mut Vec<Observation>) -> bool {
-        let mut events = std::mem::take(batch);
-        let count = events.len() as u64;
+    fn send(&self, batch: &mut Batch) -> bool {
+        let mut counts = [0; TYPES];
+        for (bucket, _) in batch.iter() {
+            counts[*bucket] += 1;
+        }
+        let mut events: Vec<Observation> = batch.drain(..).map(|(_, observation)| observation).collect();
         loop {
             match self.events.try_send(events) {
                 Ok(()) => {
-                    self.counters.events.fetch_add(count, Ordering::Relaxed);
+                    for (counter, count) in self.counters.events.iter().zip(counts) {
+                        counter.fetch_add(count, Ordering::Relaxed);
+                    }
                     return true;
                 }
                 Err(TrySendError::Closed(_)) => return false,
                 Err(TrySendError::Full(back)) => {
                     events = back;
-                    self.counters.waits.fetch_add(1, Ordering::Relaxed);
                     self.wait(false, PollTimeout::try_from(RETRY).unwrap_or(PollTimeout::ZERO));
                     if self.stop.asked.load(Ordering::Acquire) {
                         return false;
@@ -165,14 +230,76 @@ impl Reader {
         }
     }
 
-    fn wait(&self, for_ring: bool, timeout: PollTimeout) {
-        let stop = PollFd::new(self.stop.event.as_fd(), PollFlags::POLLIN);
-        let ring = PollFd::new(self.ring.as_fd(), PollFlags::POLLIN);
+    fn wait(&self, for_rings: bool, timeout: PollTimeout) {
+        let mut fds = vec![PollFd::new(self.stop.event.as_fd(), PollFlags::POLLIN)];
+        if for_rings {
+            let rings = self.rings.iter();
+            fds.extend(rings.map(|ring| PollFd::new(ring.as_fd(), PollFlags::POLLIN)));
+        }
         // An interrupted wait is a wait that ended early.
-        let _ = if for_ring {
-            poll(&mut [stop, ring], timeout)
-        } else {
-            poll(&mut [stop], timeout)
+        let _ = poll(&mut fds, timeout);
+    }
+}
+
+/// `None`: no event, or a record that could not be read, which is counted.
+fn decode(bytes: &[u8], decoders: &mut Decoders, counters: &RingCounters) -> Option<(usize, Observation)> {
+    let kind = match record::kind(bytes) {
+        Ok(kind) => kind,
+        Err(error) => {
+            counters.bad_record("", &error);
+            return None;
+        }
+    };
+    let Some((probe, decoder)) = decoders.get_mut(&kind) else {
+        let error = record::RecordError::Value {
+            what: "its kind",
+            value: kind.into(),
         };
+        counters.bad_record("", &error);
+        return None;
+    };
+    match decoder.decode(bytes) {
+        Ok(Decoded::Event(bucket, observation)) if bucket < TYPES => Some((bucket, *observation)),
+        Ok(_) => None,
+        Err(error) => {
+            counters.bad_record(probe, &*error);
+            None
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sonde_ebpf_common::record::Start;
+    use zerocopy::IntoBytes as _;
+
+    struct Picky;
+
+    impl Decoder for Picky {
+        fn decode(&mut self, record: &[u8]) -> Result<Decoded, Box<dyn std::error::Error>> {
+            match record.get(8) {
+                Some(1) => Ok(Decoded::Event(0, Box::default())),
+                Some(2) => Ok(Decoded::Nothing),
+                _ => Err("no".into()),
+            }
+        }
+    }
+
+    #[test]
+    fn records_go_by_their_kind_and_bad_ones_are_counted_with_their_probe() {
+        let mut decoders: Decoders = HashMap::from([(7, ("picky", Box::new(Picky) as Box<dyn Decoder>))]);
+        let counters = RingCounters::new(["picky"]);
+        let record = |kind: u32, size: u32, rest: &[u8]| [Start { kind, size }.as_bytes(), rest].concat();
+        let mut decode = |bytes: &[u8]| decode(bytes, &mut decoders, &counters).is_some();
+        assert!(decode(&record(7, 9, &[1])));
+        assert!(!decode(&record(7, 9, &[2])), "a record that was none");
+        assert_eq!(counters.bad_records(), BTreeMap::from([("", 0), ("picky", 0)]));
+        assert!(!decode(&record(7, 9, &[3])));
+        assert_eq!(counters.bad_records()["picky"], 1);
+        assert!(!decode(&record(8, 9, &[1])), "of no known kind");
+        assert!(!decode(&record(7, 10, &[1])), "of another size than it says");
+        assert!(!decode(&[7, 0, 0, 0, 9]), "cut off");
+        assert_eq!(counters.bad_records(), BTreeMap::from([("", 3), ("picky", 1)]));
     }
 }

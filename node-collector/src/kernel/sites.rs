@@ -6,7 +6,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use sonde_ebpf_common::drop::{NO_REASON, Site, verdict};
 
-use super::reasons::Reasons;
+use super::reasons::{NOT_SPECIFIED, Reasons};
 use super::symbols::Symbols;
 use super::sys::{BPF_ANY, RawMap};
 use crate::probes::packetloss::{Class, Names, classify, verdict_of_reason};
@@ -69,7 +69,7 @@ impl Sites {
 /// For the programs: what the reason alone decides.
 pub(super) fn verdicts(reasons: &Reasons) -> [u8; verdict::REASONS] {
     let mut verdicts = [verdict::BY_SITE; verdict::REASONS];
-    verdicts[NO_REASON as usize] = verdict_of_reason(super::reasons::NOT_SPECIFIED);
+    verdicts[NO_REASON as usize] = verdict_of_reason(NOT_SPECIFIED);
     for (number, name) in reasons.iter() {
         if let Some(slot) = verdicts.get_mut(number as usize) {
             *slot = verdict_of_reason(name);

@@ -111,8 +111,29 @@ impl Table {
     }
 }
 
+/// How many frames at a stack's beginning are the tracepoint's own.
+pub(crate) fn tracing_frames(frames: &[Arc<str>]) -> usize {
+    let is_tracing = |frame: &Arc<str>| TRACING.iter().any(|prefix| frame.starts_with(prefix));
+    frames
+        .iter()
+        .take(TRACING_FRAMES)
+        .rposition(is_tracing)
+        .map_or(0, |last| last + 1)
+}
+
+const TRACING: [&str; 6] = [
+    "bpf_prog_",
+    "bpf_trace_run",
+    "__bpf_trace_",
+    "__traceiter_",
+    "bpf_trampoline_",
+    "trace_",
+];
+/// The program itself has no name while the symbols are older than it.
+const TRACING_FRAMES: usize = 6;
+
 /// The running kernel's symbols, read when first needed and again when an address has no name.
-pub(super) struct Symbols {
+pub(crate) struct Symbols {
     path: PathBuf,
     state: Mutex<State>,
 }
@@ -153,6 +174,13 @@ impl Symbols {
         let shown = self.show(address);
         let (name, _) = shown.split_once('+')?;
         Some(Arc::from(name))
+    }
+
+    /// The frames of a stack, innermost first, without those of the tracepoint and the program themselves.
+    pub(super) fn stack(&self, addresses: &[u64]) -> Vec<Arc<str>> {
+        let mut frames: Vec<Arc<str>> = addresses.iter().map(|address| self.show(*address)).collect();
+        frames.drain(..tracing_frames(&frames));
+        frames
     }
 
     /// `symbol+0x1f`, or the address itself where it has no name.

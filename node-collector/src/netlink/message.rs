@@ -36,6 +36,38 @@ pub(super) fn attributes(payload: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     })
 }
 
+/// The messages of a buffer; an error ends them where one does not fit.
+pub(super) fn messages_of(buffer: &[u8]) -> impl Iterator<Item = Result<(Header, &[u8]), ()>> {
+    let mut rest = buffer;
+    std::iter::from_fn(move || {
+        if rest.is_empty() {
+            return None;
+        }
+        let Some(message) = messages(rest).next() else {
+            rest = &[];
+            return Some(Err(()));
+        };
+        rest = rest.get(aligned(16 + message.1.len())..).unwrap_or_default();
+        Some(Ok(message))
+    })
+}
+
+/// The attributes of a payload; an error ends them where one does not fit.
+pub(super) fn attributes_of(payload: &[u8]) -> impl Iterator<Item = Result<(u16, &[u8]), ()>> {
+    let mut rest = payload;
+    std::iter::from_fn(move || {
+        if rest.is_empty() {
+            return None;
+        }
+        let Some(attribute) = attributes(rest).next() else {
+            rest = &[];
+            return Some(Err(()));
+        };
+        rest = rest.get(aligned(4 + attribute.1.len())..).unwrap_or_default();
+        Some(Ok(attribute))
+    })
+}
+
 /// A request: header, payload, attributes.
 pub(super) fn request(kind: u16, flags: u16, sequence: u32, payload: &[u8], attributes: &[(u16, &[u8])]) -> Vec<u8> {
     let mut out = vec![0; 16];

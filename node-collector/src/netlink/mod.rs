@@ -1,4 +1,8 @@
 //! Netlink, as far as the collector asks it. Readers here know namespaces and devices, not pods.
 
+pub mod dump;
 mod message;
+pub mod qdisc;
 pub mod route;
+pub mod socket;
+pub mod tcp;

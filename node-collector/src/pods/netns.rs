@@ -1,14 +1,13 @@
 //! The source of pods that enters network namespaces: named ones, those of the container runtime's sandboxes, and the
 //! node's own.
 //!
-//! One thread does all that needs to be inside a namespace: it enters, opens what is to be kept (files of `/proc/net`, a
-//! netlink socket), asks for the cookie, and goes home. It hears of new names by inotify and of addresses by
+//! One thread does all that needs to be inside a namespace: it enters, opens what is to be kept (files, netlink
+//! sockets), asks for the cookie, and goes home. It hears of new names by inotify and of addresses by
 //! netlink, and looks at everything once a second in case it missed something. Which sandboxes there are it reads
 //! off a [`Board`]. The thread itself is in `super::watcher`.
 
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -21,9 +20,9 @@ pub use super::open::enter;
 use super::watcher::Watcher;
 use super::{PodIndex, Targets};
 use crate::event::NetnsKey;
+use crate::handles::Wanted;
 use crate::missing::Missing;
 use crate::netlink::route::RouteSocket;
-use crate::procfs::NetFile;
 
 /// Hears the network namespaces that are pods now, or of which the container runtime is about to say so.
 pub type OnChange = Box<dyn Fn(&[NetnsKey]) + Send>;
@@ -36,11 +35,11 @@ pub struct Settings {
     /// Sandboxes of the container runtime. `None`: it is not asked.
     pub cri: Option<Arc<Board>>,
     /// Ends the names of static pods.
-    pub node: String,
+    pub node_name: String,
     pub include_host: bool,
-    /// Files to keep open in a pod's namespace, and in the node's.
-    pub pod_files: Vec<NetFile>,
-    pub node_files: Vec<NetFile>,
+    /// What to hold of a pod's namespace, and of the node's.
+    pub pod: Wanted,
+    pub node: Wanted,
     /// How many file handles may be kept open in all.
     pub keep_handles: usize,
     /// Hears which namespaces are pods, each time that changes.
@@ -168,9 +167,4 @@ pub fn own_netns(paths: &HostPaths) -> io::Result<NetnsKey> {
     let inode = std::fs::metadata(paths.proc.join("self/ns/net"))?.ino() as u32;
     let cookie = RouteSocket::open().map_or(0, |socket| socket.netns_cookie());
     Ok(NetnsKey { inode, cookie })
-}
-
-/// Where the files of the calling thread's namespace are.
-pub fn files_dir(paths: &HostPaths) -> PathBuf {
-    paths.proc.join("thread-self/net")
 }

@@ -7,41 +7,33 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 
 use nix::sched::{CloneFlags, setns};
+use sonde_common::paths::HostPaths;
 
+use crate::handles::{self, Handles, Wanted};
 use crate::netlink::route::RouteSocket;
-use crate::procfs::{NetFile, NetFiles, ReadError};
 
 /// What is kept of a network namespace. Each handle answers for its namespace from any thread, and keeps it alive.
 #[derive(Debug)]
 pub(super) struct Opened {
-    pub(super) files: NetFiles,
+    /// What the probes read.
+    pub(super) handles: Handles,
     /// Answers about addresses and devices. `None`: cannot be had here.
     pub(super) route: Option<RouteSocket>,
 }
 
-/// What to open, and where.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Wanted<'a> {
-    /// The thread's own files.
-    pub(super) dir: &'a Path,
-    pub(super) files: &'a [NetFile],
-    /// Whether there are descriptors enough to keep the files open.
-    pub(super) keep: bool,
-}
-
 impl Opened {
-    /// In the network namespace that the calling thread is in now.
-    pub(super) fn here(wanted: Wanted<'_>) -> Self {
+    /// In the network namespace that the calling thread is in now. `keep`: whether there are descriptors enough.
+    pub(super) fn here(paths: &HostPaths, wanted: &Wanted, keep: bool) -> Self {
         Self {
-            files: NetFiles::open(wanted.dir, wanted.files, wanted.keep),
+            handles: handles::open(paths, wanted, keep),
             route: RouteSocket::open().ok(),
         }
     }
 
     /// Of a namespace that cannot be entered: each reading says why.
-    pub(super) fn failed(error: io::Error) -> Self {
+    pub(super) fn failed(paths: &HostPaths, error: io::Error) -> Self {
         Self {
-            files: NetFiles::failed(ReadError::Enter(error)),
+            handles: Handles::failed(paths, error),
             route: None,
         }
     }

@@ -1,22 +1,19 @@
 //! The network namespaces that a round reads.
 
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 
 use crate::event::Subject;
-use crate::procfs::NetFiles;
+use crate::handles::Handles;
 
 /// One of them. Dropping it lets go of the namespace, so nobody may keep one from round to round.
 #[derive(Debug)]
 pub struct Target {
     pub subject: Subject,
-    pub files: NetFiles,
-    /// Where files that are not kept are opened.
-    pub dir: PathBuf,
-    /// To be entered for that; `None` for the node's own.
+    pub handles: Handles,
+    /// To be entered where handles are not kept; `None` for the node's own.
     pub netns: Option<OwnedFd>,
 }
 

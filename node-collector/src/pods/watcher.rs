@@ -18,8 +18,8 @@ use sonde_common::time::now_ns;
 use super::cri::Sandbox;
 use super::index::Facts;
 use super::names::{is_of_a_runtime, namespace_and_pod};
-use super::netns::{Settings, Signal, files_dir};
-use super::open::{Home, Opened, Wanted, open_netns};
+use super::netns::{Settings, Signal};
+use super::open::{Home, Opened, open_netns};
 use super::{Pod, PodIndex, Target, Targets, workload};
 use crate::event::{NetnsKey, Subject};
 use crate::missing::Missing;
@@ -125,17 +125,12 @@ impl Watcher {
     }
 
     fn open_node(&mut self) {
-        let dir = files_dir(&self.settings.paths);
-        let opened = Opened::here(Wanted {
-            dir: &dir,
-            files: &self.settings.node_files,
-            keep: true,
-        });
+        let Settings { paths, node, .. } = &self.settings;
+        let opened = Opened::here(paths, node, true);
         if self.settings.include_host {
             self.node = Some(Arc::new(Target {
                 subject: Subject::Node,
-                files: opened.files,
-                dir,
+                handles: opened.handles,
                 netns: None,
             }));
         }
@@ -485,7 +480,7 @@ impl Watcher {
             &sandbox.name,
             &sandbox.labels,
             &sandbox.annotations,
-            &self.settings.node,
+            &self.settings.node_name,
         );
         let found_ns = now_ns();
         Pod {
@@ -564,19 +559,13 @@ impl Watcher {
     fn open(&mut self, netns: File, pod: impl FnOnce(&NetnsKey, &Facts) -> Pod) -> io::Result<Known> {
         let meta = netns.metadata()?;
         let (device, inode) = (meta.dev(), meta.ino());
-        let dir = files_dir(&self.settings.paths);
-        let wanted = Wanted {
-            dir: &dir,
-            files: &self.settings.pod_files,
-            keep: self.kept() + self.settings.pod_files.len() <= self.settings.keep_handles,
-        };
-        let Opened { files, mut route } = match self.home.leave_for(netns.as_fd(), || Opened::here(wanted)) {
-            Ok(opened) => opened,
-            Err(error) => {
-                self.missing.say("entering network namespaces", &error);
-                Opened::failed(error)
-            }
-        };
+        let Settings { paths, pod: wanted, .. } = &self.settings;
+        let keep = self.kept() + wanted.count() <= self.settings.keep_handles;
+        let opened = self.home.leave_for(netns.as_fd(), || Opened::here(paths, wanted, keep));
+        let Opened { handles, mut route } = opened.unwrap_or_else(|error| {
+            self.missing.say("entering network namespaces", &error);
+            Opened::failed(paths, error)
+        });
         let key = NetnsKey {
             inode: inode as u32,
             cookie: route.as_ref().map_or(0, RouteSocket::netns_cookie),
@@ -600,8 +589,7 @@ impl Watcher {
         self.index.set_facts(Some(&pod), facts, now_ns());
         let target = Arc::new(Target {
             subject: Subject::Pod(Arc::clone(&pod)),
-            files,
-            dir,
+            handles,
             netns: Some(OwnedFd::from(netns)),
         });
         let own = Own {
@@ -628,7 +616,7 @@ impl Watcher {
 
     fn kept(&self) -> usize {
         let all = self.own().map(|own| &own.target).chain(&self.node);
-        all.map(|target| target.files.kept()).sum()
+        all.map(|target| target.handles.kept()).sum()
     }
 
     fn node_facts(&mut self) {

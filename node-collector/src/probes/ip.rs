@@ -8,7 +8,7 @@ use sonde_proto::ABSENT;
 use super::{Families, Probe, Registration, columns};
 use crate::catalogue::{LabelSpec, ProbeSpec};
 use crate::event::Subject;
-use crate::procfs::files::Texts;
+use crate::handles::Readings;
 use crate::procfs::named::Named;
 use crate::procfs::pairs::Group;
 use crate::procfs::{NetFile, ReadError};
@@ -17,6 +17,7 @@ use crate::table::Table;
 pub(super) const PROBE: Registration = Registration {
     spec: &SPEC,
     files: &[NetFile::Snmp, NetFile::Netstat, NetFile::Snmp6],
+    netlink: &[],
     node_only: false,
     make: || Box::new(Ip::default()),
 };
@@ -92,11 +93,16 @@ impl Default for Ip {
 }
 
 impl Probe for Ip {
-    fn read(&mut self, texts: &mut Texts<'_>, subject: &Subject, table: &mut Table) -> Result<(), Arc<ReadError>> {
+    fn read(
+        &mut self,
+        readings: &mut Readings<'_>,
+        subject: &Subject,
+        table: &mut Table,
+    ) -> Result<(), Arc<ReadError>> {
         let mut values = [ABSENT; COLUMNS.len()];
         let mut more = [ABSENT; COLUMNS.len()];
-        let v4 = texts.parse(NetFile::Snmp, |text| self.v4.parse(text, &mut values));
-        let ext = texts.parse(NetFile::Netstat, |text| self.v4_ext.parse(text, &mut more));
+        let v4 = readings.parse(NetFile::Snmp, |text| self.v4.parse(text, &mut values));
+        let ext = readings.parse(NetFile::Netstat, |text| self.v4_ext.parse(text, &mut more));
         if let Ok(Some(true)) = v4 {
             for (value, more) in values.iter_mut().zip(more) {
                 if *value == ABSENT {
@@ -105,7 +111,7 @@ impl Probe for Ip {
             }
             table.push(subject.clone(), [Arc::clone(&self.families.ipv4)], &values);
         }
-        let v6 = texts.parse(NetFile::Snmp6, |text| self.v6.parse(text, &mut values));
+        let v6 = readings.parse(NetFile::Snmp6, |text| self.v6.parse(text, &mut values));
         if let Ok(Some(true)) = v6 {
             table.push(subject.clone(), [Arc::clone(&self.families.ipv6)], &values);
         }

@@ -1,28 +1,38 @@
-//! The probes that read `/proc/net`: one file each, one line in [`PROBES`]. Those that read single processes are in
+//! The probes that read `/proc`, `/sys` and netlink: one file each, one line in [`PROBES`]. Those that read single processes are in
 //! [`PROCESS_PROBES`].
 //!
-//! A probe says what its columns mean ([`ProbeSpec`]) and turns the texts of one network namespace into rows. It does
+//! A probe says what its columns mean ([`ProbeSpec`]) and turns the readings of one network namespace into rows. It does
 //! not open files, know when rounds are, or count its own errors: `crate::round` does. The kernel's probes (eBPF)
 //! are in `crate::kernel`.
 
+mod conntrack;
 mod fd;
+mod icmp;
 mod io;
 mod ip;
+mod ipvs;
+mod neigh;
 mod netdev;
 pub mod packetloss;
+mod ports;
+mod qdisc;
+mod rdma;
 mod sock;
+mod sockmem;
 mod softnet;
 mod tcp;
 mod tcpext;
+mod tcpsockets;
+mod tcpsummary;
 mod udp;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use crate::catalogue::ProbeSpec;
 use crate::event::Subject;
+use crate::handles::{Netlink, Readings};
 use crate::processes::Members;
-use crate::procfs::files::Texts;
 use crate::procfs::{NetFile, ReadError};
 use crate::table::Table;
 
@@ -32,27 +42,40 @@ pub struct Registration {
     pub spec: &'static ProbeSpec,
     /// What it reads, to be opened in each namespace.
     pub files: &'static [NetFile],
+    /// What it asks, with a socket in each namespace.
+    pub netlink: &'static [Netlink],
     /// What it reads is the same in every network namespace, so only the node has rows.
     pub node_only: bool,
     pub make: fn() -> Box<dyn Probe>,
 }
 
-/// Turns the texts of one network namespace into rows.
+/// Turns the readings of one network namespace into rows.
 pub trait Probe: Send + std::fmt::Debug {
     /// Adds the subject's rows. What could be read is added even when the rest fails; what the kernel does not have
     /// gives no row, or [`crate::table::ABSENT`].
-    fn read(&mut self, texts: &mut Texts<'_>, subject: &Subject, table: &mut Table) -> Result<(), Arc<ReadError>>;
+    fn read(&mut self, readings: &mut Readings<'_>, subject: &Subject, table: &mut Table)
+    -> Result<(), Arc<ReadError>>;
 }
 
 /// Every probe of this kind.
 pub const PROBES: &[Registration] = &[
     netdev::PROBE,
     ip::PROBE,
+    icmp::PROBE,
     tcp::PROBE,
     tcpext::PROBE,
     udp::PROBE,
     softnet::PROBE,
     sock::PROBE,
+    sockmem::PROBE,
+    tcpsummary::PROBE,
+    tcpsockets::PROBE,
+    ports::PROBE,
+    conntrack::PROBE,
+    qdisc::PROBE,
+    neigh::PROBE,
+    ipvs::PROBE,
+    rdma::PROBE,
 ];
 
 /// A probe that sums up over the processes of a pod, and how to make it.
@@ -82,7 +105,7 @@ pub fn specs() -> Vec<&'static ProbeSpec> {
         .iter()
         .map(|probe| probe.spec)
         .chain(PROCESS_PROBES.iter().map(|probe| probe.spec))
-        .chain([&packetloss::SPEC])
+        .chain(crate::kernel::probes::ALL.iter().map(|probe| probe.spec))
         .collect()
 }
 
@@ -124,6 +147,27 @@ impl Default for Families {
             ipv4: "ipv4".into(),
             ipv6: "ipv6".into(),
         }
+    }
+}
+
+/// Label values that come back with each round: `eth0` and `lo` are in every pod, so one string for all.
+#[derive(Debug, Default)]
+struct Names(HashMap<Box<str>, Arc<str>>);
+
+/// Names that are gone are forgotten all at once when there are more than these.
+const NAMES_KEPT: usize = 10_000;
+
+impl Names {
+    fn get(&mut self, name: &str) -> Arc<str> {
+        if let Some(known) = self.0.get(name) {
+            return Arc::clone(known);
+        }
+        if self.0.len() >= NAMES_KEPT {
+            self.0.clear();
+        }
+        let new: Arc<str> = name.into();
+        self.0.insert(name.into(), Arc::clone(&new));
+        new
     }
 }
 

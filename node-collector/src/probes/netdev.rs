@@ -2,20 +2,20 @@
 //!
 //! One series a device: adding up a bridge, its ports and the card below would count each packet several times.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::{Probe, Registration};
+use super::{Names, Probe, Registration};
 use crate::catalogue::{ColumnSpec, LabelSpec, ProbeSpec};
 use crate::event::Subject;
+use crate::handles::Readings;
 use crate::procfs::dev::{Devices, Side};
-use crate::procfs::files::Texts;
 use crate::procfs::{NetFile, ReadError};
 use crate::table::Table;
 
 pub(super) const PROBE: Registration = Registration {
     spec: &SPEC,
     files: &[NetFile::Dev],
+    netlink: &[],
     node_only: false,
     make: || Box::new(NetDev::default()),
 };
@@ -83,40 +83,30 @@ const _: () = assert!(COLUMNS.len() == NAMES.len());
 #[derive(Debug)]
 struct NetDev {
     devices: Devices,
-    /// `eth0` and `lo` are in every pod: one string for all.
-    names: HashMap<Box<str>, Arc<str>>,
+    names: Names,
 }
 
 impl Default for NetDev {
     fn default() -> Self {
         Self {
             devices: Devices::new(NAMES),
-            names: HashMap::new(),
+            names: Names::default(),
         }
     }
 }
 
-/// Names of devices that are gone are forgotten all at once when there are more than these.
-const NAMES_KEPT: usize = 10_000;
-
 impl Probe for NetDev {
-    fn read(&mut self, texts: &mut Texts<'_>, subject: &Subject, table: &mut Table) -> Result<(), Arc<ReadError>> {
+    fn read(
+        &mut self,
+        readings: &mut Readings<'_>,
+        subject: &Subject,
+        table: &mut Table,
+    ) -> Result<(), Arc<ReadError>> {
         let Self { devices, names } = self;
-        if names.len() > NAMES_KEPT {
-            names.clear();
-        }
         let mut values = [0; COLUMNS.len()];
-        texts.parse(NetFile::Dev, |text| {
+        readings.parse(NetFile::Dev, |text| {
             devices.parse(text, &mut values, |device, values| {
-                let name = match names.get(device) {
-                    Some(name) => Arc::clone(name),
-                    None => {
-                        let name: Arc<str> = device.into();
-                        names.insert(device.into(), Arc::clone(&name));
-                        name
-                    }
-                };
-                table.push(subject.clone(), [name], values);
+                table.push(subject.clone(), [names.get(device)], values);
             })
         })?;
         Ok(())

@@ -2,14 +2,14 @@
 //!
 //! `inuse`, `tw`, `used` and `FRAG` belong to the network namespace. Orphans, allocated sockets and the memory of TCP and UDP
 //! are kept for the machine and shown in every namespace alike: they stand once, in the node's row, and are absent in
-//! those of pods.
+//! those of pods. The limits of these are in `sockmem`.
 
 use std::sync::Arc;
 
 use super::{Probe, Registration};
 use crate::catalogue::{ColumnSpec, ProbeSpec};
 use crate::event::Subject;
-use crate::procfs::files::Texts;
+use crate::handles::Readings;
 use crate::procfs::sockstat::{self, Name};
 use crate::procfs::{NetFile, ReadError};
 use crate::table::{ABSENT, Table};
@@ -17,6 +17,7 @@ use crate::table::{ABSENT, Table};
 pub(super) const PROBE: Registration = Registration {
     spec: &SPEC,
     files: &[NetFile::Sockstat, NetFile::Sockstat6],
+    netlink: &[],
     node_only: false,
     make: || Box::new(Sock::default()),
 };
@@ -119,11 +120,16 @@ impl Default for Sock {
 }
 
 impl Probe for Sock {
-    fn read(&mut self, texts: &mut Texts<'_>, subject: &Subject, table: &mut Table) -> Result<(), Arc<ReadError>> {
+    fn read(
+        &mut self,
+        readings: &mut Readings<'_>,
+        subject: &Subject,
+        table: &mut Table,
+    ) -> Result<(), Arc<ReadError>> {
         let mut values = [ABSENT; COLUMNS.len()];
         let mut values_6 = [ABSENT; NAMES_6.len()];
-        let v4 = texts.parse(NetFile::Sockstat, |text| sockstat::parse(text, &NAMES, &mut values));
-        let v6 = texts.parse(NetFile::Sockstat6, |text| {
+        let v4 = readings.parse(NetFile::Sockstat, |text| sockstat::parse(text, &NAMES, &mut values));
+        let v6 = readings.parse(NetFile::Sockstat6, |text| {
             sockstat::parse(text, &NAMES_6, &mut values_6)
         });
         if let Ok(Some(())) = v6 {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::{Probe, Registration};
 use crate::catalogue::{ColumnSpec, ProbeSpec};
 use crate::event::Subject;
-use crate::procfs::files::Texts;
+use crate::handles::Readings;
 use crate::procfs::softnet::{Cpu, parse};
 use crate::procfs::{NetFile, ReadError};
 use crate::table::{ABSENT, Table};
@@ -15,6 +15,7 @@ use crate::table::{ABSENT, Table};
 pub(super) const PROBE: Registration = Registration {
     spec: &SPEC,
     files: &[NetFile::SoftnetStat],
+    netlink: &[],
     node_only: true,
     make: || Box::new(Softnet::default()),
 };
@@ -42,6 +43,16 @@ static SPEC: ProbeSpec = ProbeSpec {
             "backlog_packets",
             "packets",
             "Packets that wait in the backlogs now (Linux 5.10)",
+        ),
+        ColumnSpec::gauge(
+            "input_queue_packets",
+            "packets",
+            "Those of them that no CPU has taken over yet (kernels after 5.10)",
+        ),
+        ColumnSpec::gauge(
+            "process_queue_packets",
+            "packets",
+            "Those of them that a CPU is about to process (kernels after 5.10)",
         ),
     ],
     event_types: &[],
@@ -97,9 +108,14 @@ impl Softnet {
 }
 
 impl Probe for Softnet {
-    fn read(&mut self, texts: &mut Texts<'_>, subject: &Subject, table: &mut Table) -> Result<(), Arc<ReadError>> {
+    fn read(
+        &mut self,
+        readings: &mut Readings<'_>,
+        subject: &Subject,
+        table: &mut Table,
+    ) -> Result<(), Arc<ReadError>> {
         let mut cpus = Vec::new();
-        if texts
+        if readings
             .parse(NetFile::SoftnetStat, |text| parse(text, |cpu| cpus.push(cpu)))?
             .is_none()
             || cpus.is_empty()
@@ -107,7 +123,12 @@ impl Probe for Softnet {
             return Ok(());
         }
         let first = cpus[0];
-        let backlog: i64 = cpus.iter().filter_map(|cpu| cpu.backlog).map(i64::from).sum();
+        let waiting = |of: fn(&Cpu) -> Option<u32>| -> i64 { cpus.iter().filter_map(of).map(i64::from).sum() };
+        let (backlog, input, process) = (
+            waiting(|cpu| cpu.backlog),
+            waiting(|cpu| cpu.input_queue),
+            waiting(|cpu| cpu.process_queue),
+        );
         for cpu in cpus {
             self.add(cpu);
         }
@@ -122,6 +143,8 @@ impl Probe for Softnet {
                 known(first.received_rps.is_some(), self.sum(3)),
                 known(first.flow_limit.is_some(), self.sum(4)),
                 known(first.backlog.is_some(), backlog),
+                known(first.input_queue.is_some(), input),
+                known(first.process_queue.is_some(), process),
             ],
         );
         Ok(())

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::{Probe, Registration, columns};
 use crate::catalogue::ProbeSpec;
 use crate::event::Subject;
-use crate::procfs::files::Texts;
+use crate::handles::Readings;
 use crate::procfs::pairs::Group;
 use crate::procfs::{NetFile, ReadError};
 use crate::table::Table;
@@ -13,6 +13,7 @@ use crate::table::Table;
 pub(super) const PROBE: Registration = Registration {
     spec: &SPEC,
     files: &[NetFile::Snmp],
+    netlink: &[],
     node_only: false,
     make: || Box::new(Tcp(Group::new("Tcp:", NAMES))),
 };
@@ -44,9 +45,14 @@ columns! {
 struct Tcp(Group);
 
 impl Probe for Tcp {
-    fn read(&mut self, texts: &mut Texts<'_>, subject: &Subject, table: &mut Table) -> Result<(), Arc<ReadError>> {
+    fn read(
+        &mut self,
+        readings: &mut Readings<'_>,
+        subject: &Subject,
+        table: &mut Table,
+    ) -> Result<(), Arc<ReadError>> {
         let mut values = [0; COLUMNS.len()];
-        if texts.parse(NetFile::Snmp, |text| self.0.parse(text, &mut values))? == Some(true) {
+        if readings.parse(NetFile::Snmp, |text| self.0.parse(text, &mut values))? == Some(true) {
             table.push(subject.clone(), [], &values);
         }
         Ok(())

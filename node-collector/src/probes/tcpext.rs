@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::{Probe, Registration, columns};
 use crate::catalogue::ProbeSpec;
 use crate::event::Subject;
-use crate::procfs::files::Texts;
+use crate::handles::Readings;
 use crate::procfs::pairs::Group;
 use crate::procfs::{NetFile, ReadError};
 use crate::table::Table;
@@ -14,6 +14,7 @@ use crate::table::Table;
 pub(super) const PROBE: Registration = Registration {
     spec: &SPEC,
     files: &[NetFile::Netstat],
+    netlink: &[],
     node_only: false,
     make: || Box::new(TcpExt(Group::new("TcpExt:", NAMES))),
 };
@@ -139,11 +140,63 @@ columns! {
 struct TcpExt(Group);
 
 impl Probe for TcpExt {
-    fn read(&mut self, texts: &mut Texts<'_>, subject: &Subject, table: &mut Table) -> Result<(), Arc<ReadError>> {
+    fn read(
+        &mut self,
+        readings: &mut Readings<'_>,
+        subject: &Subject,
+        table: &mut Table,
+    ) -> Result<(), Arc<ReadError>> {
         let mut values = [0; COLUMNS.len()];
-        if texts.parse(NetFile::Netstat, |text| self.0.parse(text, &mut values))? == Some(true) {
+        if readings.parse(NetFile::Netstat, |text| self.0.parse(text, &mut values))? == Some(true) {
             table.push(subject.clone(), [], &values);
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::NAMES;
+
+    #[test]
+    fn every_counter_that_kubeskoop_has_is_here_and_each_once() {
+        const THERE: [&str; 32] = [
+            "listendrops",
+            "listenoverflows",
+            "tcpsynretrans",
+            "tcpfastretrans",
+            "tcpretransfail",
+            "tcptimeouts",
+            "tcpabortonclose",
+            "tcpabortonmemory",
+            "tcpabortontimeout",
+            "tcpabortonlinger",
+            "tcpabortondata",
+            "tcpabortfailed",
+            "tcpackskippedsynrecv",
+            "tcpackskippedpaws",
+            "tcpackskippedseq",
+            "tcpackskippedfinwait2",
+            "tcpackskippedtimewait",
+            "tcpackskippedchallenge",
+            "tcprcvqdrop",
+            "tcpmemorypressures",
+            "tcpmemorypressureschrono",
+            "pawsactive",
+            "pawsestab",
+            "embryonicrsts",
+            "tcpwinprobe",
+            "tcpkeepalive",
+            "tcpmtupfail",
+            "tcpmtupsuccess",
+            "tcpzerowindowdrop",
+            "tcpbacklogdrop",
+            "pfmemallocdrop",
+            "tcpwqueuetoobig",
+        ];
+        for name in THERE {
+            let count = NAMES.iter().filter(|n| n.eq_ignore_ascii_case(name)).count();
+            assert_eq!(count, 1, "{name}");
+        }
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::{Families, Probe, Registration, columns};
 use crate::catalogue::{LabelSpec, ProbeSpec};
 use crate::event::Subject;
-use crate::procfs::files::Texts;
+use crate::handles::Readings;
 use crate::procfs::named::Named;
 use crate::procfs::pairs::Group;
 use crate::procfs::{NetFile, ReadError};
@@ -14,6 +14,7 @@ use crate::table::Table;
 pub(super) const PROBE: Registration = Registration {
     spec: &SPEC,
     files: &[NetFile::Snmp, NetFile::Snmp6],
+    netlink: &[],
     node_only: false,
     make: || Box::new(Udp::default()),
 };
@@ -60,13 +61,18 @@ impl Default for Udp {
 }
 
 impl Probe for Udp {
-    fn read(&mut self, texts: &mut Texts<'_>, subject: &Subject, table: &mut Table) -> Result<(), Arc<ReadError>> {
+    fn read(
+        &mut self,
+        readings: &mut Readings<'_>,
+        subject: &Subject,
+        table: &mut Table,
+    ) -> Result<(), Arc<ReadError>> {
         let mut values = [0; COLUMNS.len()];
-        let v4 = texts.parse(NetFile::Snmp, |text| self.v4.parse(text, &mut values));
+        let v4 = readings.parse(NetFile::Snmp, |text| self.v4.parse(text, &mut values));
         if let Ok(Some(true)) = v4 {
             table.push(subject.clone(), [Arc::clone(&self.families.ipv4)], &values);
         }
-        let v6 = texts.parse(NetFile::Snmp6, |text| self.v6.parse(text, &mut values));
+        let v6 = readings.parse(NetFile::Snmp6, |text| self.v6.parse(text, &mut values));
         if let Ok(Some(true)) = v6 {
             table.push(subject.clone(), [Arc::clone(&self.families.ipv6)], &values);
         }

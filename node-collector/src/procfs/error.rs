@@ -2,6 +2,8 @@
 
 use std::io;
 
+use crate::netlink::dump::DumpError;
+
 /// A text that is not what the kernel writes.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ParseError {
@@ -33,11 +35,22 @@ pub enum ReadError {
     Read { file: &'static str, source: io::Error },
     #[error("{file}: {source}")]
     Parse { file: &'static str, source: ParseError },
+    #[error("{what}: {source}")]
+    Dump { what: &'static str, source: DumpError },
 }
 
 impl ReadError {
     /// All kinds, as the metric label has them.
-    pub const KINDS: [&str; 5] = ["enter", "open", "vanished", "read", "parse"];
+    pub const KINDS: [&str; 8] = [
+        "enter",
+        "open",
+        "vanished",
+        "read",
+        "parse",
+        "dump_interrupted",
+        "dump_overrun",
+        "dump_truncated",
+    ];
 
     pub const fn kind(&self) -> &'static str {
         Self::KINDS[self.kind_index()]
@@ -51,6 +64,13 @@ impl ReadError {
             Self::Vanished { .. } => 2,
             Self::Read { .. } => 3,
             Self::Parse { .. } => 4,
+            Self::Dump { source, .. } => match source {
+                DumpError::Refused(_) => 3,
+                DumpError::Malformed(_) => 4,
+                DumpError::Interrupted => 5,
+                DumpError::Overrun => 6,
+                DumpError::Truncated => 7,
+            },
         }
     }
 }

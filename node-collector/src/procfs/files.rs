@@ -7,12 +7,14 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt as _;
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::Arc;
+
+use sonde_common::paths::HostPaths;
 
 use super::{ParseError, ReadError};
 
-/// A file below `/proc/<pid>/net`.
+/// A file below `/proc/<pid>/net`, or below `/proc/sys/net`, which shows the namespace of who opens it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(usize)]
 pub enum NetFile {
@@ -23,10 +25,32 @@ pub enum NetFile {
     Sockstat,
     Sockstat6,
     SoftnetStat,
+    Conntrack,
+    ArpCache,
+    NdiscCache,
+    IpVs,
+    Protocols,
+    ConntrackCount,
+    ConntrackMax,
+    PortRange,
+    ReservedPorts,
+    TcpMem,
+    UdpMem,
+    MaxOrphans,
+    ArpThreshold1,
+    ArpThreshold2,
+    ArpThreshold3,
+    NdiscThreshold1,
+    NdiscThreshold2,
+    NdiscThreshold3,
 }
 
+const COUNT: usize = NetFile::ALL.len();
+/// What begins the name of a file below `/proc`, not below `/proc/<pid>/net`.
+const SYSCTL: &str = "sys/net/";
+
 impl NetFile {
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 25] = [
         Self::Dev,
         Self::Snmp,
         Self::Snmp6,
@@ -34,6 +58,24 @@ impl NetFile {
         Self::Sockstat,
         Self::Sockstat6,
         Self::SoftnetStat,
+        Self::Conntrack,
+        Self::ArpCache,
+        Self::NdiscCache,
+        Self::IpVs,
+        Self::Protocols,
+        Self::ConntrackCount,
+        Self::ConntrackMax,
+        Self::PortRange,
+        Self::ReservedPorts,
+        Self::TcpMem,
+        Self::UdpMem,
+        Self::MaxOrphans,
+        Self::ArpThreshold1,
+        Self::ArpThreshold2,
+        Self::ArpThreshold3,
+        Self::NdiscThreshold1,
+        Self::NdiscThreshold2,
+        Self::NdiscThreshold3,
     ];
 
     pub const fn name(self) -> &'static str {
@@ -45,13 +87,62 @@ impl NetFile {
             Self::Sockstat => "sockstat",
             Self::Sockstat6 => "sockstat6",
             Self::SoftnetStat => "softnet_stat",
+            Self::Conntrack => "stat/nf_conntrack",
+            Self::ArpCache => "stat/arp_cache",
+            Self::NdiscCache => "stat/ndisc_cache",
+            Self::IpVs => "ip_vs_stats",
+            Self::Protocols => "protocols",
+            Self::ConntrackCount => "sys/net/netfilter/nf_conntrack_count",
+            Self::ConntrackMax => "sys/net/netfilter/nf_conntrack_max",
+            Self::PortRange => "sys/net/ipv4/ip_local_port_range",
+            Self::ReservedPorts => "sys/net/ipv4/ip_local_reserved_ports",
+            Self::TcpMem => "sys/net/ipv4/tcp_mem",
+            Self::UdpMem => "sys/net/ipv4/udp_mem",
+            Self::MaxOrphans => "sys/net/ipv4/tcp_max_orphans",
+            Self::ArpThreshold1 => "sys/net/ipv4/neigh/default/gc_thresh1",
+            Self::ArpThreshold2 => "sys/net/ipv4/neigh/default/gc_thresh2",
+            Self::ArpThreshold3 => "sys/net/ipv4/neigh/default/gc_thresh3",
+            Self::NdiscThreshold1 => "sys/net/ipv6/neigh/default/gc_thresh1",
+            Self::NdiscThreshold2 => "sys/net/ipv6/neigh/default/gc_thresh2",
+            Self::NdiscThreshold3 => "sys/net/ipv6/neigh/default/gc_thresh3",
         }
+    }
+
+    /// The file that is read rather than this one where it is there.
+    const fn stands_in_for(self) -> Option<Self> {
+        match self {
+            // CONFIG_NF_CONNTRACK_PROCFS is off on some kernels.
+            Self::ConntrackCount => Some(Self::Conntrack),
+            _ => None,
+        }
+    }
+
+    /// Where it is for the calling thread.
+    pub fn path(self, paths: &HostPaths) -> PathBuf {
+        if self.is_sysctl() {
+            paths.proc.join(self.name())
+        } else {
+            paths.proc.join("thread-self/net").join(self.name())
+        }
+    }
+
+    /// A setting or figure below `/proc/sys/net`.
+    pub fn is_sysctl(self) -> bool {
+        self.name().starts_with(SYSCTL)
     }
 
     /// Whether the kernel writes the whole file in one piece, so that one read that does not fill the buffer has it
     /// all. The others come in pieces of a page and end with an empty read.
     const fn in_one_piece(self) -> bool {
-        !matches!(self, Self::Dev | Self::SoftnetStat)
+        matches!(
+            self,
+            Self::Snmp | Self::Snmp6 | Self::Netstat | Self::Sockstat | Self::Sockstat6 | Self::IpVs
+        )
+    }
+
+    /// For a sysctl the kernel takes and clears as much memory as it is asked for, so ask for little.
+    fn buffer_len(self) -> usize {
+        if self.is_sysctl() { 128 } else { 16 * 1024 }
     }
 }
 
@@ -71,18 +162,18 @@ enum Slot {
 /// The handles of one network namespace.
 #[derive(Debug)]
 pub struct NetFiles {
-    slots: [Slot; 7],
+    slots: [Slot; COUNT],
 }
 
 impl NetFiles {
-    /// Opens the wanted files below `dir` (`/proc/thread-self/net` while in the namespace). With `keep` false they are
-    /// only looked for.
-    pub fn open(dir: &Path, wanted: &[NetFile], keep: bool) -> Self {
+    /// Opens the wanted files while in the namespace. With `keep` false they are only looked for.
+    pub fn open(paths: &HostPaths, wanted: &[NetFile], keep: bool) -> Self {
         let slots = NetFile::ALL.map(|file| {
-            if !wanted.contains(&file) {
+            let better = file.stands_in_for().filter(|better| wanted.contains(better));
+            if !wanted.contains(&file) || better.is_some_and(|better| better.path(paths).exists()) {
                 return Slot::Unwanted;
             }
-            match File::open(dir.join(file.name())) {
+            match File::open(file.path(paths)) {
                 Ok(handle) if keep => Slot::Kept(handle),
                 Ok(_) => Slot::Reopened,
                 Err(e) if e.kind() == io::ErrorKind::NotFound => Slot::Absent,
@@ -96,8 +187,7 @@ impl NetFiles {
     }
 
     /// A namespace that could not be entered: every reading gives this error.
-    pub fn failed(error: ReadError) -> Self {
-        let error = Arc::new(error);
+    pub fn failed(error: Arc<ReadError>) -> Self {
         Self {
             slots: NetFile::ALL.map(|_| Slot::Failed(Arc::clone(&error))),
         }
@@ -126,27 +216,27 @@ enum State {
 /// Texts of the namespace at hand: each file is read at most once, when first asked for, into a buffer that stays.
 #[derive(Debug)]
 pub struct Reader {
-    buffers: [Vec<u8>; 7],
-    states: [State; 7],
+    buffers: [Vec<u8>; COUNT],
+    states: [State; COUNT],
 }
 
 impl Default for Reader {
     fn default() -> Self {
         Self {
-            buffers: std::array::from_fn(|_| vec![0; 16 * 1024]),
+            buffers: NetFile::ALL.map(|file| vec![0; file.buffer_len()]),
             states: std::array::from_fn(|_| State::Unread),
         }
     }
 }
 
 impl Reader {
-    /// A reader of one namespace; `dir` is where files that are not kept are opened.
-    pub fn of<'a>(&'a mut self, files: &'a NetFiles, dir: &'a Path) -> Texts<'a> {
+    /// A reader of one namespace; `paths` is where files that are not kept are opened.
+    pub fn of<'a>(&'a mut self, files: &'a NetFiles, paths: &'a HostPaths) -> Texts<'a> {
         self.states.fill(State::Unread);
         Texts {
             reader: self,
             files,
-            dir,
+            paths,
         }
     }
 }
@@ -156,7 +246,7 @@ impl Reader {
 pub struct Texts<'a> {
     reader: &'a mut Reader,
     files: &'a NetFiles,
-    dir: &'a Path,
+    paths: &'a HostPaths,
 }
 
 impl Texts<'_> {
@@ -194,7 +284,7 @@ impl Texts<'_> {
         let buffer = &mut self.reader.buffers[file as usize];
         let result = match &self.files.slots[file as usize] {
             Slot::Kept(handle) => read_whole(handle, buffer, file),
-            Slot::Reopened => match File::open(self.dir.join(file.name())) {
+            Slot::Reopened => match File::open(file.path(self.paths)) {
                 Ok(handle) => read_whole(&handle, buffer, file),
                 // It was there when the namespace was found.
                 Err(source) if source.kind() == io::ErrorKind::NotFound => Err(ReadError::Vanished {
@@ -224,7 +314,7 @@ fn read_whole(handle: &File, buffer: &mut Vec<u8>, file: NetFile) -> Result<usiz
             Ok(0) => return Ok(len),
             Ok(n) => {
                 len += n;
-                if n < space && file.in_one_piece() {
+                if n < space && (file.in_one_piece() || file.is_sysctl()) {
                     return Ok(len);
                 }
             }
@@ -242,6 +332,10 @@ fn read_whole(handle: &File, buffer: &mut Vec<u8>, file: NetFile) -> Result<usiz
         }
         if len == buffer.len() {
             buffer.resize(buffer.len() * 2, 0);
+            if file.is_sysctl() {
+                // It answers to the offset 0 alone, and cuts what does not fit.
+                len = 0;
+            }
         }
     }
 }
@@ -250,22 +344,35 @@ fn read_whole(handle: &File, buffer: &mut Vec<u8>, file: NetFile) -> Result<usiz
 mod tests {
     use super::*;
 
-    fn tree(files: &[(&str, &str)]) -> tempfile::TempDir {
+    struct Tree {
+        _dir: tempfile::TempDir,
+        paths: HostPaths,
+        net: PathBuf,
+    }
+
+    fn tree(files: &[(NetFile, &str)]) -> Tree {
         let dir = tempfile::tempdir().unwrap();
-        for (name, text) in files {
-            std::fs::write(dir.path().join(name), text).unwrap();
+        let paths = HostPaths::below(dir.path());
+        for (file, text) in files {
+            let path = file.path(&paths);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
         }
-        dir
+        Tree {
+            net: paths.proc.join("thread-self/net"),
+            paths,
+            _dir: dir,
+        }
     }
 
     #[test]
     fn absent_failed_and_present_are_three_answers() {
-        let dir = tree(&[("snmp", "Tcp: A\nTcp: 1\n")]);
+        let dir = tree(&[(NetFile::Snmp, "Tcp: A\nTcp: 1\n")]);
         // A directory in the place of a file can be opened and not read.
-        std::fs::create_dir(dir.path().join("netstat")).unwrap();
-        let files = NetFiles::open(dir.path(), &NetFile::ALL, true);
+        std::fs::create_dir(dir.net.join("netstat")).unwrap();
+        let files = NetFiles::open(&dir.paths, &NetFile::ALL, true);
         let mut reader = Reader::default();
-        let mut texts = reader.of(&files, dir.path());
+        let mut texts = reader.of(&files, &dir.paths);
         assert_eq!(texts.get(NetFile::Snmp).unwrap(), Some(&b"Tcp: A\nTcp: 1\n"[..]));
         assert_eq!(texts.get(NetFile::Snmp6).unwrap(), None);
         assert_eq!(texts.get(NetFile::Netstat).unwrap_err().kind(), "read");
@@ -273,12 +380,12 @@ mod tests {
 
     #[test]
     fn a_file_that_vanishes_is_an_error_of_its_own() {
-        let dir = tree(&[("snmp", "x"), ("dev", "y")]);
-        let files = NetFiles::open(dir.path(), &[NetFile::Snmp, NetFile::Dev], false);
+        let dir = tree(&[(NetFile::Snmp, "x"), (NetFile::Dev, "y")]);
+        let files = NetFiles::open(&dir.paths, &[NetFile::Snmp, NetFile::Dev], false);
         assert!(files.needs_entering() && files.kept() == 0);
-        std::fs::remove_file(dir.path().join("snmp")).unwrap();
+        std::fs::remove_file(dir.net.join("snmp")).unwrap();
         let mut reader = Reader::default();
-        let mut texts = reader.of(&files, dir.path());
+        let mut texts = reader.of(&files, &dir.paths);
         assert_eq!(texts.get(NetFile::Snmp).unwrap_err().kind(), "vanished");
         assert_eq!(texts.get(NetFile::Dev).unwrap(), Some(&b"y"[..]));
         // A file that no probe asked for is not read even if it is there.
@@ -288,24 +395,28 @@ mod tests {
     #[test]
     fn a_file_longer_than_the_buffer_is_read_whole_and_anew_each_time() {
         let long = "0123456789abcdef".repeat(5000);
-        let dir = tree(&[("dev", &long), ("netstat", &long)]);
-        let files = NetFiles::open(dir.path(), &[NetFile::Dev, NetFile::Netstat], true);
+        let dir = tree(&[
+            (NetFile::Dev, &long),
+            (NetFile::Netstat, &long),
+            (NetFile::ReservedPorts, &long),
+        ]);
+        let files = NetFiles::open(&dir.paths, &NetFile::ALL, true);
         let mut reader = Reader::default();
-        for file in [NetFile::Dev, NetFile::Netstat] {
-            assert_eq!(reader.of(&files, dir.path()).get(file).unwrap(), Some(long.as_bytes()));
+        for file in [NetFile::Dev, NetFile::Netstat, NetFile::ReservedPorts] {
+            assert_eq!(reader.of(&files, &dir.paths).get(file).unwrap(), Some(long.as_bytes()));
         }
-        std::fs::write(dir.path().join("dev"), "short").unwrap();
+        std::fs::write(dir.net.join("dev"), "short").unwrap();
         assert_eq!(
-            reader.of(&files, dir.path()).get(NetFile::Dev).unwrap(),
+            reader.of(&files, &dir.paths).get(NetFile::Dev).unwrap(),
             Some(&b"short"[..])
         );
     }
 
     #[test]
     fn a_namespace_that_cannot_be_entered_fails_every_file() {
-        let files = NetFiles::failed(ReadError::Enter(io::Error::from_raw_os_error(libc::EPERM)));
-        let mut reader = Reader::default();
-        let mut texts = reader.of(&files, Path::new("/"));
+        let files = NetFiles::failed(Arc::new(ReadError::Enter(io::Error::from_raw_os_error(libc::EPERM))));
+        let (mut reader, paths) = (Reader::default(), HostPaths::default());
+        let mut texts = reader.of(&files, &paths);
         for file in NetFile::ALL {
             assert_eq!(texts.get(file).unwrap_err().kind(), "enter");
         }

@@ -1,4 +1,4 @@
-//! Readers of `/proc/net/*` of one network namespace. They know files and numbers, not pods, probes or metrics.
+//! Readers of `/proc/net/*` and `/proc/sys/net/*` of one network namespace. They know files and numbers, not pods, probes or metrics.
 //!
 //! Reading ([`files`]), parsing (one file per format) and meaning (`crate::probes`) are apart: only the first touches
 //! the host. What a counter is called in the kernel stays its name here.
@@ -6,12 +6,16 @@
 pub mod dev;
 mod error;
 pub mod files;
+pub mod ipvs;
 pub mod named;
 mod number;
 pub mod pairs;
+pub mod per_cpu;
 pub mod process;
+pub mod protocols;
 pub mod sockstat;
 pub mod softnet;
+pub mod sysctl;
 
 pub use error::{ParseError, ReadError};
 pub use files::{NetFile, NetFiles, Reader};

@@ -39,25 +39,24 @@ impl Named {
         out.fill(ABSENT);
         let mut found = false;
         for (number, line) in lines(text).enumerate() {
-            let end = line
-                .iter()
-                .position(|b| matches!(b, b' ' | b'\t'))
-                .unwrap_or(line.len());
-            let (name, rest) = line.split_at(end);
-            let Some(place) = self.place(number, name) else {
+            let (place, rest) = match self.order.get(number) {
+                Some((name, place)) if is_named(line, name) => (*place, &line[name.len()..]),
+                _ => self.learn(number, line),
+            };
+            let Some(place) = place else {
                 continue;
             };
-            let mut values = words(rest);
-            let (Some(value), None) = (values.next(), values.next()) else {
+            let word = rest.trim_ascii();
+            let Some(value) = decimal(word) else {
                 out.fill(ABSENT);
-                return Err(ParseError::Shape {
-                    line: number + 1,
-                    what: "expected a name and one value",
+                return Err(if words(word).count() == 1 {
+                    ParseError::not_a_number(number + 1, word)
+                } else {
+                    ParseError::Shape {
+                        line: number + 1,
+                        what: "expected a name and one value",
+                    }
                 });
-            };
-            let Some(value) = decimal(value) else {
-                out.fill(ABSENT);
-                return Err(ParseError::not_a_number(number + 1, value));
             };
             out[place] = value;
             found = true;
@@ -65,20 +64,26 @@ impl Named {
         Ok(found)
     }
 
-    fn place(&mut self, number: usize, name: &[u8]) -> Option<usize> {
-        match self.order.get(number) {
-            Some((known, place)) if known == name => *place,
-            _ => {
-                let place = self.wanted.get(name).copied();
-                // A file that got longer in the middle is learnt anew from there on.
-                self.order.truncate(number);
-                if self.order.len() == number {
-                    self.order.push((name.to_vec(), place));
-                }
-                place
-            }
+    /// What stands on a line that is not the one known there, and what follows its name.
+    fn learn<'a>(&mut self, number: usize, line: &'a [u8]) -> (Option<usize>, &'a [u8]) {
+        let end = line.iter().position(is_blank).unwrap_or(line.len());
+        let (name, rest) = line.split_at(end);
+        let place = self.wanted.get(name).copied();
+        // A file that got longer in the middle is learnt anew from there on.
+        self.order.truncate(number);
+        if self.order.len() == number {
+            self.order.push((name.to_vec(), place));
         }
+        (place, rest)
     }
+}
+
+fn is_named(line: &[u8], name: &[u8]) -> bool {
+    line.starts_with(name) && line.get(name.len()).is_none_or(is_blank)
+}
+
+fn is_blank(byte: &u8) -> bool {
+    matches!(byte, b' ' | b'\t')
 }
 
 #[cfg(test)]

@@ -35,6 +35,17 @@ pub(super) fn hex32(text: &[u8]) -> Option<u32> {
         .try_fold(0u32, |value, b| Some(value << 4 | (*b as char).to_digit(16)?))
 }
 
+/// Hexadecimal of at most 64 bits; beyond `i64::MAX` it stays at it, as with [`decimal`].
+pub(super) fn hex64(text: &[u8]) -> Option<i64> {
+    if text.is_empty() || text.len() > 16 {
+        return None;
+    }
+    let value = text.iter().try_fold(0u64, |value, b| {
+        Some(value << 4 | u64::from((*b as char).to_digit(16)?))
+    })?;
+    Some(i64::try_from(value).unwrap_or(i64::MAX))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -56,6 +67,15 @@ mod tests {
             (" 1", None),
         ] {
             assert_eq!(decimal(text.as_bytes()), value, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn hexadecimals_of_64_bits() {
+        assert_eq!(hex64(b"00000000000000fF"), Some(255));
+        assert_eq!(hex64(b"ffffffffffffffff"), Some(i64::MAX));
+        for bad in ["", "1ffffffffffffffff", "x", "-1"] {
+            assert_eq!(hex64(bad.as_bytes()), None, "{bad:?}");
         }
     }
 

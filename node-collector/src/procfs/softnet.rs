@@ -18,6 +18,9 @@ pub struct Cpu {
     pub flow_limit: Option<u32>,
     /// Packets that wait now (5.10).
     pub backlog: Option<u32>,
+    /// The part of them that interrupts have put in, and the part that the CPU has taken over to process (after 5.10).
+    pub input_queue: Option<u32>,
+    pub process_queue: Option<u32>,
 }
 
 /// Calls `each` for every CPU.
@@ -41,6 +44,8 @@ pub fn parse(text: &[u8], mut each: impl FnMut(Cpu)) -> Result<(), ParseError> {
             received_rps: fields[9],
             flow_limit: fields[10],
             backlog: fields[11],
+            input_queue: fields[13],
+            process_queue: fields[14],
         });
     }
     Ok(())
@@ -70,7 +75,9 @@ mod tests {
                 time_squeeze: 2,
                 received_rps: Some(3),
                 flow_limit: Some(4),
-                backlog: Some(5)
+                backlog: Some(5),
+                input_queue: Some(5),
+                process_queue: Some(0),
             }
         );
         assert_eq!((all[1].cpu, all[1].processed), (2, u32::MAX));

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use sonde_collector::event::{NetnsKey, Subject};
+use sonde_collector::handles::Wanted;
 use sonde_collector::missing::Missing;
 use sonde_collector::pods::cri::{self, Board, CriSource};
 use sonde_collector::pods::names::Globs;
@@ -14,7 +15,6 @@ use sonde_collector::pods::netns::{NetnsSource, Settings, own_netns};
 use sonde_collector::pods::{Pod, PodIndex, Targets};
 use sonde_collector::probes::{PROBES, PROCESS_PROBES};
 use sonde_collector::processes::{Finder, ProcessRounds};
-use sonde_collector::procfs::NetFile;
 use sonde_collector::round::Rounds;
 use sonde_collector::table::Table;
 use sonde_common::paths::HostPaths;
@@ -69,10 +69,10 @@ impl Watched {
             // The names that runtimes give: left to the runtime all the same.
             globs: Some(Globs::new(&["cni-*".to_owned()]).unwrap()),
             cri: Some(board),
-            node: "node-1".into(),
+            node_name: "node-1".into(),
             include_host: true,
-            pod_files: NetFile::ALL.to_vec(),
-            node_files: NetFile::ALL.to_vec(),
+            pod: Wanted::of(PROBES),
+            node: Wanted::of(PROBES),
             keep_handles: usize::MAX,
             on_change: Box::new({
                 let keys = Arc::clone(&keys);

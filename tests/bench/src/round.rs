@@ -1,24 +1,196 @@
-//! What a reading of all procfs probes costs at 100 network namespaces, and the cost of the bare reads beside it.
+//! What a reading of all probes of `/proc` and netlink costs at 100 and at 1,000 network namespaces, probe by probe, and
+//! the cost of bare reads beside it; and what the collector keeps in memory for them.
 
-use std::io::Read as _;
+use std::fs::File;
+use std::io::Write as _;
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::FileExt as _;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use sonde_lab::Lab;
+use sonde_collector::event::Subject;
+use sonde_collector::handles::{self, Wanted};
+use sonde_collector::pods::{self, Target};
+use sonde_collector::probes::{PROBES, Registration};
+use sonde_collector::procfs::NetFile;
+use sonde_collector::round::Rounds;
+use sonde_common::paths::HostPaths;
+use sonde_common::time::now_ns;
+use sonde_lab::{Family, Lab, Pod, sockets};
 
 use crate::programs::{self, Program};
 use crate::report::{Report, mebibytes};
 
-const PODS: usize = 100;
-const ROUNDS: f64 = 20.0;
-/// The files that the probes of a pod read.
-const FILES: [&str; 6] = ["dev", "snmp", "snmp6", "netstat", "sockstat", "sockstat6"];
+const ROUNDS: u32 = 20;
 
 pub(crate) fn run(report: &mut Report) -> anyhow::Result<()> {
-    let lab = Lab::new("bench")?;
-    let pods = (0..PODS)
-        .map(|i| lab.pod("bench", &format!("pod{i}")))
+    raise_open_files()?;
+    for count in [100, 1_000] {
+        let lab = Lab::new("bench")?;
+        let pods = (0..count)
+            .map(|i| lab.pod("bench", &format!("pod{i}")))
+            .collect::<Result<Vec<_>, _>>()?;
+        report.section(
+            &format!("A round of {count} network namespaces"),
+            &format!(
+                "All probes of /proc and netlink, for every namespace and the node, in one thread; CPU time, mean of {ROUNDS} rounds. \
+                 \"Idle\" has no socket; \"connected\" has in each a listening socket and both ends of a connection on which nothing moves; \"busy\" \
+                 the same with a byte unread, so that each round walks the kernel's table of connections ({} buckets) for each namespace.",
+                buckets()?
+            ),
+        );
+        idle(report, &pods)?;
+        let mut sockets = pods.iter().map(connected).collect::<anyhow::Result<Vec<_>>>()?;
+        report.row(
+            "CPU of a round, connected",
+            milliseconds(Reader::new(&pods, PROBES)?.cpu()?),
+        );
+        for (_, near, _) in &mut sockets {
+            near.write_all(b"x")?;
+        }
+        report.row("CPU of a round, busy", milliseconds(Reader::new(&pods, PROBES)?.cpu()?));
+        drop(sockets);
+        memory(report, &lab, count)?;
+    }
+    Ok(())
+}
+
+fn idle(report: &mut Report, pods: &[Pod]) -> anyhow::Result<()> {
+    report.row("CPU of a round, idle", milliseconds(Reader::new(pods, PROBES)?.cpu()?));
+    let bare = pods
+        .iter()
+        .map(|pod| pod.run(bare_reads))
         .collect::<Result<Vec<_>, _>>()?;
+    let bare: Duration = bare.into_iter().collect::<anyhow::Result<Vec<_>>>()?.into_iter().sum();
+    report.row("CPU of reading the same files alone, kept open", milliseconds(bare));
+    for probe in PROBES {
+        let alone = Reader::new(pods, std::slice::from_ref(probe))?.cpu()?;
+        report.row(
+            &format!("CPU of `{}` alone, idle", probe.spec.name),
+            milliseconds(alone),
+        );
+    }
+    Ok(())
+}
+
+/// Of the hash table of established connections, by sysctl; negative where a namespace shares that of the machine.
+fn buckets() -> anyhow::Result<u64> {
+    let text = std::fs::read_to_string("/proc/sys/net/ipv4/tcp_ehash_entries")?;
+    Ok(text.trim().parse::<i64>()?.unsigned_abs())
+}
+
+fn milliseconds(time: Duration) -> String {
+    format!("{:.2} ms", time.as_secs_f64() * 1e3)
+}
+
+/// Rounds within this process.
+struct Reader {
+    rounds: Rounds,
+    targets: Vec<Arc<Target>>,
+}
+
+impl Reader {
+    fn new(pods: &[Pod], probes: &'static [Registration]) -> anyhow::Result<Self> {
+        let paths = HostPaths::default();
+        let node = Target {
+            subject: Subject::Node,
+            handles: handles::open(&paths, &Wanted::of(probes), true),
+            netns: None,
+        };
+        let wanted = Wanted::of(probes.iter().filter(|p| !p.node_only));
+        let target = |pod: &Pod| -> anyhow::Result<Target> {
+            let known = pods::Pod {
+                sandbox: pod.netns().into(),
+                namespace: pod.namespace().into(),
+                name: pod.name().into(),
+                ..pods::Pod::default()
+            };
+            Ok(Target {
+                subject: Subject::Pod(Arc::new(known)),
+                handles: pod.run(|| handles::open(&paths, &wanted, true))?,
+                netns: None,
+            })
+        };
+        let targets = [Ok(node)].into_iter().chain(pods.iter().map(target));
+        Ok(Self {
+            targets: targets.map(|t| t.map(Arc::new)).collect::<anyhow::Result<_>>()?,
+            rounds: Rounds::new(probes),
+        })
+    }
+
+    /// Of one round.
+    fn cpu(&mut self) -> anyhow::Result<Duration> {
+        // The first ones grow buffers and learn titles.
+        for _ in 0..2 {
+            self.round()?;
+        }
+        let start = thread_cpu()?;
+        for _ in 0..ROUNDS {
+            self.round()?;
+        }
+        Ok((thread_cpu()? - start) / ROUNDS)
+    }
+
+    fn round(&mut self) -> anyhow::Result<()> {
+        let (tables, gaps) = self.rounds.read(now_ns(), &self.targets);
+        anyhow::ensure!(gaps.is_empty(), "{gaps:?}");
+        std::hint::black_box(tables);
+        Ok(())
+    }
+}
+
+/// A listening socket and both ends of a connection.
+fn connected(pod: &Pod) -> anyhow::Result<(TcpListener, TcpStream, TcpStream)> {
+    let listener = sockets::tcp_listen(pod, Family::V4, 80, 10)?;
+    let near = sockets::tcp_connect(pod, 0, "127.0.0.1:80".parse()?, Duration::from_secs(10))?
+        .with_context(|| format!("{pod}: loopback"))?;
+    let (far, _) = listener.accept()?;
+    Ok((listener, near, far))
+}
+
+/// CPU time of this thread for one reading of the files of its namespace, the mean of ten.
+fn bare_reads() -> anyhow::Result<Duration> {
+    let wanted = Wanted::of(PROBES.iter().filter(|p| !p.node_only));
+    let paths = HostPaths::default();
+    let files: Vec<(NetFile, File)> = wanted
+        .files()
+        .iter()
+        .filter_map(|file| Some((*file, File::open(file.path(&paths)).ok()?)))
+        .collect();
+    let mut buffer = vec![0; 64 << 10];
+    let mut read = || -> anyhow::Result<()> {
+        for (file, handle) in &files {
+            let space = if file.is_sysctl() { 128 } else { buffer.len() };
+            let mut offset = 0;
+            while let count @ 1.. = handle.read_at(&mut buffer[..space], offset)? {
+                offset += count as u64;
+            }
+        }
+        Ok(())
+    };
+    read()?;
+    let start = thread_cpu()?;
+    for _ in 0..10 {
+        read()?;
+    }
+    Ok((thread_cpu()? - start) / 10)
+}
+
+fn thread_cpu() -> anyhow::Result<Duration> {
+    Ok(nix::time::clock_gettime(nix::time::ClockId::CLOCK_THREAD_CPUTIME_ID)?.into())
+}
+
+fn raise_open_files() -> anyhow::Result<()> {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    // A thousand namespaces take some 15 descriptors each.
+    anyhow::ensure!(hard >= 17_000, "open files are limited to {hard}");
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).context("open files")
+}
+
+/// The whole collector with these namespaces, after some rounds.
+fn memory(report: &mut Report, lab: &Lab, count: usize) -> anyhow::Result<()> {
     let dir = tempfile::tempdir()?;
     let http = programs::free_address()?;
     let env = [
@@ -32,27 +204,17 @@ pub(crate) fn run(report: &mut Report) -> anyhow::Result<()> {
     let collector = Program::start("sonde-collector", "run", http, dir.path(), &env)?;
     let (mut rounds, mut cpu) = (0.0, 0.0);
     let first = figures(&collector)?;
-    while rounds < ROUNDS {
+    while rounds < 10.0 {
         std::thread::sleep(Duration::from_secs(1));
         let now = figures(&collector)?;
         (rounds, cpu) = (now.0 - first.0, now.1 - first.1);
     }
-    report.section(
-        "A round",
-        &format!("All procfs probes of {PODS} network namespaces and the node, mean of {ROUNDS} rounds and more."),
-    );
-    report.row("CPU of a round", format!("{:.1} ms", cpu / rounds * 1e3));
-    let bare = pods
-        .iter()
-        .map(|pod| pod.run(bare_reads))
-        .collect::<Result<Vec<_>, _>>()?;
-    let bare: Duration = bare.into_iter().collect::<anyhow::Result<Vec<_>>>()?.into_iter().sum();
     report.row(
-        "CPU of reading the same files alone, kept open",
-        format!("{:.1} ms", bare.as_secs_f64() * 1e3),
+        "CPU of a round in the collector, the kernel side and what is handed on included",
+        format!("{:.1} ms", cpu / rounds * 1e3),
     );
     report.row(
-        &format!("resident memory of the collector with {PODS} pods"),
+        &format!("resident memory of the collector with {count} pods"),
         mebibytes(collector.resident()?),
     );
     Ok(())
@@ -72,31 +234,4 @@ fn figures(collector: &Program) -> anyhow::Result<(f64, f64)> {
         value("sonde_collector_rounds_total")?,
         value("sonde_collector_round_cpu_seconds_total")?,
     ))
-}
-
-/// CPU time of this thread for one reading of the files of its namespace, the mean of ten.
-fn bare_reads() -> anyhow::Result<Duration> {
-    use std::os::unix::fs::FileExt as _;
-    let files = FILES
-        .iter()
-        .map(|f| std::fs::File::open(format!("/proc/thread-self/net/{f}")))
-        .collect::<Result<Vec<_>, _>>()?;
-    let mut buffer = vec![0; 64 << 10];
-    for mut file in &files {
-        let _ = file.read(&mut buffer)?;
-    }
-    let start = thread_cpu()?;
-    for _ in 0..10 {
-        for file in &files {
-            let mut offset = 0;
-            while let count @ 1.. = file.read_at(&mut buffer, offset)? {
-                offset += count as u64;
-            }
-        }
-    }
-    Ok((thread_cpu()? - start) / 10)
-}
-
-fn thread_cpu() -> anyhow::Result<Duration> {
-    Ok(nix::time::clock_gettime(nix::time::ClockId::CLOCK_THREAD_CPUTIME_ID)?.into())
 }

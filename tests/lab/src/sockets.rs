@@ -113,6 +113,47 @@ pub fn tcp_start_connect(pod: &Pod, port: u16, to: SocketAddr) -> Result<Socket>
     .at(|| format!("{pod}: connect to {to}"))
 }
 
+/// Like [`tcp_start_connect`] in the namespace of the calling thread, from an IPv6 socket to any address, a mapped IPv4
+/// one too.
+pub fn tcp_start_dual_stack(port: u16, to: SocketAddr) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::IPV6, Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_only_v6(false)?;
+    socket.set_reuse_address(true)?;
+    socket.bind(&SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)).into())?;
+    socket.set_nonblocking(true)?;
+    match socket.connect(&to.into()) {
+        Err(e) if e.raw_os_error() == Some(libc::EINPROGRESS) => Ok(socket),
+        other => other.map(|()| socket),
+    }
+}
+
+/// A connection, both ends of it.
+#[derive(Debug)]
+pub struct Connected {
+    pub listener: TcpListener,
+    pub client: TcpStream,
+    pub server: TcpStream,
+}
+
+/// Connects `client` from port `from` (0: any) to a new listener of `server` at `port`. Reading and writing end after a
+/// while.
+pub fn tcp_pair(client: &Pod, from: u16, server: &Pod, family: Family, port: u16) -> Result<Connected> {
+    const LIMIT: Duration = Duration::from_secs(10);
+    let listener = tcp_listen(server, family, port, 16)?;
+    let to = server.socket(family, port);
+    let here = tcp_connect(client, from, to, LIMIT)?.at(|| format!("{client}: connect to {to}"))?;
+    let there = listener.accept().at(|| format!("{server}: accept"))?.0;
+    for stream in [&here, &there] {
+        stream.set_read_timeout(Some(LIMIT)).at(|| "read timeout".into())?;
+        stream.set_write_timeout(Some(LIMIT)).at(|| "write timeout".into())?;
+    }
+    Ok(Connected {
+        listener,
+        client: here,
+        server: there,
+    })
+}
+
 /// Time to live or hop limit of what the socket sends.
 pub fn set_hops(socket: &UdpSocket, family: Family, hops: u32) -> Result<()> {
     let socket = socket2::SockRef::from(socket);

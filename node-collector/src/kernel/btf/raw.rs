@@ -1,5 +1,7 @@
 //! The file's layout: header, types one after another, strings.
 
+use std::sync::OnceLock;
+
 /// Position of a type in its file, counted from 1; 0 is `void`.
 pub(crate) type TypeId = u32;
 
@@ -93,6 +95,8 @@ pub(crate) struct Btf {
     first_id: TypeId,
     /// Length of the strings of the file that this one extends.
     string_base: u32,
+    /// Hashes of names and the types that have them, sorted: a kernel has 130,000 types, and each program asks for many.
+    names: OnceLock<Vec<(u32, TypeId)>>,
 }
 
 /// One type. `size_or_type` means what the kind says.
@@ -161,6 +165,7 @@ impl Btf {
             strings,
             first_id,
             string_base,
+            names: OnceLock::new(),
         })
     }
 
@@ -193,20 +198,22 @@ impl Btf {
     }
 
     pub(crate) fn find(&self, kind: Kind, name: &str) -> Option<(TypeId, Type<'_>)> {
-        self.types()
-            .find(|(_, t)| t.kind == kind && self.string_is(t.name, name))
+        let names = self.names.get_or_init(|| self.hashed_names());
+        let wanted = hash(name);
+        let first = names.partition_point(|(hash, _)| *hash < wanted);
+        names[first..]
+            .iter()
+            .take_while(|(hash, _)| *hash == wanted)
+            .filter_map(|(_, id)| Some((*id, self.get(*id)?)))
+            .find(|(_, t)| t.kind == kind && t.name() == name)
     }
 
-    /// Like `string(offset) == text`, but looks no further than it must.
-    fn string_is(&self, offset: u32, text: &str) -> bool {
-        let at = offset
-            .checked_sub(self.string_base)
-            .map(|offset| self.strings.start + offset as usize);
-        let from = at
-            .and_then(|at| self.bytes[..self.strings.end].get(at..))
-            .unwrap_or_default();
-        from.strip_prefix(text.as_bytes())
-            .is_some_and(|rest| rest.first() == Some(&0))
+    fn hashed_names(&self) -> Vec<(u32, TypeId)> {
+        let named = self.types().filter(|(_, t)| t.name != 0);
+        let mut names: Vec<_> = named.map(|(id, t)| (hash(t.name()), id)).collect();
+        // Of several types of one name, the first counts.
+        names.sort_unstable();
+        names
     }
 
     fn string(&self, offset: u32) -> &str {
@@ -335,6 +342,13 @@ impl Btf {
             });
         described.unwrap_or((bit_offset, 0))
     }
+}
+
+/// FNV-1a.
+fn hash(name: &str) -> u32 {
+    name.bytes().fold(0x811c_9dc5, |hash, byte| {
+        (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
+    })
 }
 
 /// Walks all types once, so that later reads stay inside the file.

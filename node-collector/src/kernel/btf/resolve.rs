@@ -27,11 +27,10 @@ pub(crate) enum Absent {
     },
     #[error("no tracepoint {0}")]
     NoTracepoint(&'static str),
-    #[error("tracepoint {tracepoint} has no argument {argument}")]
-    NoArgument {
-        tracepoint: &'static str,
-        argument: &'static str,
-    },
+    #[error("no function {0}")]
+    NoFunction(&'static str),
+    #[error("{of} has no argument {argument}")]
+    NoArgument { of: &'static str, argument: &'static str },
 }
 
 /// The first of the field's paths that this kernel has and that fits.
@@ -85,28 +84,33 @@ fn resolve_path(btf: &Btf, decl: &FieldDecl, path: &'static str) -> Result<Field
     Ok(Field::at(offset))
 }
 
-/// The argument's number, by name where BTF has the names, else by type: the prototype that the verifier goes by
-/// (`btf_trace_NAME`) has types only.
+/// The argument's number, by name where BTF has the names, else by type: the prototype of a tracepoint that the
+/// verifier goes by (`btf_trace_NAME`) has types only.
 pub(crate) fn resolve_argument(btf: &Btf, decl: &ArgumentDecl) -> Result<u32, Absent> {
     let absent = Absent::NoArgument {
-        tracepoint: decl.tracepoint,
+        of: decl.of,
         argument: decl.name,
     };
-    let parameters = btf
-        .tracepoint(decl.tracepoint)
-        .ok_or(Absent::NoTracepoint(decl.tracepoint))?;
-    let named = btf
-        .tracepoint_names(decl.tracepoint)
-        .filter(|names| names.len() == parameters.len());
-    if let Some(names) = named {
+    let (types, names) = match decl.of.strip_suffix("()") {
+        Some(function) => {
+            let (names, types) = btf.function(function).ok_or(Absent::NoFunction(decl.of))?;
+            (types, Some(names))
+        }
+        None => (
+            btf.tracepoint(decl.of).ok_or(Absent::NoTracepoint(decl.of))?,
+            btf.tracepoint_names(decl.of),
+        ),
+    };
+    if let Some(names) = names.filter(|names| names.len() == types.len()) {
         return names
             .iter()
-            .position(|name| *name == decl.name)
+            // Since 6.13 the verifier takes the ending for "may be NULL".
+            .position(|name| name.strip_suffix("__nullable").unwrap_or(name) == decl.name)
             .map(|at| at as u32)
             .ok_or(absent);
     }
     let fits = |id: &TypeId| btf.is_named(*id, decl.type_name);
-    parameters.iter().position(fits).map(|at| at as u32).ok_or(absent)
+    types.iter().position(fits).map(|at| at as u32).ok_or(absent)
 }
 
 impl Btf {
@@ -119,6 +123,13 @@ impl Btf {
         (proto.kind == Kind::FunctionProto).then(|| proto.parameters().skip(1).map(|(_, id)| id).collect())
     }
 
+    /// Names and types of a function's arguments.
+    fn function(&self, name: &str) -> Option<(Vec<&str>, Vec<TypeId>)> {
+        let (_, function) = self.find(Kind::Function, name)?;
+        let (_, proto) = self.strip(function.size_or_type)?;
+        Some(proto.parameters().unzip())
+    }
+
     fn tracepoint_names(&self, name: &str) -> Option<Vec<&str>> {
         ["__bpf_trace_", "__traceiter_"].iter().find_map(|prefix| {
             let (_, function) = self.find(Kind::Function, &format!("{prefix}{name}"))?;
@@ -128,13 +139,14 @@ impl Btf {
         })
     }
 
-    /// `*sock` fits a pointer to (const) struct sock, `*void` a pointer to nothing in particular, else an enum's name.
+    /// `*sock` fits a pointer to (const) struct sock, `*void` a pointer to nothing in particular, else the name of an
+    /// enum or integer.
     fn is_named(&self, id: TypeId, name: &str) -> bool {
         let Some((_, found)) = self.strip(id) else {
             return false;
         };
         match name.strip_prefix('*') {
-            None => matches!(found.kind, Kind::Enum | Kind::Enum64) && found.name() == name,
+            None => matches!(found.kind, Kind::Enum | Kind::Enum64 | Kind::Int) && found.name() == name,
             Some(_) if found.kind != Kind::Pointer => false,
             Some("void") => self.strip_to_void(found),
             Some(target) => self.strip(found.size_or_type).is_some_and(|(_, t)| t.name() == target),

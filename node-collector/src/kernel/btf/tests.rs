@@ -191,11 +191,17 @@ fn argument(btf: &Btf, symbol: &str) -> u32 {
     resolve_argument(btf, ARGUMENTS.iter().find(|a| a.symbol == symbol).unwrap()).unwrap_or(NO_ARGUMENT)
 }
 
+/// The made-up kernels have what the programs of drops read; the running one has everything.
+fn of_drops(symbol: &str) -> bool {
+    let prefixes = ["SKB_", "SHARED_", "DEV_", "DST_", "NET_"];
+    symbol == "SOCK_NET" || symbol != "SKB_CB" && prefixes.iter().any(|prefix| symbol.starts_with(prefix))
+}
+
 #[test]
 fn every_field_is_found_on_every_shape_of_kernel() {
     for (name, shape) in [("5.10", K5_10), ("6.1", K6_1), ("6.12", K6_12), ("7.3", K7_3)] {
         let btf = Btf::parse(kernel(&shape)).unwrap();
-        for decl in FIELDS {
+        for decl in FIELDS.iter().filter(|decl| of_drops(decl.symbol)) {
             assert!(
                 resolve_field(&btf, decl).is_ok(),
                 "{name}: {:?}",
@@ -253,7 +259,7 @@ fn an_argument_in_another_place_is_found_by_its_name() {
     let (skb, number) = (w.pointer(skb), w.int("int", 4));
     w.tracepoint(
         "kfree_skb",
-        &[("flags", number), ("reason", number), ("skb", skb)],
+        &[("flags", number), ("reason", number), ("skb__nullable", skb)],
         true,
     );
     let btf = Btf::parse(w.finish()).unwrap();

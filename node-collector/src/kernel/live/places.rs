@@ -131,7 +131,7 @@ fn namespaces_that_are_not_listed_are_none_of_our_business() {
     let events = live.settle(&scene.client);
     assert_eq!(events.len(), 2, "{events:#?}");
     assert_eq!(live.drops().values().sum::<i64>(), 3, "two, and the mark");
-    assert_eq!(live.kernel.status().unknown_drops, 0);
+    assert_eq!(live.report().unknown, 0);
 
     // The other way round: everybody's, but rows for pods only.
     let mut all = config();
@@ -149,5 +149,5 @@ fn namespaces_that_are_not_listed_are_none_of_our_business() {
             .all(|e| e.subject == Subject::Unknown)
     );
     assert!(live.drops().is_empty());
-    assert!(live.kernel.status().unknown_drops >= 5);
+    assert!(live.report().unknown >= 5);
 }

@@ -19,7 +19,7 @@ fn without_any_right_everything_is_off_and_says_why() {
         (signals, doctor(&Config::default()).to_string())
     });
     let (signals, report) = report.join().unwrap();
-    assert_eq!(signals.len(), 2);
+    assert_eq!(signals.len(), probes::signals().count());
     for signal in signals {
         assert!(
             signal.rung.is_none() && signal.reason.contains("no permission"),
@@ -66,8 +66,27 @@ fn doctor_tries_every_rung_and_sees_it_fire() {
     for rung in &count.rungs {
         assert_eq!(rung.finding, "loads and attaches, and fires", "{text}");
     }
+    println!("{text}");
     let off: Config = serde_json::from_str(r#"{"kernel":{"ebpf":"off"}}"#).unwrap();
     assert!(doctor(&off).to_string().contains("kernel.ebpf is off"));
+}
+
+#[test]
+fn maps_take_little_and_those_of_probes_that_are_off_next_to_nothing() {
+    let bytes = |config: &Config| {
+        let live = start(config, PodIndex::default(), None)?;
+        Some(live.kernel.status().map_bytes)
+    };
+    let (Some(all), Some(one)) = (bytes(&Config::default()), bytes(&config())) else {
+        return;
+    };
+    println!("all: {all} bytes, packetloss alone: {one} bytes");
+    assert!(one > 1 << 20, "the ring alone has more: {one}");
+    assert!(all < 32 << 20, "{all}");
+    let mut none = config();
+    none.probes.get_mut("packetloss").unwrap().events = false;
+    let without_events = bytes(&none).unwrap();
+    assert!(without_events + (1 << 20) < one, "{without_events}");
 }
 
 #[test]
@@ -84,7 +103,8 @@ fn with_btf_from_a_file_the_raw_tracepoint_sees_the_same() {
     let Some(mut live) = start(&config, index_of(scene.pods()), None) else {
         return;
     };
-    for signal in live.kernel.status().signals {
+    let drops = |signal: &SignalReport| signal.signal.name.starts_with("packetloss.");
+    for signal in live.kernel.status().signals.into_iter().filter(drops) {
         assert_eq!(signal.signal.rung, Some("raw_tracepoint"));
         assert!(
             signal

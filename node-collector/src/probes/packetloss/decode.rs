@@ -2,11 +2,13 @@
 
 use std::sync::Arc;
 
-use sonde_ebpf_common::drop::{KIND_DROP, Record, RecordWithStack, STACK_FRAMES, Site, flag};
+use sonde_ebpf_common::drop::{Record, RecordWithStack, Site, flag};
+use sonde_ebpf_common::record::{STACK_FRAMES, kind};
 use zerocopy::FromBytes as _;
 
 use super::headers::{self, Headers};
 use crate::event::{Direction, NetnsKey, Observation};
+use crate::kernel::symbols::tracing_frames;
 
 /// What the kernel's numbers are called. A test has its own.
 pub trait Names {
@@ -38,7 +40,7 @@ pub struct Raw {
 impl Raw {
     pub fn parse(bytes: &[u8]) -> Result<Self, DecodeError> {
         let (record, rest) = Record::read_from_prefix(bytes).map_err(|_| DecodeError::Size(bytes.len()))?;
-        if record.kind != KIND_DROP {
+        if record.kind != kind::DROP {
             return Err(DecodeError::Kind(record.kind));
         }
         if bytes.len() != size_of::<Record>() && bytes.len() != size_of::<RecordWithStack>() {
@@ -204,28 +206,10 @@ fn stack(addresses: &[u64], location: u64, names: &impl Names) -> Vec<Arc<str>> 
     let first = addresses
         .iter()
         .position(|address| *address == location)
-        .unwrap_or_else(|| {
-            // The compiler may have made a tail call of the function's last act: then its frame is not there.
-            let is_tracing = |frame: &Arc<str>| TRACING.iter().any(|prefix| frame.starts_with(prefix));
-            frames
-                .iter()
-                .take(TRACING_FRAMES)
-                .rposition(is_tracing)
-                .map_or(0, |last| last + 1)
-        });
+        // The compiler may have made a tail call of the function's last act: then its frame is not there.
+        .unwrap_or_else(|| tracing_frames(&frames));
     frames[first..].to_vec()
 }
-
-const TRACING: [&str; 6] = [
-    "bpf_prog_",
-    "bpf_trace_run",
-    "__bpf_trace_",
-    "__traceiter_",
-    "bpf_trampoline_",
-    "trace_",
-];
-/// The program itself has no name while the symbols are older than it.
-const TRACING_FRAMES: usize = 6;
 
 /// The name of a frame without its offset, and without what the compiler adds (`do_softirq.part.0`).
 fn function(frame: &str) -> &str {

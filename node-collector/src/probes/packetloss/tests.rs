@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use sonde_ebpf_common::drop::{KIND_DROP, PACKET_BYTES, Record, RecordWithStack, STACK_FRAMES, Site, flag};
+use sonde_ebpf_common::drop::{PACKET_BYTES, Record, RecordWithStack, Site, flag};
+use sonde_ebpf_common::record::{STACK_FRAMES, kind};
 use zerocopy::IntoBytes as _;
 
 use super::decode::{DecodeError, Names, Raw};
@@ -50,7 +51,7 @@ fn record() -> Record {
     let mut comm = [0; 16];
     comm[..4].copy_from_slice(b"curl");
     Record {
-        kind: KIND_DROP,
+        kind: kind::DROP,
         size: size_of::<Record>() as u32,
         ktime_ns: 1_000,
         cookie: 77,

@@ -1,0 +1,35 @@
+//! Times into histograms.
+
+use core::ptr::addr_of_mut;
+
+use sonde_ebpf_common::latency::{Latency, SLOTS, THRESHOLDS, slot};
+
+use crate::access::add;
+
+/// Counts a time. `latency` is a value of a map.
+#[inline(always)]
+pub fn observe(latency: *mut Latency, ns: u64) {
+    let mut at = slot(ns);
+    unsafe {
+        add(addr_of_mut!((*latency).sum_ns), ns);
+        // The bound is lost on the verifier when it is checked on a copy of the register, so once more where it looks.
+        core::arch::asm!(
+            "if {at} < {slots} goto +1",
+            "{at} = 0",
+            at = inout(reg) at,
+            slots = const SLOTS,
+            options(pure, nomem, nostack),
+        );
+        add(addr_of_mut!((*latency).slots).cast::<u64>().add(at), 1);
+        let over = addr_of_mut!((*latency).over).cast::<u64>();
+        if ns > THRESHOLDS[0] {
+            add(over, 1);
+        }
+        if ns > THRESHOLDS[1] {
+            add(over.add(1), 1);
+        }
+        if ns > THRESHOLDS[2] {
+            add(over.add(2), 1);
+        }
+    }
+}

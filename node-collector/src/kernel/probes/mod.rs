@@ -1,0 +1,20 @@
+//! The probes of the kernel side: one file each, one line in [`ALL`].
+
+mod packetloss;
+mod tcpreset;
+mod tcpretrans;
+
+use super::plan::Signal;
+use super::probe::KernelProbe;
+
+/// Every probe of this kind.
+pub(crate) const ALL: &[&KernelProbe] = &[&packetloss::PROBE, &tcpretrans::PROBE, &tcpreset::PROBE];
+
+/// The probe of that name.
+pub(crate) fn find(name: &str) -> Option<&'static KernelProbe> {
+    ALL.iter().copied().find(|probe| probe.spec.name == name)
+}
+
+pub(super) fn signals() -> impl Iterator<Item = &'static Signal> {
+    ALL.iter().flat_map(|probe| probe.signals.iter().copied())
+}

@@ -1,0 +1,3 @@
+//! Readers of `/sys`. They know devices, not probes or metrics.
+
+pub mod infiniband;
