@@ -1,4 +1,5 @@
-//! Builds the kernel programs (collector-ebpf) and leaves the object where `kernel::load` embeds it from.
+//! Compiles the Container Runtime Interface, and builds the kernel programs (collector-ebpf) and leaves the object where
+//! `kernel::load` embeds it from.
 //!
 //! They are for another target, with another standard library, so a cargo of their own builds them, in
 //! collector-ebpf/target: once for all profiles, and again only when their sources change. By hand:
@@ -11,6 +12,10 @@ use std::process::Command;
 const TARGET: &str = "bpfel-unknown-none";
 
 fn main() {
+    if let Err(error) = runtime_interface() {
+        println!("cargo::error=the Container Runtime Interface cannot be compiled: {error}");
+        std::process::exit(1);
+    }
     // Asked now and not when this was compiled: a target directory may be copied to another checkout.
     let here = PathBuf::from(std::env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets CARGO_MANIFEST_DIR"));
     let source = here.join("../collector-ebpf");
@@ -27,6 +32,23 @@ fn main() {
         println!("cargo::error=the eBPF programs cannot be built: {why}");
         std::process::exit(1);
     }
+}
+
+/// Without a protoc binary: protox is a Protobuf compiler in Rust. The server's side, and the calls that make pods, are
+/// for tests.
+fn runtime_interface() -> Result<(), Box<dyn std::error::Error>> {
+    let out = PathBuf::from(std::env::var_os("OUT_DIR").ok_or("cargo sets no OUT_DIR")?);
+    for (proto, folder) in [("cri/api.proto", "cri"), ("tests/cri/driver.proto", "cri-driver")] {
+        println!("cargo::rerun-if-changed={proto}");
+        let out = out.join(folder);
+        std::fs::create_dir_all(&out)?;
+        let descriptors = protox::compile([proto], ["."])?;
+        tonic_prost_build::configure()
+            .build_server(folder == "cri")
+            .out_dir(out)
+            .compile_fds(descriptors)?;
+    }
+    Ok(())
 }
 
 /// The object, or one line that says what is missing and how to get it.

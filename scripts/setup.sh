@@ -44,6 +44,9 @@ need iproute2 has ip
 has node >/dev/null || MISSING+=(nodejs npm)
 if [ "$WHAT" = test ]; then
   need nftables has nft
+  need containerd has containerd
+  need runc has runc
+  need containernetworking-plugins test -x /usr/lib/cni/bridge
   need iputils-ping has ping
   need procps has sysctl
   need prometheus has promtool

@@ -12,6 +12,7 @@ pub mod netlink;
 pub mod pipeline;
 pub mod pods;
 pub mod probes;
+pub mod processes;
 pub mod procfs;
 pub mod reading;
 pub mod round;

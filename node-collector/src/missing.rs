@@ -18,6 +18,13 @@ impl Missing {
         }
     }
 
+    /// `what` is to be had again.
+    pub fn found(&self, what: &'static str) {
+        if self.0.lock().remove(what).is_some() {
+            tracing::info!(what, "available again");
+        }
+    }
+
     /// All of it, by what.
     pub fn list(&self) -> BTreeMap<&'static str, String> {
         self.0.lock().clone()

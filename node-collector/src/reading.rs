@@ -15,6 +15,7 @@ use sonde_common::time::now_ns;
 use crate::kernel::{Kernel, KernelStatus};
 use crate::pipeline::EventStats;
 use crate::pods::{PodIndex, Targets};
+use crate::processes::ProcessRounds;
 use crate::round::Rounds;
 use crate::serve::Pages;
 use crate::ship::writer::Shipper;
@@ -63,6 +64,7 @@ impl RoundLog {
 /// What a round needs.
 pub struct Parts {
     pub rounds: Rounds,
+    pub processes: ProcessRounds,
     pub kernel: Arc<Mutex<Kernel>>,
     pub targets: Arc<Targets>,
     pub index: Arc<PodIndex>,
@@ -137,7 +139,10 @@ impl Parts {
     fn round(&mut self) {
         let (begun, cpu) = (Instant::now(), thread_cpu_ns());
         let time_ns = now_ns();
-        let (tables, gaps) = self.rounds.read(time_ns, &self.targets.load());
+        let (mut tables, gaps) = self.rounds.read(time_ns, &self.targets.load());
+        self.shipper.gaps(gaps);
+        let (more, gaps) = self.processes.read(time_ns, &self.index.live());
+        tables.extend(more);
         self.shipper.gaps(gaps);
         self.publish(time_ns, tables, |_| false);
         let took = begun.elapsed().as_nanos() as u64;

@@ -54,6 +54,19 @@ pub struct ProbeStats {
     pub busy_ns: u64,
 }
 
+impl ProbeStats {
+    pub(crate) const fn new(name: &'static str) -> Self {
+        Self {
+            name,
+            errors: [0; ReadError::KINDS.len()],
+            last_error: String::new(),
+            failing: false,
+            rows: 0,
+            busy_ns: 0,
+        }
+    }
+}
+
 impl Rounds {
     pub fn new(registrations: impl IntoIterator<Item = &'static Registration>) -> Self {
         let probes: Vec<Running> = registrations
@@ -66,14 +79,7 @@ impl Rounds {
             .collect();
         let stats = probes
             .iter()
-            .map(|running| ProbeStats {
-                name: running.registration.spec.name,
-                errors: [0; ReadError::KINDS.len()],
-                last_error: String::new(),
-                failing: false,
-                rows: 0,
-                busy_ns: 0,
-            })
+            .map(|running| ProbeStats::new(running.registration.spec.name))
             .collect();
         Self {
             probes,
@@ -108,7 +114,7 @@ impl Rounds {
                     let error = Arc::new(error);
                     for (running, stats) in self.probes.iter().zip(stats.iter_mut()) {
                         self.failures
-                            .note(running.registration.spec, target, &error, time_ns, stats);
+                            .note(running.registration.spec, &target.subject, &error, time_ns, stats);
                     }
                 }
             }
@@ -133,10 +139,12 @@ impl Rounds {
                 continue;
             }
             match running.probe.read(&mut readings, &target.subject, table) {
-                Ok(()) => self.failures.recovered(running.registration.spec, target, time_ns),
+                Ok(()) => self
+                    .failures
+                    .recovered(running.registration.spec, &target.subject, time_ns),
                 Err(error) => self
                     .failures
-                    .note(running.registration.spec, target, &error, time_ns, stats),
+                    .note(running.registration.spec, &target.subject, &error, time_ns, stats),
             }
             let after = Instant::now();
             stats.busy_ns += (after - before).as_nanos() as u64;
@@ -173,7 +181,7 @@ impl Rounds {
 
 /// Readings that fail, from the first one on.
 #[derive(Debug, Default)]
-struct Failures {
+pub(crate) struct Failures {
     open: HashMap<(&'static str, String), Failure>,
     done: Vec<Gap>,
 }
@@ -188,17 +196,17 @@ struct Failure {
 }
 
 impl Failures {
-    fn note(
+    pub(crate) fn note(
         &mut self,
         spec: &'static ProbeSpec,
-        target: &Target,
+        subject: &Subject,
         error: &ReadError,
         time_ns: u64,
         stats: &mut ProbeStats,
     ) {
         stats.errors[error.kind_index()] += 1;
         stats.failing = true;
-        let sandbox = sandbox(&target.subject);
+        let sandbox = sandbox(subject);
         let failure = self.open.entry((spec.name, sandbox.to_owned())).or_insert_with(|| {
             stats.last_error = error.to_string();
             tracing::warn!(probe = spec.name, sandbox, %error, "reading failed");
@@ -206,7 +214,7 @@ impl Failures {
                 from_ns: time_ns,
                 last_ns: time_ns,
                 count: 0,
-                subject: target.subject.clone(),
+                subject: subject.clone(),
                 detail: error.to_string(),
             }
         });
@@ -214,17 +222,17 @@ impl Failures {
         failure.count += 1;
     }
 
-    fn recovered(&mut self, spec: &'static ProbeSpec, target: &Target, time_ns: u64) {
+    pub(crate) fn recovered(&mut self, spec: &'static ProbeSpec, subject: &Subject, time_ns: u64) {
         if self.open.is_empty() {
             return;
         }
-        if let Some(failure) = self.open.remove(&(spec.name, sandbox(&target.subject).to_owned())) {
+        if let Some(failure) = self.open.remove(&(spec.name, sandbox(subject).to_owned())) {
             self.done.push(failure.into_gap(spec.name, time_ns));
         }
     }
 
     /// Gaps to be told now: of failures that ended, whose pod ended, or that last.
-    fn due(&mut self, time_ns: u64) -> Vec<Gap> {
+    pub(crate) fn due(&mut self, time_ns: u64) -> Vec<Gap> {
         let mut due = std::mem::take(&mut self.done);
         self.open.retain(|(probe, _), failure| {
             let over = failure.last_ns < time_ns;

@@ -21,10 +21,12 @@ use crate::handles::Wanted;
 use crate::kernel::{Kernel, SignalStatus};
 use crate::missing::Missing;
 use crate::pipeline::{EventStats, Pipeline};
+use crate::pods::cri::{self, Board, CriSource};
 use crate::pods::names::Globs;
 use crate::pods::netns::{self, NetnsSource, Settings};
 use crate::pods::{PodIndex, Targets};
-use crate::probes::{self, PROBES, Registration};
+use crate::probes::{self, PROBES, PROCESS_PROBES, Registration};
+use crate::processes::{Finder, ProcessRounds};
 use crate::reading::{Parts, Reading, RoundLog};
 use crate::round::Rounds;
 use crate::serve::{self, metrics};
@@ -68,9 +70,12 @@ pub async fn run(mut config: Config, mut shutdown: Shutdown) -> anyhow::Result<(
     say_missing(&signals, &missing);
     let kernel = Arc::new(Mutex::new(kernel));
 
+    let cri = start_cri(&config, &index, &missing).await;
     let enabled: Vec<&'static Registration> = PROBES.iter().filter(|p| is_enabled(&config, p.spec.name)).collect();
     let settings = Settings {
         globs: named_namespaces(&config)?,
+        cri: cri.as_ref().map(|(_, board)| Arc::clone(board)),
+        node_name: config.node.name.clone(),
         include_host: config.pods.include_host,
         pod: Wanted::of(enabled.iter().copied().filter(|p| !p.node_only)),
         node: Wanted::of(enabled.iter().copied()),
@@ -104,10 +109,14 @@ pub async fn run(mut config: Config, mut shutdown: Shutdown) -> anyhow::Result<(
 
     let rounds = Rounds::new(enabled);
     let round_log = Arc::new(RoundLog::default());
-    let probe_stats = rounds.stats();
+    let on = PROCESS_PROBES.iter().filter(|p| is_enabled(&config, p.spec.name));
+    let host = config.host.paths();
+    let processes = ProcessRounds::new(on, &host, Finder::new(&host));
+    let probe_stats = vec![rounds.stats(), processes.stats()];
     let reading = Reading::start(
         Parts {
             rounds,
+            processes,
             kernel,
             targets,
             index: Arc::clone(&index),
@@ -127,6 +136,7 @@ pub async fn run(mut config: Config, mut shutdown: Shutdown) -> anyhow::Result<(
         off: PROBES
             .iter()
             .map(|p| p.spec.name)
+            .chain(PROCESS_PROBES.iter().map(|p| p.spec.name))
             .filter(|name| !is_enabled(&config, name))
             .collect(),
         exposition: metrics::Exposition::new(&config.node.name, &config.metrics)?,
@@ -144,8 +154,9 @@ pub async fn run(mut config: Config, mut shutdown: Shutdown) -> anyhow::Result<(
     let (end_http, http_ends) = shutdown::channel();
     let http = tokio::spawn(serve::serve(listener, Arc::new(state), http_ends));
 
-    let result = watch(&mut shutdown, &source, &reading, &writer, &http, &client).await;
+    let result = watch(&mut shutdown, cri.as_ref(), &source, &reading, &writer, &http, &client).await;
     tracing::info!("collector ends");
+    drop(cri);
     spawn_blocking(move || {
         // The last round reads the kernel's maps; after it nobody holds the programs, and the observations end.
         drop(reading);
@@ -170,6 +181,18 @@ pub async fn run(mut config: Config, mut shutdown: Shutdown) -> anyhow::Result<(
     result
 }
 
+/// Asks the container runtime, if the configuration wants that, and waits a little for its first answer.
+async fn start_cri(config: &Config, index: &Arc<PodIndex>, missing: &Arc<Missing>) -> Option<(CriSource, Arc<Board>)> {
+    if !config.pods.sources.contains(&PodSource::Cri) {
+        return None;
+    }
+    let settings = cri::Settings::of(config);
+    let board = Arc::new(Board::default());
+    let mut source = CriSource::start(settings, Arc::clone(&board), Arc::clone(index), Arc::clone(missing));
+    source.first_look().await;
+    Some((source, board))
+}
+
 async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
     TcpListener::bind(address)
         .await
@@ -179,6 +202,7 @@ async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
 /// Resolves when the end is asked for, or with an error when a part ended that must not.
 async fn watch(
     shutdown: &mut Shutdown,
+    cri: Option<&(CriSource, Arc<Board>)>,
     source: &NetnsSource,
     reading: &Reading,
     writer: &Writer,
@@ -194,6 +218,10 @@ async fn watch(
         // The pipeline may end: the kernel side has nothing to tell where eBPF is off.
         for (what, ended) in [
             ("discovery of pods", source.has_failed()),
+            (
+                "watch of the container runtime",
+                cri.is_some_and(|(source, _)| source.has_failed()),
+            ),
             ("thread of rounds", reading.has_failed()),
             ("spool writer", writer.has_failed()),
             ("http server", http.is_finished()),

@@ -38,6 +38,8 @@ impl Watched {
         let settings = Settings {
             paths,
             globs: Some(Globs::new(globs).unwrap()),
+            cri: None,
+            node_name: "node-1".into(),
             include_host: true,
             pod: Wanted::of(PROBES),
             node: Wanted::of(PROBES),

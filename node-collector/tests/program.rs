@@ -322,6 +322,9 @@ fn without_rights_the_own_namespace_is_read_and_the_rest_is_said() {
         (Some("failing"), Some(1))
     );
     assert!(tcp["errors"]["enter"].as_u64() > Some(0));
+    let probes = status["probes"].as_array().unwrap();
+    let io = probes.iter().find(|p| p["name"] == "io").unwrap();
+    assert_eq!((io["state"].as_str(), io["rows"].as_u64()), (Some("failing"), Some(0)));
     let metrics = running.get("/metrics").unwrap().1;
     assert!(
         metrics.contains("sonde_tcp_received_segments_total{k8s_node=\"test-node\",k8s_namespace=\"\",k8s_pod=\"\"}")
@@ -356,8 +359,20 @@ fn probes_are_listed_and_the_doctor_speaks() {
         report["probes"].as_array().unwrap().len() + of_kernel.len(),
         names.len()
     );
+    let spoken_of: Vec<&str> = report["probes"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter_map(|probe| probe["name"].as_str())
+        .collect();
+    // The kernel's probes are spoken of by their signals.
+    assert!(spoken_of.iter().all(|name| names.contains(name)), "{spoken_of:?}");
+    for name in ["netdev", "sock", "io", "fd"] {
+        assert!(spoken_of.contains(&name), "{name}");
+    }
     let doctor = program(&["doctor"]).output().unwrap();
     assert!(doctor.status.success());
     let text = String::from_utf8(doctor.stdout).unwrap();
     assert!(text.contains("netdev") && text.contains("network namespaces"), "{text}");
+    assert!(text.contains("\ncontainer runtime    "), "{text}");
 }

@@ -56,6 +56,9 @@ pub fn load(file: Option<&Path>, env: impl Fn(&str) -> Option<String>) -> Result
     if config.node.name.is_empty() {
         config.node.name = env("NODE_NAME").filter(|n| !n.is_empty()).unwrap_or_else(hostname);
     }
+    if config.pods.cri.endpoint.is_empty() {
+        config.pods.cri.endpoint = env("RUNTIME_SOCK").unwrap_or_default();
+    }
     check(&config)?;
     Ok(config)
 }
@@ -152,6 +155,15 @@ fn check(config: &Config) -> Result<(), ConfigError> {
     let interval = config.collector.interval;
     if interval < Span(std::time::Duration::from_millis(100)) || interval > Span::from_secs(600) {
         return fail("collector.interval", &interval, "expected 100ms to 10m");
+    }
+    let endpoint = &config.pods.cri.endpoint;
+    let socket = endpoint.strip_prefix("unix://").unwrap_or(endpoint);
+    if !endpoint.is_empty() && !socket.starts_with('/') {
+        return fail("pods.cri.endpoint", endpoint, "expected `/PATH` or `unix:///PATH`");
+    }
+    let interval = config.pods.cri.interval;
+    if interval < Span(std::time::Duration::from_millis(100)) || interval > Span::from_secs(60) {
+        return fail("pods.cri.interval", &interval, "expected 100ms to 1m");
     }
     let target = &config.collector.aggregator;
     if !target.is_empty() && !target.starts_with("http://") {
@@ -336,6 +348,22 @@ mod tests {
         assert_eq!(error, "metrics.names: `[]`: expected `sonde`, `kubeskoop` or both");
         let error = load_text("metrics: {max_series: {per_namespace: 0}}\n", &[]).unwrap_err();
         assert_eq!(error, "metrics.max_series.per_namespace: `0`: expected at least 100");
+    }
+
+    #[test]
+    fn a_runtime_socket_is_a_path() {
+        let error = load_text("pods: {cri: {endpoint: \"tcp://x\"}}\n", &[]).unwrap_err();
+        assert_eq!(
+            error,
+            "pods.cri.endpoint: `tcp://x`: expected `/PATH` or `unix:///PATH`"
+        );
+        let error = load_text("pods: {cri: {interval: 1ms}}\n", &[]).unwrap_err();
+        assert!(error.starts_with("pods.cri.interval: `1ms`"), "{error}");
+        let endpoint = |text, env: &[(&str, &str)]| load_text(text, env).unwrap().pods.cri.endpoint;
+        let other = [("RUNTIME_SOCK", "unix:///run/other.sock")];
+        assert_eq!(endpoint("", &other), "unix:///run/other.sock");
+        let own = "pods: {cri: {endpoint: /run/own.sock}}\n";
+        assert_eq!(endpoint(own, &other), "/run/own.sock", "the own key goes before");
     }
 
     #[test]

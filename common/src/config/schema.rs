@@ -78,12 +78,28 @@ pub struct Host {
     pub sys: PathBuf,
     /// Named network namespaces.
     pub netns: PathBuf,
+    /// Sockets of container runtimes.
+    pub run: PathBuf,
+    /// Control groups.
+    pub cgroup: PathBuf,
 }
 
 impl Default for Host {
     fn default() -> Self {
-        let HostPaths { proc, sys, netns } = HostPaths::default();
-        Self { proc, sys, netns }
+        let HostPaths {
+            proc,
+            sys,
+            netns,
+            run,
+            cgroup,
+        } = HostPaths::default();
+        Self {
+            proc,
+            sys,
+            netns,
+            run,
+            cgroup,
+        }
     }
 }
 
@@ -93,6 +109,8 @@ impl Host {
             proc: self.proc.clone(),
             sys: self.sys.clone(),
             netns: self.netns.clone(),
+            run: self.run.clone(),
+            cgroup: self.cgroup.clone(),
         }
     }
 }
@@ -118,8 +136,9 @@ pub enum Switch {
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Pods {
-    /// Where pods are found. `netns`: named network namespaces.
+    /// Where pods are found. `cri`: the container runtime, where there is one. `netns`: named network namespaces; those that a container runtime makes are left to `cri` while there is one.
     pub sources: Vec<PodSource>,
+    pub cri: CriPods,
     pub netns: NetnsPods,
     /// Whether the node itself (the host's network namespace) is read and reported.
     pub include_host: bool,
@@ -128,7 +147,8 @@ pub struct Pods {
 impl Default for Pods {
     fn default() -> Self {
         Self {
-            sources: vec![PodSource::Netns],
+            sources: vec![PodSource::Cri, PodSource::Netns],
+            cri: CriPods::default(),
             netns: NetnsPods::default(),
             include_host: true,
         }
@@ -138,7 +158,26 @@ impl Default for Pods {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum PodSource {
+    Cri,
     Netns,
+}
+
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CriPods {
+    /// Socket of the container runtime, as a path of the host or `unix:///PATH`. Empty: the environment's RUNTIME_SOCK, else the first there is of containerd, CRI-O, cri-dockerd, k3s and RKE2 below `host.run`.
+    pub endpoint: String,
+    /// How often the runtime is asked for its sandboxes. Ten times less often where it tells of changes by itself.
+    pub interval: Span,
+}
+
+impl Default for CriPods {
+    fn default() -> Self {
+        Self {
+            endpoint: String::new(),
+            interval: Span::from_secs(1),
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]

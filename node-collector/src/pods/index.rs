@@ -132,11 +132,11 @@ impl PodIndex {
 
     pub(crate) fn add(&self, pod: Arc<Pod>) {
         let mut inner = self.inner.write();
-        inner
-            .by_inode
-            .entry(pod.netns.inode)
-            .or_default()
-            .push(Arc::clone(&pod));
+        // Events of the node's namespace are the node's: which of its pods they are of cannot be told.
+        if !pod.host_network {
+            let same = inner.by_inode.entry(pod.netns.inode).or_default();
+            same.push(Arc::clone(&pod));
+        }
         inner.live.push(pod);
         drop(inner);
         self.changed();
@@ -369,6 +369,29 @@ mod tests {
         index.set_facts(None, with(ip), 301 * S);
         assert_eq!(at(310), None);
         assert_eq!(index.by_ip("127.0.0.1".parse().unwrap(), 310 * S), None);
+    }
+
+    #[test]
+    fn a_pod_on_the_host_network_is_there_but_owns_no_events() {
+        let index = PodIndex::new(NetnsKey { inode: 1, cookie: 1 });
+        let shared = Arc::new(Pod {
+            sandbox: "s".into(),
+            name: "proxy".into(),
+            host_network: true,
+            ..Pod::default()
+        });
+        index.add(Arc::clone(&shared));
+        assert_eq!(index.live().len(), 1);
+        for key in [NetnsKey { inode: 1, cookie: 1 }, NetnsKey { inode: 1, cookie: 0 }] {
+            assert_eq!(name(index.by_netns(key, now())), "node");
+        }
+        assert_eq!(name(index.by_netns(NetnsKey::default(), now())), "unknown");
+        index.end(&shared, 5 * S);
+        assert!(index.live().is_empty() && shared.has_ended());
+    }
+
+    fn now() -> u64 {
+        4 * S
     }
 
     #[test]

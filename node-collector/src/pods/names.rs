@@ -43,6 +43,12 @@ pub fn namespace_and_pod(name: &str) -> (&str, &str) {
     }
 }
 
+/// Whether a container runtime makes such names: `cni-<uuid>` (containerd) and `<uuid>` (CRI-O).
+pub fn is_of_a_runtime(name: &str) -> bool {
+    let uuid = name.strip_prefix("cni-").unwrap_or(name);
+    uuid.len() == 36 && uuid::Uuid::try_parse(uuid).is_ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -76,5 +82,24 @@ mod tests {
         assert!(!Globs::new(&[]).unwrap().matches("a"));
         let error = Globs::new(&["a".into(), "[b".into()]).unwrap_err().to_string();
         assert!(error.starts_with("pods.netns.include: `[b`: "), "{error}");
+    }
+
+    #[test]
+    fn runtimes_name_their_namespaces_by_uuids() {
+        for name in [
+            "cni-2b6f6f2e-0000-4bd0-8e44-000000000000",
+            "2b6f6f2e-0000-4bd0-8e44-000000000000",
+        ] {
+            assert!(is_of_a_runtime(name), "{name}");
+        }
+        for name in [
+            "cni-blue",
+            "demo.cni-2b6f6f2e-0000-4bd0-8e44-000000000000",
+            "2b6f6f2e00004bd08e44000000000000",
+            "cni-",
+            "",
+        ] {
+            assert!(!is_of_a_runtime(name), "{name}");
+        }
     }
 }

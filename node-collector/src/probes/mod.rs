@@ -1,11 +1,14 @@
-//! The probes that read `/proc`, `/sys` and netlink: one file each, one line in [`PROBES`].
+//! The probes that read `/proc`, `/sys` and netlink: one file each, one line in [`PROBES`]. Those that read single processes are in
+//! [`PROCESS_PROBES`].
 //!
 //! A probe says what its columns mean ([`ProbeSpec`]) and turns the readings of one network namespace into rows. It does
 //! not open files, know when rounds are, or count its own errors: `crate::round` does. The kernel's probes (eBPF)
 //! are in `crate::kernel`.
 
 mod conntrack;
+mod fd;
 mod icmp;
+mod io;
 mod ip;
 mod ipvs;
 mod neigh;
@@ -23,12 +26,13 @@ mod tcpsockets;
 mod tcpsummary;
 mod udp;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use crate::catalogue::ProbeSpec;
 use crate::event::Subject;
 use crate::handles::{Netlink, Readings};
+use crate::processes::Members;
 use crate::procfs::{NetFile, ReadError};
 use crate::table::Table;
 
@@ -74,11 +78,33 @@ pub const PROBES: &[Registration] = &[
     rdma::PROBE,
 ];
 
+/// A probe that sums up over the processes of a pod, and how to make it.
+#[derive(Debug)]
+pub struct ProcessRegistration {
+    pub spec: &'static ProbeSpec,
+    /// What it reads below `/proc/PID`.
+    pub file: &'static str,
+    pub make: fn() -> Box<dyn ProcessProbe>,
+}
+
+/// Turns the processes of a pod into a row. The node has none: its processes are mostly its pods'.
+pub trait ProcessProbe: Send + std::fmt::Debug {
+    /// Adds the pod's row, or none when a process could not be read: a part is not the sum.
+    fn read(&mut self, members: Members<'_>, subject: &Subject, table: &mut Table) -> Result<(), ReadError>;
+
+    /// The pods that are there, by sandbox: of all others nothing needs to be kept.
+    fn forget_all_but(&mut self, live: &HashSet<&str>);
+}
+
+/// Every probe of that kind.
+pub const PROCESS_PROBES: &[ProcessRegistration] = &[io::PROBE, fd::PROBE];
+
 /// What this collector can send, the kernel's probes included.
 pub fn specs() -> Vec<&'static ProbeSpec> {
     PROBES
         .iter()
         .map(|probe| probe.spec)
+        .chain(PROCESS_PROBES.iter().map(|probe| probe.spec))
         .chain(crate::kernel::probes::ALL.iter().map(|probe| probe.spec))
         .collect()
 }
@@ -166,22 +192,21 @@ mod tests {
     #[test]
     fn every_name_is_fit_for_sql_and_metrics_and_taken_once() {
         let mut probes = HashSet::new();
-        for probe in PROBES {
-            assert!(names::is_valid(probe.spec.name) && probes.insert(probe.spec.name));
-            assert!(probe.spec.columns.len() <= limits::MAX_COLUMNS);
+        for spec in specs() {
+            assert!(names::is_valid(spec.name) && probes.insert(spec.name));
+            assert!(spec.columns.len() <= limits::MAX_COLUMNS);
             let mut columns = HashSet::from(["time", "node_id", "pod_id", "node", "namespace", "pod"]);
-            for name in probe
-                .spec
+            for name in spec
                 .labels
                 .iter()
                 .map(|l| l.name)
-                .chain(probe.spec.columns.iter().map(|c| c.name))
+                .chain(spec.columns.iter().map(|c| c.name))
             {
                 assert!(names::is_valid(name), "{name}");
-                assert!(columns.insert(name), "{}: {name} twice", probe.spec.name);
+                assert!(columns.insert(name), "{}: {name} twice", spec.name);
                 assert!(!name.ends_with("_total"), "{name}");
             }
-            for column in probe.spec.columns {
+            for column in spec.columns {
                 assert!(
                     column.help.len() >= 10 && !column.help.ends_with('.'),
                     "{}",

@@ -11,6 +11,7 @@ pub mod named;
 mod number;
 pub mod pairs;
 pub mod per_cpu;
+pub mod process;
 pub mod protocols;
 pub mod sockstat;
 pub mod softnet;

@@ -45,12 +45,20 @@ pub struct State {
     pub renderings: AtomicU64,
     pub index: Arc<PodIndex>,
     pub rounds: Arc<RoundLog>,
-    pub probes: Arc<Mutex<Vec<ProbeStats>>>,
+    /// Of each kind of probe.
+    pub probes: Vec<Arc<Mutex<Vec<ProbeStats>>>>,
     pub events: Arc<EventStats>,
     pub gaps: Arc<GapLog>,
     pub missing: Arc<Missing>,
     pub spool: Arc<Spool>,
     pub link: Arc<Link>,
+}
+
+impl State {
+    /// Of all kinds of probes that read `/proc`.
+    fn probe_stats(&self) -> Vec<ProbeStats> {
+        self.probes.iter().flat_map(|kind| kind.lock().clone()).collect()
+    }
 }
 
 /// Serves until the end is asked for; open requests are finished.

@@ -93,7 +93,7 @@ fn rounds(page: &mut Page, state: &State) {
 }
 
 fn probes(page: &mut Page, state: &State) {
-    let stats = state.probes.lock().clone();
+    let stats = state.probe_stats();
     page.family(
         "sonde_collector_probe_rows",
         Type::Gauge,

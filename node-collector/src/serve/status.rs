@@ -141,7 +141,7 @@ pub(super) fn status(state: &State) -> Status {
 }
 
 fn probes(state: &State) -> Vec<ProbeStatus> {
-    let running = state.probes.lock().clone();
+    let running = state.probe_stats();
     let all = running.into_iter().map(|probe| ProbeStatus {
         name: probe.name,
         state: if probe.failing { "failing" } else { "running" },

@@ -406,5 +406,6 @@ fn ended(pod: v1::Pod, seen_ns: u64) -> Pod {
         host_network: pod.host_network,
         valid_from_ns: pod.valid_from_ns,
         valid_to_ns: AtomicU64::new(seen_ns.max(pod.valid_from_ns)),
+        ..Pod::default()
     }
 }
