@@ -170,7 +170,7 @@ fn linux_6_18_with_a_pod() {
         (format!("sonde_ipvs_received_packets_total{{{node}}}"), "33001"),
         (format!("sonde_ipvs_received_bytes_total{{{node}}}"), "33003"),
         (
-            format!("sonde_rdma_count_total{{{node},device=\"mlx5_0\",port=\"1\",counter=\"out_of_buffer\"}}"),
+            format!("sonde_rdma_value_total{{{node},device=\"mlx5_0\",port=\"1\",counter=\"out_of_buffer\"}}"),
             "34100",
         ),
         (format!("sonde_sockmem_tcp_under_pressure{{{node}}}"), "1"),
