@@ -8,6 +8,7 @@ mod ipvs;
 mod neigh;
 mod ports;
 mod qdisc;
+mod sockmem;
 mod tcpext;
 mod tcpsockets;
 mod tcpsummary;
@@ -112,6 +113,29 @@ impl Round {
     fn value(&self, probe: &str, column: &str, subject: &str, labels: &[&str]) -> i64 {
         self.get(probe, column, subject, labels)
             .unwrap_or_else(|| panic!("{probe} has no {column} of {subject} {labels:?}"))
+    }
+
+    /// What a probe says of pods, row by row.
+    fn of_pods(&self, probe: &str) -> Vec<String> {
+        let Some(table) = self.0.iter().find(|t| t.spec.name == probe) else {
+            return Vec::new();
+        };
+        let width = table.spec.labels.len();
+        (0..table.len())
+            .filter_map(|row| {
+                let Subject::Pod(pod) = &table.subjects[row] else {
+                    return None;
+                };
+                let values: Vec<String> = (table.spec.columns.iter().zip(&table.columns))
+                    .map(|(column, values)| format!("{}={}", column.name, values[row]))
+                    .collect();
+                Some(format!(
+                    "{} {:?} {values:?}",
+                    pod.name,
+                    &table.labels[row * width..][..width]
+                ))
+            })
+            .collect()
     }
 
     /// Rows of a subject.
