@@ -6,12 +6,17 @@ mod icmp;
 mod ip;
 mod ipvs;
 mod neigh;
+mod netdev;
 mod ports;
 mod qdisc;
+mod rdma;
+mod sock;
 mod sockmem;
+mod softnet;
 mod tcpext;
 mod tcpsockets;
 mod tcpsummary;
+mod udp;
 
 use std::net::TcpStream;
 use std::sync::Arc;
