@@ -14,13 +14,7 @@ use crate::table::{ABSENT, Table};
 
 pub(super) const PROBE: Registration = Registration {
     spec: &SPEC,
-    files: &[
-        NetFile::PortRange,
-        NetFile::ReservedPorts,
-        NetFile::Sockstat,
-        NetFile::Sockstat6,
-        NetFile::Snmp,
-    ],
+    files: &[NetFile::PortRange, NetFile::ReservedPorts],
     netlink: &[Netlink::SockDiag],
     node_only: false,
     make: || Box::new(Ports::default()),
