@@ -13,6 +13,7 @@ use sonde_collector::handles::{self, Netlink, Wanted};
 use sonde_collector::netlink::socket::Transport;
 use sonde_collector::pods::{Pod, Target};
 use sonde_collector::probes::PROBES;
+use sonde_collector::procfs::ReadError;
 use sonde_collector::round::Rounds;
 use sonde_collector::serve::metrics::kubeskoop::entries;
 use sonde_collector::serve::metrics::{Exposition, render};
@@ -82,7 +83,7 @@ fn target(subject: Subject, root: &Path) -> Arc<Target> {
     })
 }
 
-/// The metrics page of a host, and the errors of its probes as `probe kind count`.
+/// The metrics page of a host, and the errors of its probes: name and the last one.
 fn page(host: &str) -> (String, Vec<String>) {
     let (tables, errors) = tables(host);
     let mut page = Page::new();
@@ -114,6 +115,17 @@ fn tables(host: &str) -> (Vec<Table>, Vec<String>) {
         .map(|s| format!("{}: {}", s.name, s.last_error))
         .collect();
     (tables, errors)
+}
+
+/// What a probe could not read in the first round of a host.
+fn errors_by_kind(host: &str, probe: &str) -> Vec<(&'static str, u64)> {
+    let mut rounds = Rounds::new(PROBES);
+    rounds.read(1, &[target(Subject::Node, &fixture(host))]);
+    let stats = rounds.stats();
+    let stats = stats.lock();
+    let of = stats.iter().find(|s| s.name == probe).unwrap();
+    let kinds = ReadError::KINDS.into_iter().zip(of.errors);
+    kinds.filter(|(_, count)| *count > 0).collect()
 }
 
 fn assert_golden(host: &str, text: &str) {
@@ -178,7 +190,7 @@ fn linux_6_18_with_a_pod() {
         (format!("sonde_ipvs_received_packets_total{{{node}}}"), "33001"),
         (format!("sonde_ipvs_received_bytes_total{{{node}}}"), "33003"),
         (
-            format!("sonde_rdma_count_total{{{node},device=\"mlx5_0\",port=\"1\",counter=\"out_of_buffer\"}}"),
+            format!("sonde_rdma_value_total{{{node},device=\"mlx5_0\",port=\"1\",counter=\"out_of_buffer\"}}"),
             "34100",
         ),
         (format!("sonde_sockmem_tcp_under_pressure{{{node}}}"), "1"),
@@ -260,7 +272,8 @@ fn a_newer_kernel_with_broken_files() {
     let node = "k8s_node=\"node-1\",k8s_namespace=\"\",k8s_pod=\"\"";
     assert_eq!(value(&text, &format!("sonde_sock_used{{{node}}}")), Some("17"));
     assert!(text.contains("sonde_ip_received_packets_total{") && text.contains("family=\"ipv6\""));
-    // The half of a dump is none.
+    // The half of a dump is none, and is counted as what it is.
+    assert_eq!(errors_by_kind("broken-and-newer", "qdisc"), [("dump_truncated", 1)]);
     assert!(!text.contains("sonde_qdisc_"));
     // Longer structures and unknown attributes do no harm.
     let established = format!("sonde_tcpsummary_sockets{{{node},state=\"established\"}}");
