@@ -2,9 +2,6 @@ use super::super::dump::tests::{Play, Stage};
 use super::super::message::request;
 use super::*;
 
-/// What is known before, what a dump has in each part, and what is asked for.
-type Round = (Known, Vec<Vec<Socket>>, &'static [u32]);
-
 /// A socket as the kernel tells it.
 pub(crate) struct Socket {
     state: u8,
