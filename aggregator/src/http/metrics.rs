@@ -57,6 +57,7 @@ pub(crate) async fn page(State(state): State<AppState>) -> Response {
         "Rows in the live table, each with the series of its probe",
         live.rows,
     );
+    state.kubernetes.render(&mut page);
     let open = super::MAX_STREAMS - state.streams.available_permits();
     page.single(
         "sonde_aggregator_http_event_streams",
