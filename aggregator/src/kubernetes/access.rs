@@ -13,7 +13,10 @@ const HOST: &str = "KUBERNETES_SERVICE_HOST";
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Access {
-    Kubeconfig { path: PathBuf, context: Option<String> },
+    Kubeconfig {
+        path: PathBuf,
+        context: Option<String>,
+    },
     ServiceAccount,
     /// Why not, for people.
     Off(&'static str),
@@ -61,7 +64,9 @@ pub(crate) fn plan(config: &Kubernetes, around: Around) -> Result<Access, Access
     }
     match config.enabled {
         Enabled::On => Err(AccessError::Nothing),
-        Enabled::Auto | Enabled::Off => Ok(Access::Off("no kubeconfig is given, and this is no pod with a service account")),
+        Enabled::Auto | Enabled::Off => Ok(Access::Off(
+            "no kubeconfig is given, and this is no pod with a service account",
+        )),
     }
 }
 
@@ -89,6 +94,8 @@ pub(crate) async fn client(access: &Access) -> Result<Option<Client>, AccessErro
     };
     // The watches have limits of their own: one for all requests would end quiet watches.
     config.read_timeout = None;
+    // The watches have pauses of their own too, and say that they make them.
+    config.default_retry = false;
     config.connect_timeout = Some(Duration::from_secs(10));
     let client = Client::try_from(config).map_err(|e| match access {
         Access::Kubeconfig { path, .. } => AccessError::Kubeconfig {
@@ -138,11 +145,17 @@ mod tests {
             context: Some("there".into()),
         };
         let error = client(&access(&path)).await.err().unwrap().to_string();
-        assert!(error.starts_with(&format!("kubernetes.kubeconfig: `{}`:", path.display())), "{error}");
+        assert!(
+            error.starts_with(&format!("kubernetes.kubeconfig: `{}`:", path.display())),
+            "{error}"
+        );
         for text in ["", "[", "apiVersion: v1\nkind: Config\ncontexts: []\n"] {
             std::fs::write(&path, text).unwrap();
             let error = client(&access(&path)).await.err().unwrap().to_string();
-            assert!(error.starts_with("kubernetes.kubeconfig:") && !error.contains('\n'), "{text}: {error}");
+            assert!(
+                error.starts_with("kubernetes.kubeconfig:") && !error.contains('\n'),
+                "{text}: {error}"
+            );
         }
     }
 }

@@ -36,10 +36,7 @@ pub const KINDS: [(&str, &str); 14] = [
     ("node_removed", "a node went"),
     ("node_ready_changed", "a node became ready, or is no longer"),
     ("node_restarted", "a node was booted: its boot id is another"),
-    (
-        "node_cordoned",
-        "a node takes no more new pods, or takes them again",
-    ),
+    ("node_cordoned", "a node takes no more new pods, or takes them again"),
     ("service_created", "a service came"),
     ("service_deleted", "a service went"),
     ("service_changed", "addresses, ports or selector of a service changed"),

@@ -82,7 +82,10 @@ impl Cluster {
             }
         }
         for endpoint in loaded.endpoints {
-            if scopes.iter().any(|s| s.covers(Kind::EndpointSlice, &endpoint.namespace)) {
+            if scopes
+                .iter()
+                .any(|s| s.covers(Kind::EndpointSlice, &endpoint.namespace))
+            {
                 cluster.slices.take(endpoint);
             } else {
                 let at = last_seen(&loaded.seen, Kind::EndpointSlice, &endpoint.namespace);
@@ -320,8 +323,16 @@ impl Cluster {
                 _ => known.node.to_string(),
             },
             namespace: known.namespace.to_string(),
-            pod: if kind == Kind::Pod { known.name.to_string() } else { String::new() },
-            service: if kind == Kind::Service { known.name.to_string() } else { String::new() },
+            pod: if kind == Kind::Pod {
+                known.name.to_string()
+            } else {
+                String::new()
+            },
+            service: if kind == Kind::Service {
+                known.name.to_string()
+            } else {
+                String::new()
+            },
             ..with_workload(known.workload.as_ref())
         };
         let change = changes::went(kind, &subject, span);
@@ -367,7 +378,9 @@ impl Cluster {
         if !matches!(owner.kind, Kind::ReplicaSet | Kind::Job) {
             return;
         }
-        let Some(pods) = self.orphans.remove(owner.uid.as_str()) else { return };
+        let Some(pods) = self.orphans.remove(owner.uid.as_str()) else {
+            return;
+        };
         let top = owner.facts.owner.as_ref();
         let (kind, name) = top.map_or((owner.kind.name(), owner.name.as_str()), |o| (&o.kind, &o.name));
         let workload = (self.intern(kind), self.intern(name));
@@ -457,9 +470,19 @@ fn with_workload(workload: Option<&(Arc<str>, Arc<str>)>) -> Subject {
 }
 
 fn subject(object: &Object, workload: Option<&(Arc<str>, Arc<str>)>) -> Subject {
-    let named = |kind: Kind| if object.kind == kind { object.name.clone() } else { String::new() };
+    let named = |kind: Kind| {
+        if object.kind == kind {
+            object.name.clone()
+        } else {
+            String::new()
+        }
+    };
     Subject {
-        node: if object.kind == Kind::Node { object.name.clone() } else { object.facts.node.clone() },
+        node: if object.kind == Kind::Node {
+            object.name.clone()
+        } else {
+            object.facts.node.clone()
+        },
         namespace: object.namespace.clone(),
         pod: named(Kind::Pod),
         service: named(Kind::Service),

@@ -131,7 +131,10 @@ impl Slices {
         if !self.slices.contains_key(uid) {
             let wanted: Service = (namespace.into(), service.into());
             // One copy of the name for all slices of a service.
-            let service = self.services.get_key_value(&wanted).map_or(wanted, |(known, _)| known.clone());
+            let service = self
+                .services
+                .get_key_value(&wanted)
+                .map_or(wanted, |(known, _)| known.clone());
             self.services.entry(service.clone()).or_default().insert(uid.into());
             let slice = Slice {
                 service,
@@ -237,7 +240,9 @@ impl Slices {
 
     fn lose(&mut self, uid: &str, ip: IpAddr, span: Span, round: &mut Round) {
         let Some(slice) = self.slices.get_mut(uid) else { return };
-        let Some(known) = slice.endpoints.remove(&ip) else { return };
+        let Some(known) = slice.endpoints.remove(&ip) else {
+            return;
+        };
         let service = slice.service.clone();
         round.end_endpoint(known.id, span.since);
         self.tell(&service, span, format!("lost {}", named(ip, &known.pod)));
@@ -322,7 +327,10 @@ impl Slices {
 
     pub(super) fn stored(&mut self, changes: &[Change]) {
         for change in changes.iter().filter(|c| c.kind == "endpoints_changed") {
-            let service = (change.subject.namespace.as_str().into(), change.subject.service.as_str().into());
+            let service = (
+                change.subject.namespace.as_str().into(),
+                change.subject.service.as_str().into(),
+            );
             if let Some(open) = self.open.get_mut(&service) {
                 open.change.id = change.id;
             }

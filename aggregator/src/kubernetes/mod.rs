@@ -26,7 +26,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::store::Store;
-use crate::store::cluster::{Leader, LeadError, Round, Span};
+use crate::store::cluster::{LeadError, Leader, Round, Span};
 use crate::store::query::Micros;
 use cluster::{Cluster, Heard};
 use scope::Scope;
@@ -216,7 +216,7 @@ impl Desk<'_> {
                     },
                     first: seen.is_none(),
                 });
-                status.heard(&name, at);
+                status.heard(&name, at, 0);
             }
             Message::Page(objects) => {
                 let Some(heard) = self.lists[place] else { return };
@@ -234,7 +234,8 @@ impl Desk<'_> {
                 });
             }
             Message::Now(object, span) => {
-                self.cluster.observe(scope, *object, Heard { span, first: false }, round);
+                self.cluster
+                    .observe(scope, *object, Heard { span, first: false }, round);
                 self.heard(place, span.at);
             }
             Message::Gone(uid, span) => {
@@ -249,6 +250,6 @@ impl Desk<'_> {
     fn heard(&mut self, place: usize, at: Micros) {
         let scope = &self.kubernetes.scopes[place];
         self.cluster.heard(scope, at, &mut self.round);
-        self.kubernetes.status.heard(&scope.name(), at);
+        self.kubernetes.status.heard(&scope.name(), at, 1);
     }
 }

@@ -213,6 +213,7 @@ fn base(kind: Kind, meta: api::Meta) -> Object {
                 name: o.name,
                 uid: o.uid,
             }),
+            detail: json!({}),
             ..Facts::default()
         },
         uid: meta.uid,
@@ -240,7 +241,12 @@ fn addresses<'a>(texts: impl IntoIterator<Item = &'a str>) -> Vec<IpAddr> {
 
 impl Read for api::MetaOnly {
     fn object(self, kind: Kind) -> Object {
-        let revision = self.metadata.annotations.revision.as_deref().and_then(|r| r.parse().ok());
+        let revision = self
+            .metadata
+            .annotations
+            .revision
+            .as_deref()
+            .and_then(|r| r.parse().ok());
         let mut object = base(kind, self.metadata);
         object.state.revision = revision;
         object
@@ -271,7 +277,6 @@ impl Read for api::Pod {
         object.facts.runtime_uid = mirror.unwrap_or_else(|| object.uid.clone());
         object.facts.node = self.spec.node_name;
         object.facts.labels = labels;
-        object.facts.detail = json!({});
         if self.spec.host_network {
             object.facts.detail = json!({"host_network": true});
         }
@@ -287,7 +292,11 @@ impl Read for api::Pod {
             object.notes.ready_why = why(c.reason, c.message);
         }
         object.notes.started = micros(status.start_time);
-        for c in status.container_statuses.into_iter().chain(status.init_container_statuses) {
+        for c in status
+            .container_statuses
+            .into_iter()
+            .chain(status.init_container_statuses)
+        {
             if c.restart_count > 0 {
                 object.state.restarts.insert(c.name.clone(), c.restart_count);
                 if let Some(end) = c.last_state.terminated {
@@ -337,7 +346,13 @@ impl Read for api::Service {
         let labels = std::mem::take(&mut self.metadata.labels);
         let mut object = base(kind, self.metadata);
         let spec = self.spec;
-        let balancers: Vec<&str> = self.status.load_balancer.ingress.iter().map(|i| i.ip.as_str()).collect();
+        let balancers: Vec<&str> = self
+            .status
+            .load_balancer
+            .ingress
+            .iter()
+            .map(|i| i.ip.as_str())
+            .collect();
         let external = spec.external_ips.iter().map(String::as_str).chain(balancers);
         let external = addresses(external);
         let cluster = addresses(spec.cluster_ips.iter().chain([&spec.cluster_ip]).map(String::as_str));
@@ -358,7 +373,11 @@ impl Read for api::Service {
 }
 
 fn port(port: &api::ServicePort) -> Value {
-    let protocol = if port.protocol.is_empty() { "TCP" } else { &port.protocol };
+    let protocol = if port.protocol.is_empty() {
+        "TCP"
+    } else {
+        &port.protocol
+    };
     let mut shown = json!({"port": port.port, "protocol": protocol});
     if !port.name.is_empty() {
         shown["name"] = port.name.clone().into();

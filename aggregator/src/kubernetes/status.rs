@@ -120,15 +120,19 @@ impl Status {
                 return;
             }
             if scope.trouble.is_none() {
-                tracing::warn!(watch = name, error = trouble.words, "the kubernetes api does not serve a watch, what is known is kept");
+                tracing::warn!(
+                    watch = name,
+                    error = trouble.words,
+                    "the kubernetes api does not serve a watch, what is known is kept"
+                );
             }
             scope.trouble = Some(trouble.words);
         });
     }
 
-    pub(super) fn heard(&self, name: &str, at: Micros) {
+    pub(super) fn heard(&self, name: &str, at: Micros, messages: u64) {
         self.scope(name, |scope| {
-            scope.messages += 1;
+            scope.messages += messages;
             scope.heard = scope.heard.max(Some(at));
             if scope.trouble.take().is_some() {
                 tracing::info!(watch = name, "the kubernetes api serves a watch again");
@@ -155,13 +159,17 @@ impl Status {
                 }
             }
         };
-        gauge("synced", "Whether this aggregator has listed all of it and hears of its changes.", &|s| {
-            Some(f64::from(u8::from(s.synced && s.trouble.is_none())))
-        });
+        gauge(
+            "synced",
+            "Whether this aggregator has listed all of it and hears of its changes.",
+            &|s| Some(f64::from(u8::from(s.synced && s.trouble.is_none()))),
+        );
         gauge("objects", "Objects that are known.", &|s| Some(s.objects as f64));
-        gauge("heard_timestamp_seconds", "When the API was heard last, Unix time.", &|s| {
-            s.heard.map(|at| at as f64 / 1e6)
-        });
+        gauge(
+            "heard_timestamp_seconds",
+            "When the API was heard last, Unix time.",
+            &|s| s.heard.map(|at| at as f64 / 1e6),
+        );
         let mut counter = |name: &str, help: &str, value: &dyn Fn(&ScopeStatus) -> u64| {
             let name = format!("sonde_aggregator_kubernetes_{name}_total");
             page.family(&name, Type::Counter, help);
@@ -169,10 +177,18 @@ impl Status {
                 page.sample(&name, &[("watch", scope)], value(status));
             }
         };
-        counter("lists", "Whole lists read: one at the start, one whenever a watch has fallen too far behind.", &|s| s.lists);
+        counter(
+            "lists",
+            "Whole lists read: one at the start, one whenever a watch has fallen too far behind.",
+            &|s| s.lists,
+        );
         counter("messages", "Objects, deletes and bookmarks heard.", &|s| s.messages);
         let name = "sonde_aggregator_kubernetes_errors_total";
-        page.family(name, Type::Counter, "Requests that failed and watches that broke, by what it was.");
+        page.family(
+            name,
+            Type::Counter,
+            "Requests that failed and watches that broke, by what it was.",
+        );
         for (scope, status) in &inner.scopes {
             for kind in TROUBLES {
                 let count = status.troubles.get(kind).copied().unwrap_or(0);

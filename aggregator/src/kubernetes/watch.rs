@@ -115,7 +115,11 @@ impl From<kube::Error> for Trouble {
 
 /// 410: the version is too old, or the rest of a list is no longer to be had.
 fn status_trouble(code: u16, reason: &str, message: &str) -> Trouble {
-    let kind = if code == 410 || reason == "Expired" { "expired" } else { "status" };
+    let kind = if code == 410 || reason == "Expired" {
+        "expired"
+    } else {
+        "status"
+    };
     Trouble::new(kind, format!("{code} {reason}: {message}"))
 }
 
@@ -278,13 +282,25 @@ impl Watch {
         let away = *alive;
         let mut late = now_micros() - away > NOTABLE.as_micros() as Micros;
         let mut last = connected;
+        let mut patience = NOTABLE;
         loop {
-            let event = match timeout(self.pace.silence, events.next()).await {
+            let event = match timeout(patience, events.next()).await {
                 Ok(Some(Ok(event))) => event,
                 Ok(Some(Err(e))) => return End::Trouble(e.into()),
                 Ok(None) => return End::Closed,
+                // What it had to tell would have come by now: it is open, and nothing happens.
+                Err(_) if patience < self.pace.silence => {
+                    patience = self.pace.silence;
+                    late = false;
+                    *alive = now_micros();
+                    if self.send(Message::Alive(*alive)).await.is_err() {
+                        return End::Deaf;
+                    }
+                    continue;
+                }
                 Err(_) => return End::Trouble(Trouble::new("timeout", "nothing was heard of the API for too long")),
             };
+            patience = self.pace.silence;
             let at = now_micros();
             late = late && last.elapsed() < CAUGHT_UP && connected.elapsed() < LATE;
             last = Instant::now();

@@ -5,8 +5,8 @@ use std::net::IpAddr;
 use sonde_proto::{ABSENT, v1};
 
 use super::batch::{Batch, StreamProbe};
-use super::cluster::addresses::ClusterAddresses;
 use super::catalogue::{Definition, Kind};
+use super::cluster::addresses::ClusterAddresses;
 use super::copy::CopyBuffer;
 use super::pods::{Pods, address};
 use super::schema::ident;

@@ -11,8 +11,8 @@ use sqlx::{Connection as _, Row as _};
 use uuid::Uuid;
 
 use super::batch::Batch;
-use super::cluster::addresses::ClusterAddresses;
 use super::catalogue::Definition;
+use super::cluster::addresses::ClusterAddresses;
 use super::copy::CopyBuffer;
 use super::dictionary::{Dictionary, UNKNOWN, digest};
 use super::encode::{self, Numbers};

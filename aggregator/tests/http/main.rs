@@ -2,6 +2,9 @@
 
 mod support;
 
+mod changes;
+mod cluster_names;
+mod cluster_restart;
 mod events;
 mod events_page;
 mod events_stats;
@@ -11,8 +14,10 @@ mod gaps;
 mod health;
 mod hosts;
 mod interface;
+mod kubernetes;
 mod nodes;
 mod pages;
 mod pods;
 mod probe_rows;
 mod probes;
+mod services;

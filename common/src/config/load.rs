@@ -197,9 +197,7 @@ fn check(config: &Config) -> Result<(), ConfigError> {
         );
     }
     // They become parts of paths of the API.
-    let bad = |n: &&String| {
-        n.is_empty() || n.len() > 63 || !n.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
-    };
+    let bad = |n: &&String| n.is_empty() || n.len() > 63 || !n.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
     if let Some(bad) = kubernetes.namespaces.iter().find(bad) {
         return fail(
             "kubernetes.namespaces",
@@ -317,7 +315,10 @@ mod tests {
             assert_eq!(config.kubernetes.enabled, expected, "{word}");
         }
         let error = load_text("kubernetes: {context: prod}\n", &[]).unwrap_err();
-        assert!(error.starts_with("kubernetes.context: `prod`: expected nothing"), "{error}");
+        assert!(
+            error.starts_with("kubernetes.context: `prod`: expected nothing"),
+            "{error}"
+        );
         let error = load_text("kubernetes: {namespaces: [shop, ../x]}\n", &[]).unwrap_err();
         assert!(error.starts_with("kubernetes.namespaces: `../x`"), "{error}");
     }

@@ -141,7 +141,11 @@ mod tests {
         all.hold(ip, holder(3, Kind::Service, 300, u64::MAX));
         assert_eq!(all.by_address(ip, 300), None);
         all.hold(ip, holder(4, Kind::Node, 300, u64::MAX));
-        assert_eq!(all.by_address(ip, 300), None, "not the node's because services disagree");
+        assert_eq!(
+            all.by_address(ip, 300),
+            None,
+            "not the node's because services disagree"
+        );
         all.hold(ip, holder(5, Kind::Pod, 300, u64::MAX));
         assert_eq!(all.by_address(ip, 300), Some(5));
         assert!(all.is_node(ip, 300, "n4") && !all.is_node(ip, 299, "n4") && !all.is_node(ip, 300, "n5"));

@@ -209,11 +209,7 @@ async fn run<T: Serialize + Sync>(tx: &mut PgConnection, sql: String, rows: &[T]
     Ok(())
 }
 
-async fn end(
-    tx: &mut PgConnection,
-    table: &str,
-    ended: &std::collections::BTreeMap<i64, Micros>,
-) -> sqlx::Result<()> {
+async fn end(tx: &mut PgConnection, table: &str, ended: &std::collections::BTreeMap<i64, Micros>) -> sqlx::Result<()> {
     let rows: Vec<Value> = ended.iter().map(|(id, at)| json!({"id": id, "at": at})).collect();
     let updated = if table == "cluster_objects" {
         ", updated = now()"

@@ -73,7 +73,8 @@ impl Store {
             sql.push(", ").push_bind(after.id).push(") and c.time <= ");
             push_time(&mut sql, after.time);
         }
-        sql.push(" order by c.time desc, c.id desc limit ").push_bind(i64::from(limit));
+        sql.push(" order by c.time desc, c.id desc limit ")
+            .push_bind(i64::from(limit));
         Ok(sql.build_query_as().persistent(false).fetch_all(self.pool()).await?)
     }
 }
