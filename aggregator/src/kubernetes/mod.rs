@@ -139,6 +139,7 @@ impl Kubernetes {
             kubernetes: self,
             cluster,
             lists: vec![None; self.scopes.len()],
+            listed: Vec::new(),
             round: Round::default(),
         };
         desk.work(leader, messages).await
@@ -151,6 +152,8 @@ struct Desk<'a> {
     cluster: Cluster,
     /// By place of the scope: the list that is being read.
     lists: Vec<Option<Heard>>,
+    /// Places of scopes whose list is in this round.
+    listed: Vec<usize>,
     round: Round,
 }
 
@@ -197,6 +200,12 @@ impl Desk<'_> {
                 status.scope(&name, |s| s.objects = objects);
             }
         }
+        for place in self.listed.drain(..) {
+            status.scope(&self.kubernetes.scopes[place].name(), |s| {
+                s.lists += 1;
+                s.synced = true;
+            });
+        }
         self.round = Round::default();
         Ok(())
     }
@@ -228,10 +237,7 @@ impl Desk<'_> {
             Message::End => {
                 let Some(heard) = self.lists[place].take() else { return };
                 self.cluster.end_list(scope, heard.span, round);
-                status.scope(&name, |s| {
-                    s.lists += 1;
-                    s.synced = true;
-                });
+                self.listed.push(place);
             }
             Message::Now(object, span) => {
                 self.cluster

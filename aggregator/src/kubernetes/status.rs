@@ -36,7 +36,7 @@ impl Role {
 /// One watch.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct ScopeStatus {
-    /// Whether it was listed whole since this aggregator watches.
+    /// Whether it was listed whole, and that was stored, since this aggregator watches.
     pub(crate) synced: bool,
     pub(crate) objects: u64,
     /// When the API was heard last.

@@ -29,6 +29,7 @@ struct ChangeParams {
     namespace: Option<Vec<String>>,
     pod: Option<Vec<String>>,
     workload: Option<Vec<String>>,
+    /// Service it is about.
     service: Option<Vec<String>>,
     /// Changes in a page, 1 to 1000, by default 100.
     limit: Option<u32>,

@@ -25,6 +25,7 @@ const MOST_ENDPOINTS: u32 = 100;
 struct ServiceParams {
     /// This and the one below: repeatable, `!` negates.
     namespace: Option<Vec<String>>,
+    /// Name of the service.
     service: Option<Vec<String>>,
     /// One of its addresses, such as `10.96.0.10`.
     ip: Option<String>,
