@@ -60,7 +60,7 @@ impl Change {
         }
     }
 
-    pub(crate) fn from_to(mut self, before: impl Into<String>, after: impl Into<String>) -> Self {
+    pub(crate) fn between(mut self, before: impl Into<String>, after: impl Into<String>) -> Self {
         self.before = Some(before.into());
         self.after = Some(after.into());
         self
@@ -106,7 +106,7 @@ fn ready_moved(kind: &'static str, before: &State, object: &Object, subject: &Su
     let (was, is) = (before.ready?, object.state.ready?);
     (was != is).then(|| {
         let span = span.narrowed(object.notes.ready_at);
-        let mut change = Change::new(kind, subject.clone(), span).from_to(was.words(), is.words());
+        let mut change = Change::new(kind, subject.clone(), span).between(was.words(), is.words());
         if is != Ready::Yes {
             change.detail.clone_from(&object.notes.ready_why);
         }
@@ -121,7 +121,7 @@ fn pod_moved(before: &State, object: &Object, subject: &Subject, span: Span) -> 
         if *count > was {
             let (ended, how) = object.notes.ends.get(container).cloned().unwrap_or_default();
             let change = Change::new("pod_restarted", subject.clone(), span.narrowed(ended));
-            let mut change = change.from_to(was.to_string(), count.to_string());
+            let mut change = change.between(was.to_string(), count.to_string());
             change.detail = if how.is_empty() {
                 format!("container {container}")
             } else {
@@ -138,13 +138,13 @@ fn node_moved(before: &State, object: &Object, subject: &Subject, span: Span) ->
     let mut changes = Vec::new();
     let (was, is) = (&before.boot_id, &object.state.boot_id);
     if was != is && !was.is_empty() && !is.is_empty() {
-        changes.push(Change::new("node_restarted", subject.clone(), span).from_to(was, is));
+        changes.push(Change::new("node_restarted", subject.clone(), span).between(was, is));
     }
     changes.extend(ready_moved("node_ready_changed", before, object, subject, span));
     if before.cordoned != object.state.cordoned {
         let word = |cordoned| if cordoned { "cordoned" } else { "schedulable" };
         let change = Change::new("node_cordoned", subject.clone(), span);
-        changes.push(change.from_to(word(before.cordoned), word(object.state.cordoned)));
+        changes.push(change.between(word(before.cordoned), word(object.state.cordoned)));
     }
     changes
 }

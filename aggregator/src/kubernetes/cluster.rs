@@ -97,7 +97,7 @@ impl Cluster {
 
     fn take(&mut self, kind: Kind, object: LoadedObject) {
         let state: State = serde_json::from_value(object.state).unwrap_or_default();
-        let owner = (!object.owner_uid.is_empty()).then(|| Owner {
+        let owner = (!object.owner_uid.is_empty()).then_some(Owner {
             kind: object.owner_kind,
             name: object.owner,
             uid: object.owner_uid,
@@ -279,7 +279,7 @@ impl Cluster {
             let words = words(&object);
             if object.kind == Kind::Service && words != known.words {
                 let change = Change::new("service_changed", subject, span);
-                round.changes.push(change.from_to(&*known.words, &*words));
+                round.changes.push(change.between(&*known.words, &*words));
             }
             // Until it has an address nobody can have met it: such a row is filled in, not followed by another.
             if known.has_ips || object.kind != Kind::Pod {

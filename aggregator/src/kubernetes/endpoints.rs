@@ -312,7 +312,7 @@ impl Slices {
                 ..Subject::default()
             };
             let change = Change::new("endpoints_changed", subject, touched.span);
-            let mut change = change.from_to(words(touched.before), after);
+            let mut change = change.between(words(touched.before), after);
             change.detail = touched.moves.words();
             out.changes.push(change.clone());
             let moves = touched.moves;
