@@ -3,6 +3,7 @@
 mod support;
 
 mod changes;
+mod cluster_costs;
 mod cluster_names;
 mod cluster_restart;
 mod events;

@@ -97,9 +97,14 @@ impl Cluster {
         cluster
     }
 
+    /// Where another process finds how to reach it.
+    pub(crate) fn kubeconfig(&self) -> std::path::PathBuf {
+        self.dir.path().join("config")
+    }
+
     pub(crate) fn config(&self) -> config::Kubernetes {
         config::Kubernetes {
-            kubeconfig: self.dir.path().join("config"),
+            kubeconfig: self.kubeconfig(),
             ..config::Kubernetes::default()
         }
     }
@@ -284,16 +289,15 @@ fn list(
             "The provided continue parameter is too old to display a consistent list result.",
         );
     }
-    let all: Vec<Value> = inner
+    let all: Vec<&Value> = inner
         .objects
         .get(plural)
         .into_iter()
         .flat_map(BTreeMap::values)
         .filter(|o| in_namespace(o, namespace))
-        .map(|o| shown(o, meta_only))
         .collect();
     let limit: usize = query.get("limit").map_or(usize::MAX, |l| l.parse().unwrap());
-    let page: Vec<Value> = all.iter().skip(from).take(limit).cloned().collect();
+    let page: Vec<Value> = all.iter().skip(from).take(limit).map(|o| shown(o, meta_only)).collect();
     let end = from + page.len();
     let mut meta = json!({"resourceVersion": version.to_string()});
     if end < all.len() {
