@@ -132,7 +132,9 @@ impl Leader {
         amend_changes(&mut tx, &round.amended).await?;
         put_seen(&mut tx, round).await?;
         tx.commit().await?;
-        self.store.inner.facts_changed.store(true, Ordering::Relaxed);
+        if !round.objects.is_empty() || !round.ended.is_empty() {
+            self.store.inner.facts_changed.store(true, Ordering::Relaxed);
+        }
         Ok(())
     }
 
