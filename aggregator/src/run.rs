@@ -96,8 +96,10 @@ pub async fn migrate(config: &Config) -> anyhow::Result<()> {
 
 /// `sonde-aggregator serve`: until the shutdown fires, or a part fails.
 pub async fn serve(config: Config, listeners: Listeners, shutdown: Shutdown) -> anyhow::Result<()> {
+    // Before the database: a bad kubeconfig ends the start at once.
+    let kubernetes = Kubernetes::new(&config.kubernetes, Pace::default()).await?;
     let (options, cluster) = database(&config).await?;
-    let result = serve_with(&config, options, listeners, shutdown).await;
+    let result = serve_with(&config, options, listeners, kubernetes, shutdown).await;
     stop(cluster).await?;
     result
 }
@@ -106,10 +108,9 @@ async fn serve_with(
     config: &Config,
     options: PgConnectOptions,
     listeners: Listeners,
+    kubernetes: Kubernetes,
     shutdown: Shutdown,
 ) -> anyhow::Result<()> {
-    // Before the database: a bad kubeconfig ends the start at once.
-    let kubernetes = Kubernetes::new(&config.kubernetes, Pace::default()).await?;
     let (live, metrics) = (LiveTable::new(), Metrics::new());
     let parts = Parts {
         live: live.clone(),
