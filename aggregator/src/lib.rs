@@ -3,6 +3,7 @@
 pub mod embedded;
 pub mod http;
 pub mod ingest;
+pub mod kubernetes;
 pub mod live;
 pub mod metrics;
 pub mod run;

@@ -12,6 +12,7 @@ use tokio::net::TcpListener;
 use crate::embedded::{self, Cluster, user};
 use crate::http;
 use crate::ingest;
+use crate::kubernetes::{Kubernetes, Pace};
 use crate::live::LiveTable;
 use crate::metrics::Metrics;
 use crate::store::{self, Parts, Store};
@@ -95,8 +96,10 @@ pub async fn migrate(config: &Config) -> anyhow::Result<()> {
 
 /// `sonde-aggregator serve`: until the shutdown fires, or a part fails.
 pub async fn serve(config: Config, listeners: Listeners, shutdown: Shutdown) -> anyhow::Result<()> {
+    // Before the database: a bad kubeconfig ends the start at once.
+    let kubernetes = Kubernetes::new(&config.kubernetes, Pace::default()).await?;
     let (options, cluster) = database(&config).await?;
-    let result = serve_with(&config, options, listeners, shutdown).await;
+    let result = serve_with(&config, options, listeners, kubernetes, shutdown).await;
     stop(cluster).await?;
     result
 }
@@ -105,6 +108,7 @@ async fn serve_with(
     config: &Config,
     options: PgConnectOptions,
     listeners: Listeners,
+    kubernetes: Kubernetes,
     shutdown: Shutdown,
 ) -> anyhow::Result<()> {
     let (live, metrics) = (
@@ -124,7 +128,9 @@ async fn serve_with(
     // One part that fails ends the others too.
     let (trigger, both) = shutdown::channel();
     let ingest = ingest::Service::new(store.clone(), live.clone(), metrics.clone(), both.clone());
-    let state = http::AppState::new(store.clone(), live, metrics, both.clone());
+    let state =
+        http::AppState::new(store.clone(), live, metrics, both.clone()).with_kubernetes(kubernetes.status.clone());
+    let watch = tokio::spawn(kubernetes.run(store.clone(), both.clone()));
     let mut ingest = tokio::spawn(ingest.serve(grpc));
     let mut http = tokio::spawn(http::serve(state, http, both));
     let mut stop = shutdown;
@@ -134,6 +140,8 @@ async fn serve_with(
         http = &mut http => { trigger.fire(); (ingest.await, http) }
     };
     tracing::info!("aggregator is ending");
+    // It hears the same shutdown; what it has not written is read again from the API.
+    let _ = watch.await;
     tasks.finish(LAST_WRITES).await;
     ingest?.context("grpc")?;
     http?.context("http")?;

@@ -6,9 +6,13 @@ use tracing_subscriber::EnvFilter;
 
 use crate::config::{Log, LogFormat};
 
+/// The client of the Kubernetes API tells of each request that fails, as an error and without saying which; its caller
+/// says it once and counts it. Whoever names it in `log.level` hears it all the same: what comes later counts.
+const QUIET: &str = "kube_client=off";
+
 /// Starts logging. Called once, by `main`.
 pub fn init(log: &Log) {
-    let filter = EnvFilter::try_new(&log.level).unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = EnvFilter::try_new(format!("{QUIET},{}", log.level)).unwrap_or_else(|_| EnvFilter::new("info"));
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr);

@@ -165,6 +165,11 @@ function value(one, seed, time, n, count) {
   return one.unit === "seconds" ? raw : Math.floor(raw);
 }
 
+const changes = () => [
+  { id: 2, time: micros(Date.now() - 500_000), kind: "readiness_changed", node: "node-a", namespace: "demo", pod: "server", workload_kind: "Deployment", workload: "server", before: "ready", after: "not ready", detail: "ContainersNotReady: containers with unready status: [app]" },
+  { id: 1, time: micros(Date.now() - 700_000), since: micros(Date.now() - 730_000), kind: "node_restarted", node: "node-a", before: "boot-1", after: "boot-2" },
+];
+
 export function busyScenario(count = 400) {
   const events = Array.from({ length: count }, (_, i) => eventAt(count - i, i * 7000 + 1500 + (i % 5) * 300));
   const gap = (from, to, change = {}) => ({
@@ -185,12 +190,13 @@ export function busyScenario(count = 400) {
     pods: [...SUBJECTS.slice(0, 3).map((subject) => pod(subject)), pod(SUBJECTS[0], { uid: "old-uid", valid_from: micros(Date.now() - 90_000_000), valid_to: micros(Date.now() - 7_200_000) })],
     probes: PROBES,
     gaps: [gap(1_900_000, 1_600_000), gap(600_000, 599_000, { namespace: "demo", pod: "server" }), gap(400_000, 0, { node: "node-c", probe: "", cause: "disconnected", count: 0, detail: "no collector connected" })],
+    changes: changes(),
     rows,
   };
 }
 
 export function quietScenario() {
-  return { ...busyScenario(), events: [], gaps: [], nodes: [node("node-a")] };
+  return { ...busyScenario(), events: [], gaps: [], changes: [], nodes: [node("node-a")] };
 }
 
 /** Everything at its longest. */

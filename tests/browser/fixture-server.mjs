@@ -21,6 +21,7 @@ const KNOWN = {
   "/api/v1/pods": ["node", "namespace", "pod", "workload", "at", "from", "to", "all", "limit", "cursor"],
   "/api/v1/nodes": [],
   "/api/v1/probes": [],
+  "/api/v1/changes": ["from", "to", "kind", "node", "namespace", "pod", "workload", "service", "limit", "cursor"],
   "/api/v1/gaps": ["from", "to", "node", "probe", "cause", "limit"],
   rows: ["node", "namespace", "pod", "from", "to", "column", "max_points"],
 };
@@ -143,6 +144,15 @@ function gapsAnswer(state, query) {
   return { gaps, truncated: false };
 }
 
+function changesAnswer(state, query) {
+  const [from, to] = range(query);
+  const is = (change, key) => !query.has(key) || query.getAll(key).includes(change[key]);
+  const keys = ["kind", "node", "namespace", "pod"];
+  const found = (state.changes ?? []).filter((change) => Date.parse(change.time) >= from && Date.parse(change.time) < to && keys.every((key) => is(change, key)));
+  const [changes, next_cursor] = paged(found, query, 1000);
+  return { changes, next_cursor };
+}
+
 function rowsAnswer(state, name, query) {
   const [from, to] = range(query);
   const probe = state.probes.find((one) => one.name === name);
@@ -193,6 +203,8 @@ export async function startFixture(scenario = busyScenario(), port = 0) {
         return { probes: state.probes };
       case "/api/v1/gaps":
         return gapsAnswer(state, query);
+      case "/api/v1/changes":
+        return changesAnswer(state, query);
       case "/api/v1/events/stream": {
         if (!state.streams) throw new Problem(404, "not found", "no stream here");
         response.writeHead(200, { "content-type": "text/event-stream", "cache-control": "no-store" });

@@ -54,6 +54,16 @@ describe("the list of pods", () => {
 });
 
 describe("the page of a pod", () => {
+  it("tells what changed in the cluster, in words", async () => {
+    const page = await open(POD);
+    const changes = page.getByTestId("changes");
+    await changes.getByText("1 change of the cluster in this range").click();
+    await changes.getByRole("cell", { name: "ready → not ready" }).waitFor();
+    await page.goto(`${fixture.url}/nodes/node-a`);
+    await changes.getByText("2 changes of the cluster in this range").click();
+    await changes.getByText("or up to 30s before").waitFor();
+  });
+
   it("says what the pod is, what happened to it, and shows a chart for each probe with rows", async () => {
     const page = await open(POD);
     await page.getByRole("heading", { level: 1, name: "demo/server" }).waitFor();

@@ -26,6 +26,7 @@ use tower_http::compression::{CompressionLayer, CompressionLevel};
 
 pub use openapi::openapi;
 
+use crate::kubernetes;
 use crate::live::LiveTable;
 use crate::metrics::Metrics;
 use crate::store::Store;
@@ -47,6 +48,7 @@ pub struct AppState {
     requests: Arc<Requests>,
     streams: Arc<Semaphore>,
     shutdown: Shutdown,
+    kubernetes: Arc<kubernetes::Status>,
 }
 
 impl AppState {
@@ -58,7 +60,14 @@ impl AppState {
             requests: Arc::default(),
             streams: Arc::new(Semaphore::new(MAX_STREAMS)),
             shutdown,
+            kubernetes: kubernetes::Status::new(kubernetes::Role::Off("it was not started".into())),
         }
+    }
+
+    /// How the watches of the Kubernetes API are doing.
+    #[must_use]
+    pub fn with_kubernetes(self, kubernetes: Arc<kubernetes::Status>) -> Self {
+        Self { kubernetes, ..self }
     }
 }
 
@@ -89,6 +98,9 @@ fn router(state: AppState) -> Router {
         .route("/api/v1/probes", get(api::probes::list))
         .route("/api/v1/probes/{probe}/rows", get(api::probe_rows::rows))
         .route("/api/v1/gaps", get(api::gaps::list))
+        .route("/api/v1/changes", get(api::changes::list))
+        .route("/api/v1/services", get(api::services::list))
+        .route("/api/v1/kubernetes", get(api::kubernetes::status))
         .route("/federate", get(federate::page))
         .route("/metrics", get(metrics::page))
         .route("/openapi.json", get(openapi::document))

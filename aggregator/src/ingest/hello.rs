@@ -9,7 +9,18 @@ use uuid::Uuid;
 use crate::store::Newcomer;
 
 /// Views of schema `sonde` that are not probes, now or soon.
-const RESERVED_PROBES: [&str; 6] = ["events", "pods", "nodes", "gaps", "incidents", "notes"];
+const RESERVED_PROBES: [&str; 10] = [
+    "events",
+    "pods",
+    "nodes",
+    "gaps",
+    "incidents",
+    "notes",
+    "changes",
+    "services",
+    "endpoints",
+    "cluster_nodes",
+];
 /// Columns that tables, views or PostgreSQL itself have, and labels that metrics have.
 const RESERVED_COLUMNS: [&str; 17] = [
     "time",

@@ -6,6 +6,7 @@ use sonde_proto::{ABSENT, v1};
 
 use super::batch::{Batch, StreamProbe};
 use super::catalogue::{Definition, Kind};
+use super::cluster::addresses::ClusterAddresses;
 use super::copy::CopyBuffer;
 use super::pods::{Pods, address};
 use super::schema::ident;
@@ -39,8 +40,8 @@ impl Numbers {
 }
 
 pub(super) const EVENT_COLUMNS: &str = "time, id, node_id, pod_id, peer_pod_id, probe, type, reason, protocol, saddr, sport, daddr, dport, \
-     direction, latency_ns, cpu, pid, comm, state, interface, suppressed, stack_id, attributes";
-const EVENT_FIELDS: usize = 23;
+     direction, latency_ns, cpu, pid, comm, state, interface, suppressed, stack_id, attributes, peer_object_id";
+const EVENT_FIELDS: usize = 24;
 
 pub(super) const GAP_COLUMNS: &str = "from_time, to_time, node_id, pod_id, probe, cause, count, detail";
 const GAP_FIELDS: usize = 8;
@@ -97,7 +98,14 @@ pub(super) fn rows(
     }
 }
 
-pub(super) fn event(out: &mut CopyBuffer, id: i64, batch: &Batch, event: &v1::Event, numbers: &Numbers, pods: &Pods) {
+pub(super) fn event(
+    out: &mut CopyBuffer,
+    id: i64,
+    batch: &Batch,
+    event: &v1::Event,
+    numbers: &Numbers,
+    known: (&Pods, &ClusterAddresses),
+) {
     let (saddr, daddr) = (address(&event.saddr), address(&event.daddr));
     let port = |port: u32| (port != 0).then_some(port as i32);
     let subject = numbers.known_subject(event.subject, event.subject_unknown);
@@ -106,7 +114,8 @@ pub(super) fn event(out: &mut CopyBuffer, id: i64, batch: &Batch, event: &v1::Ev
     out.i64(id);
     out.i32(batch.stream.node_id);
     out.opt_i32(subject);
-    out.opt_i32(peer(batch, event, numbers, pods, (saddr, daddr)));
+    let (peer_pod, peer_object) = peer(batch, event, numbers, known, (saddr, daddr));
+    out.opt_i32(peer_pod);
     out.i32(numbers.words[event.probe as usize]);
     out.i32(numbers.words[event.r#type as usize]);
     out.opt_i32(numbers.word(event.reason));
@@ -129,6 +138,7 @@ pub(super) fn event(out: &mut CopyBuffer, id: i64, batch: &Batch, event: &v1::Ev
     } else {
         out.jsonb(|json| attributes(json, event, &batch.body.strings));
     }
+    out.opt_i64(peer_object);
 }
 
 fn attributes(json: &mut Vec<u8>, event: &v1::Event, strings: &[String]) {
@@ -140,18 +150,22 @@ fn attributes(json: &mut Vec<u8>, event: &v1::Event, strings: &[String]) {
     serde_json::to_writer(json, &map).expect("texts become JSON");
 }
 
-/// The pod at the other end: as the collector says, else whoever in the cluster had the other address at that time.
+/// The pod at the other end: as the collector says, else whoever in the cluster had the other address at that time; or
+/// what else the Kubernetes API knows to have had it: a service, a node, a pod where no collector runs.
 fn peer(
     batch: &Batch,
     event: &v1::Event,
     numbers: &Numbers,
-    pods: &Pods,
+    (pods, cluster): (&Pods, &ClusterAddresses),
     (saddr, daddr): (Option<IpAddr>, Option<IpAddr>),
-) -> Option<i32> {
+) -> (Option<i32>, Option<i64>) {
     if event.peer != 0 {
-        return Some(numbers.subject(event.peer - 1));
+        return (Some(numbers.subject(event.peer - 1)), None);
     }
     let own = |ip: IpAddr| {
+        if event.subject == 0 && !event.subject_unknown {
+            return cluster.is_node(ip, event.time_ns, &batch.stream.node).then_some(());
+        }
         let subject = event.subject.checked_sub(1).filter(|_| !event.subject_unknown)?;
         let pod = &batch.body.pods[subject as usize];
         pod.ips.iter().any(|bytes| address(bytes) == Some(ip)).then_some(())
@@ -163,9 +177,13 @@ fn peer(
         (_, _, v1::Direction::Ingress) => saddr,
         (_, _, v1::Direction::Egress) => daddr,
         _ => None,
-    }?;
-    let peer = pods.by_address(other, event.time_ns, batch.stream.node_id);
-    peer.filter(|peer| event.subject_unknown || *peer != numbers.subject(event.subject))
+    };
+    let Some(other) = other else { return (None, None) };
+    match pods.by_address(other, event.time_ns, batch.stream.node_id) {
+        Some(peer) if event.subject_unknown || peer != numbers.subject(event.subject) => (Some(peer), None),
+        Some(_) => (None, None),
+        None => (None, cluster.by_address(other, event.time_ns)),
+    }
 }
 
 pub(super) fn gap(out: &mut CopyBuffer, from_ns: u64, node_id: i32, gap: &v1::Gap, numbers: &Numbers) {

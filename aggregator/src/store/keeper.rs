@@ -86,7 +86,7 @@ impl Keeper {
     pub(super) async fn tidy(&self, now_ns: u64) -> sqlx::Result<()> {
         let today = Day::of(now_ns);
         let leaves = partitions::list(&self.admin).await?;
-        let mut tables: Vec<String> = vec!["events".into(), "gaps".into()];
+        let mut tables: Vec<String> = vec!["events".into(), "gaps".into(), "changes".into()];
         tables.extend(self.tables.read().keys().map(|probe| table_name(probe)));
         let wanted = tables
             .into_iter()
@@ -106,7 +106,7 @@ impl Keeper {
             *count.entry(table.clone()).or_default() += 1;
         }
         let keep = |table: &str| {
-            if matches!(table, "events" | "gaps") {
+            if matches!(table, "events" | "gaps" | "changes") {
                 self.keep.events
             } else {
                 self.keep.rows

@@ -3,6 +3,7 @@
 pub mod batch;
 mod cache;
 pub mod catalogue;
+pub(crate) mod cluster;
 mod copy;
 mod database;
 mod dictionary;
@@ -19,6 +20,7 @@ mod transaction;
 mod writer;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use sonde_common::config::Storage;
 use sonde_common::shutdown;
@@ -82,6 +84,10 @@ struct Inner {
     metrics: Arc<Metrics>,
     newest_event: watch::Sender<i64>,
     status: watch::Sender<StoreStatus>,
+    options: PgConnectOptions,
+    keep: Keep,
+    /// Set when this aggregator wrote facts of the cluster: the writer reads them before its next group.
+    facts_changed: Arc<AtomicBool>,
 }
 
 /// How the store is doing, for readiness and metrics.
@@ -168,6 +174,9 @@ impl Store {
                     database_up: true,
                     reason: None,
                 }),
+                options: options.clone(),
+                keep,
+                facts_changed: Arc::default(),
             }),
         };
         let keeper = Keeper {
@@ -194,6 +203,7 @@ impl Store {
             connection: None,
             shutdown: stopped.clone(),
             refreshed: None,
+            facts_changed: Arc::clone(&store.inner.facts_changed),
         };
         let tasks = Tasks {
             writer: tokio::spawn(writer.run()),

@@ -184,7 +184,8 @@ pub(super) fn address(bytes: &[u8]) -> Option<IpAddr> {
     }
 }
 
-/// Their numbers, in the order given.
+/// Their numbers, in the order given. Where the Kubernetes API knows a pod, its workload and labels count, and what the
+/// collector says of them is kept beside.
 async fn upsert(connection: &mut PgConnection, pods: &[(i32, &v1::Pod)]) -> sqlx::Result<Vec<i32>> {
     let text = |get: fn(&v1::Pod) -> &str| pods.iter().map(|(_, pod)| get(pod)).collect::<Vec<_>>();
     let micros = |ns: u64| (ns / 1000) as i64;
@@ -200,19 +201,25 @@ async fn upsert(connection: &mut PgConnection, pods: &[(i32, &v1::Pod)]) -> sqlx
     let labels = |(_, pod): &(i32, &v1::Pod)| serde_json::to_string(&pod.labels).expect("texts become JSON");
     let rows: Vec<(i32, i32, String)> = sqlx::query_as(
         "insert into sonde_store.pods (node_id, sandbox, uid, namespace, name, workload_kind, workload, host_network, \
-         netns_inode, netns_cookie, ips, labels, valid_from, valid_to) \
-         select node_id, sandbox, uid, namespace, name, workload_kind, workload, host_network, netns_inode, \
-         netns_cookie::numeric, ips::inet[], labels::jsonb, to_timestamp(0) + valid_from * interval '1 microsecond', \
-         to_timestamp(0) + valid_to * interval '1 microsecond' \
+         netns_inode, netns_cookie, ips, labels, valid_from, valid_to, said) \
+         select t.node_id, t.sandbox, t.uid, t.namespace, t.name, \
+         case when o.workload <> '' then o.workload_kind else t.workload_kind end, \
+         coalesce(nullif(o.workload, ''), t.workload), t.host_network, t.netns_inode, \
+         t.netns_cookie::numeric, t.ips::inet[], coalesce(o.labels, t.labels::jsonb), to_timestamp(0) + valid_from * interval '1 microsecond', \
+         to_timestamp(0) + valid_to * interval '1 microsecond', \
+         case when o.labels is not null then jsonb_build_object('workload_kind', t.workload_kind, \
+             'workload', t.workload, 'labels', t.labels::jsonb) end \
          from unnest($1::int[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::bool[], \
          $9::bigint[], $10::text[], $11::text[], $12::text[], $13::bigint[], $14::bigint[]) as t(node_id, sandbox, uid, \
          namespace, name, workload_kind, workload, host_network, netns_inode, netns_cookie, ips, labels, valid_from, \
          valid_to) \
+         left join lateral (select c.workload_kind, c.workload, c.labels from sonde_store.cluster_objects c \
+             where c.runtime_uid = t.uid and t.uid <> '' and c.kind = 'Pod' order by c.id desc limit 1) o on true \
          on conflict (node_id, sandbox) do update set uid = excluded.uid, namespace = excluded.namespace, \
          name = excluded.name, workload_kind = excluded.workload_kind, workload = excluded.workload, \
          host_network = excluded.host_network, netns_inode = excluded.netns_inode, \
          netns_cookie = excluded.netns_cookie, ips = excluded.ips, labels = excluded.labels, \
-         valid_from = excluded.valid_from, valid_to = excluded.valid_to, updated = now() \
+         valid_from = excluded.valid_from, valid_to = excluded.valid_to, said = excluded.said, updated = now() \
          returning id, node_id, sandbox",
     )
     .bind(pods.iter().map(|(node, _)| *node).collect::<Vec<_>>())

@@ -12,6 +12,7 @@ use uuid::Uuid;
 
 use super::batch::Batch;
 use super::catalogue::Definition;
+use super::cluster::addresses::ClusterAddresses;
 use super::copy::CopyBuffer;
 use super::dictionary::{Dictionary, UNKNOWN, digest};
 use super::encode::{self, Numbers};
@@ -74,6 +75,7 @@ pub(super) enum Fate {
 pub(super) struct Session {
     pub(super) dictionary: Dictionary,
     pub(super) pods: Pods,
+    pub(super) cluster: ClusterAddresses,
     buffer: CopyBuffer,
     leaves: HashSet<(String, Day)>,
     tables: Tables,
@@ -94,6 +96,7 @@ impl Session {
         Self {
             dictionary: Dictionary::new(),
             pods: Pods::default(),
+            cluster: ClusterAddresses::default(),
             buffer: CopyBuffer::default(),
             leaves: HashSet::new(),
             tables,
@@ -105,6 +108,7 @@ impl Session {
     pub(super) fn forget(&mut self) {
         self.dictionary.clear();
         self.pods.clear();
+        self.cluster.clear();
         self.leaves.clear();
     }
 
@@ -324,7 +328,8 @@ impl Session {
             for (at, index) in places {
                 id += 1;
                 let event = &group[*at].body.events[*index];
-                encode::event(&mut self.buffer, id, group[*at], event, &numbers[*at], &self.pods);
+                let known = (&self.pods, &self.cluster);
+                encode::event(&mut self.buffer, id, group[*at], event, &numbers[*at], known);
                 if self.buffer.len() > PIECE {
                     copy.send(self.buffer.as_bytes()).await?;
                     self.buffer.sent();

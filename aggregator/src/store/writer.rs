@@ -2,6 +2,7 @@
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures::FutureExt as _;
@@ -42,6 +43,7 @@ pub(super) struct Writer {
     pub(super) connection: Option<PgConnection>,
     pub(super) shutdown: Shutdown,
     pub(super) refreshed: Option<Instant>,
+    pub(super) facts_changed: Arc<AtomicBool>,
 }
 
 impl Writer {
@@ -157,10 +159,13 @@ impl Writer {
         }
         let connection = self.connection.as_mut().expect("just made");
         let since = self.refreshed.map(|at| at.elapsed());
-        if since.is_none_or(|since| since > REFRESH) {
+        let facts_changed = self.facts_changed.swap(false, Ordering::Relaxed);
+        if facts_changed || since.is_none_or(|since| since > REFRESH) {
             let window = since.map(|since| (since + REFRESH_OVERLAP).as_secs_f64());
             self.session.pods.refresh(connection, window).await?;
             self.session.pods.prune(now_ns());
+            self.session.cluster.refresh(connection, window).await?;
+            self.session.cluster.prune(now_ns());
             self.refreshed = Some(Instant::now());
         }
         self.session.store(connection, group).await

@@ -37,7 +37,7 @@ async fn an_unknown_path_or_method_is_a_problem() {
 #[tokio::test]
 async fn endpoints_without_parameters_take_none() {
     let app = App::start().await;
-    for path in ["/api/v1/nodes?x=1", "/api/v1/probes?x=1"] {
+    for path in ["/api/v1/nodes?x=1", "/api/v1/probes?x=1", "/api/v1/kubernetes?x=1"] {
         assert!(app.get(path).await.problem(400).contains("unknown parameter `x`"));
     }
 }
@@ -60,14 +60,17 @@ async fn the_document_names_every_path_that_is_served_and_no_other() {
     let expected = [
         "/-/healthy",
         "/-/ready",
+        "/api/v1/changes",
         "/api/v1/events",
         "/api/v1/events/stats",
         "/api/v1/events/stream",
         "/api/v1/gaps",
+        "/api/v1/kubernetes",
         "/api/v1/nodes",
         "/api/v1/pods",
         "/api/v1/probes",
         "/api/v1/probes/{probe}/rows",
+        "/api/v1/services",
         "/federate",
         "/metrics",
     ];

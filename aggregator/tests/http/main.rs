@@ -2,6 +2,10 @@
 
 mod support;
 
+mod changes;
+mod cluster_costs;
+mod cluster_names;
+mod cluster_restart;
 mod events;
 mod events_page;
 mod events_stats;
@@ -11,8 +15,10 @@ mod gaps;
 mod health;
 mod hosts;
 mod interface;
+mod kubernetes;
 mod nodes;
 mod pages;
 mod pods;
 mod probe_rows;
 mod probes;
+mod services;

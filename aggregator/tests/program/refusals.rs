@@ -158,3 +158,53 @@ fn a_user_that_does_not_exist_is_named() {
     assert_eq!(code, Some(1));
     assert_eq!(said, "sonde-aggregator: storage.run_as: there is no user `nosuchuser`");
 }
+
+#[test]
+fn a_cluster_that_has_to_be_there_and_is_not_is_named_with_its_key() {
+    let dir = directory();
+    let on = [("SONDE_KUBERNETES_ENABLED", "on")];
+    let (code, said) = refusal(
+        command(dir.path(), &["serve"])
+            .envs(on)
+            .env_remove("KUBERNETES_SERVICE_HOST"),
+    );
+    assert_eq!(code, Some(1));
+    assert!(
+        said.starts_with("sonde-aggregator: kubernetes.enabled: `on`: expected"),
+        "{said}"
+    );
+    let given = [("SONDE_KUBERNETES_KUBECONFIG", "/nonexistent/config")];
+    let (code, said) = refusal(command(dir.path(), &["serve"]).envs(given));
+    assert_eq!(code, Some(1));
+    let expected = "sonde-aggregator: kubernetes.kubeconfig: `/nonexistent/config`: ";
+    assert!(said.starts_with(expected) && said.contains("No such file"), "{said}");
+    assert!(!dir.path().join("postgres/data").exists(), "no database is made before");
+}
+
+#[test]
+fn a_cluster_that_does_not_answer_is_no_reason_not_to_start() {
+    let dir = directory();
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let file = dir.path().join("kubeconfig");
+    let text = format!(
+        "{{apiVersion: v1, kind: Config, current-context: c, contexts: [{{name: c, context: {{cluster: c, user: u}}}}],\n\
+         clusters: [{{name: c, cluster: {{server: 'https://127.0.0.1:{port}'}}}}], users: [{{name: u, user: {{}}}}]}}\n"
+    );
+    fs::write(&file, text).unwrap();
+    fs::set_permissions(&file, Permissions::from_mode(0o644)).unwrap();
+    let given = [("SONDE_KUBERNETES_KUBECONFIG", &file)];
+    let program = Program::spawn(dir.path(), command(dir.path(), &["serve"]).envs(given));
+    let begun = std::time::Instant::now();
+    let said = loop {
+        let (status, said) = program.get("/api/v1/kubernetes");
+        assert_eq!(status, 200, "{said}");
+        if said.contains("error") {
+            break said;
+        }
+        assert!(begun.elapsed().as_secs() < 30, "{said}");
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    };
+    assert!(said.contains("leader") && said.contains("refused"), "{said}");
+    assert_eq!(program.get("/-/ready").0, 200);
+    program.stop();
+}

@@ -126,7 +126,7 @@ async fn an_event_comes_back_with_every_field() {
         "time": micros(body.events[0].time_ns), "id": 1, "node": "n1", "namespace": "demo", "pod": "server", "workload": "",
         "probe": "netdev", "type": "PACKETLOSS", "reason": "NETFILTER_DROP", "protocol": "TCP",
         "saddr": "fdfd:fdfd:fdfd:fdfd:fdfd:fdfd:fdfd:fdfd", "sport": 65535, "daddr": "10.0.0.2", "dport": 1,
-        "peer_node": "n1", "peer_namespace": "demo", "peer_pod": "client", "peer_workload": "",
+        "peer_node": "n1", "peer_namespace": "demo", "peer_pod": "client", "peer_workload": "", "peer_service": null,
         "direction": "forward", "latency_ns": i64::MAX, "cpu": 0, "pid": 4_194_304, "comm": "comm\"\\'é",
         "state": "ESTABLISHED", "interface": "eth0", "suppressed": 12,
         "stack": ["nft_do_chain+0x4f1", "ip_rcv+0x1"], "attributes": {"key": "va\"lue\n{}"},

@@ -115,7 +115,17 @@ async fn the_reader_role_reads_the_views_and_nothing_else() {
         .execute(&mut *reader)
         .await
         .unwrap();
-    for view in ["events", "pods", "nodes", "gaps", "netdev"] {
+    for view in [
+        "events",
+        "pods",
+        "nodes",
+        "gaps",
+        "changes",
+        "services",
+        "endpoints",
+        "cluster_nodes",
+        "netdev",
+    ] {
         let sql = format!("select count(*) from sonde.{view}");
         sqlx::query(sqlx::AssertSqlSafe(sql))
             .execute(&mut *reader)

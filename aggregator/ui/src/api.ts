@@ -5,6 +5,8 @@ export interface Peer {
   namespace?: string;
   pod?: string;
   workload?: string;
+  /** The other end was the address of this service. */
+  service?: string;
 }
 
 /** One abnormal thing at one time. Absent keys are left out; the node itself has namespace "" and pod "". */
@@ -84,6 +86,9 @@ export interface Node {
   connected: boolean;
   interval_s: number;
   pods: number;
+  /** Of the Kubernetes API, where that is read and knows the node. */
+  labels?: Record<string, string>;
+  ready?: string;
 }
 
 export type Kind = "counter" | "gauge" | "histogram";
@@ -125,6 +130,30 @@ export interface GapList {
   gaps: Gap[];
   /** There are more: older ones are left out. */
   truncated: boolean;
+}
+
+/** Something that changed in the cluster. What does not apply is left out. */
+export interface Change {
+  id: number;
+  time: string;
+  /** It was not seen as it happened: it happened after this and not after `time`. */
+  since?: string;
+  kind: string;
+  node?: string;
+  namespace?: string;
+  pod?: string;
+  workload_kind?: string;
+  workload?: string;
+  service?: string;
+  before?: string;
+  after?: string;
+  detail?: string;
+}
+
+export interface ChangePage {
+  /** Newest first. */
+  changes: Change[];
+  next_cursor: string | null;
 }
 
 /** `[unix milliseconds, value]`; null is absent, an array is a histogram's buckets. */
@@ -224,6 +253,7 @@ export const api = {
   nodes: async (signal?: AbortSignal) => (await get<{ nodes: Node[] }>("/nodes", [], signal)).nodes,
   probes: async (signal?: AbortSignal) => (await get<{ probes: Probe[] }>("/probes", [], signal)).probes,
   gaps: (params: Params, signal?: AbortSignal) => get<GapList>("/gaps", params, signal),
+  changes: (params: Params, signal?: AbortSignal) => get<ChangePage>("/changes", params, signal),
   rows: (probe: string, params: Params, signal?: AbortSignal) =>
     get<ProbeRows>(`/probes/${encodeURIComponent(probe)}/rows`, params, signal),
 };

@@ -188,6 +188,7 @@ function Detail({ event, filters }: { event: SondeEvent; filters: Filters }) {
 }
 
 function peerName(peer: NonNullable<SondeEvent["peer"]>): string {
+  if (peer.service !== undefined) return `service ${[peer.namespace, peer.service].filter((part) => part !== undefined).join("/")}`;
   const name = peer.pod === "" ? "node itself" : [peer.namespace, peer.pod].filter((part) => part !== undefined).join("/");
   return [name, peer.workload === undefined ? "" : `(${peer.workload})`, peer.node === undefined ? "" : `on ${peer.node}`]
     .filter((part) => part !== "")

@@ -3,6 +3,7 @@
 import { useCallback, useMemo, useState } from "react";
 
 import { api, type Gap, type Node, type Pod, type Probe, type SondeEvent } from "./api";
+import { ChangeNote } from "./change-list";
 import { EventList, FeedStatus } from "./event-list";
 import { DEFAULT_FROM, filterSearch, parseFilters, rangeMs, rangeParams, type Filters } from "./filters";
 import { formatSpan, plural } from "./format";
@@ -61,6 +62,8 @@ export function SubjectPage({ subject, search }: { subject: Subject; search: str
   const gapQuery: [string, string][] = [...rangeParams(range), ["node", subject.node]];
   const gaps = useResource(`gaps ${JSON.stringify(gapQuery)}`, (signal) => api.gaps(gapQuery, signal), range.to === null ? SLOW_MS : 0);
   const ownGaps = useMemo(() => (gaps.data?.gaps ?? []).filter((gap) => concerns(gap, subject)), [gaps.data, subject]);
+  const changeQuery: [string, string][] = [...rangeParams(range), ...feedValues];
+  const changes = useResource(`changes ${JSON.stringify(changeQuery)}`, (signal) => api.changes(changeQuery, signal), range.to === null ? SLOW_MS : 0);
   const marks = useMemo(() => feed.events.filter((event) => !isNode || event.pod === "").map(timeOf), [feed.events, isNode]);
 
   return (
@@ -81,6 +84,7 @@ export function SubjectPage({ subject, search }: { subject: Subject; search: str
         <RangePicker range={range} onChange={setRange} />
       </form>
       <GapNote gaps={{ ...gaps, data: gaps.data === null ? null : { ...gaps.data, gaps: ownGaps } }} />
+      <ChangeNote changes={changes} />
 
       <section aria-labelledby="h-events">
         <div className="toolbar">
@@ -287,6 +291,14 @@ function NodeFacts({ node, name, now, known }: { node: Node | undefined; name: s
       <Fact name="first seen">
         <Time at={node.first_seen} />
       </Fact>
+      {node.ready !== undefined && <Fact name="kubernetes">{node.ready}</Fact>}
+      {node.labels !== undefined && (
+        <Fact name="labels">
+          {Object.entries(node.labels)
+            .map(([name, value]) => `${name}=${value}`)
+            .join(", ")}
+        </Fact>
+      )}
     </Facts>
   );
 }

@@ -218,6 +218,23 @@ fn check(config: &Config) -> Result<(), ConfigError> {
             return fail(key, &keep, "expected at least `1d`: partitions are days");
         }
     }
+    let kubernetes = &config.kubernetes;
+    if !kubernetes.context.is_empty() && kubernetes.kubeconfig.as_os_str().is_empty() {
+        return fail(
+            "kubernetes.context",
+            &kubernetes.context,
+            "expected nothing: a context belongs to a `kubernetes.kubeconfig`, and none is given",
+        );
+    }
+    // They become parts of paths of the API.
+    let bad = |n: &&String| n.is_empty() || n.len() > 63 || !n.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
+    if let Some(bad) = kubernetes.namespaces.iter().find(bad) {
+        return fail(
+            "kubernetes.namespaces",
+            bad,
+            "expected names of 1 to 63 letters, digits or `-`",
+        );
+    }
     for (key, address) in listeners(config) {
         if !address.ip().is_loopback() && !config.insecure.listen {
             return fail(
@@ -371,6 +388,27 @@ mod tests {
         let error = load_text("aggregator: {http: \"0.0.0.0:9640\"}\n", &[]).unwrap_err();
         assert!(error.starts_with("aggregator.http: `0.0.0.0:9640`"), "{error}");
         assert!(load_text("aggregator: {http: \"0.0.0.0:9640\"}\ninsecure: {listen: true}\n", &[]).is_ok());
+    }
+
+    #[test]
+    fn kubernetes_is_asked_with_words_that_yaml_could_take_for_booleans() {
+        for (word, expected) in [
+            ("on", super::super::Enabled::On),
+            ("off", super::super::Enabled::Off),
+            ("auto", super::super::Enabled::Auto),
+        ] {
+            let config = load_text(&format!("kubernetes: {{enabled: {word}}}\n"), &[]).unwrap();
+            assert_eq!(config.kubernetes.enabled, expected, "{word}");
+            let config = load_text("", &[("SONDE_KUBERNETES_ENABLED", word)]).unwrap();
+            assert_eq!(config.kubernetes.enabled, expected, "{word}");
+        }
+        let error = load_text("kubernetes: {context: prod}\n", &[]).unwrap_err();
+        assert!(
+            error.starts_with("kubernetes.context: `prod`: expected nothing"),
+            "{error}"
+        );
+        let error = load_text("kubernetes: {namespaces: [shop, ../x]}\n", &[]).unwrap_err();
+        assert!(error.starts_with("kubernetes.namespaces: `../x`"), "{error}");
     }
 
     #[test]

@@ -27,6 +27,7 @@ pub struct Config {
     pub spool: Spool,
     pub aggregator: Aggregator,
     pub storage: Storage,
+    pub kubernetes: Kubernetes,
     pub insecure: Insecure,
 }
 
@@ -382,6 +383,30 @@ impl Default for Storage {
             keep_events: Span::from_secs(90 * 86_400),
         }
     }
+}
+
+/// Facts of the cluster from the Kubernetes API: read by one aggregator for all nodes, never by collectors.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub struct Kubernetes {
+    /// `auto`: read where a `kubeconfig` is given or the aggregator runs in a pod with a service account; `on`: the same, and not to start where neither is there; `off`: never.
+    pub enabled: Enabled,
+    /// How to reach the API. Empty: the service account of the aggregator's own pod.
+    pub kubeconfig: PathBuf,
+    /// Context of `kubeconfig`. Empty: its current context.
+    pub context: String,
+    /// Namespaces whose pods, workloads and services are read, each with watches of its own. Empty: all, with one watch for each kind. Nodes are always read.
+    pub namespaces: Vec<String>,
+}
+
+/// `auto` decides by what is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, Default)]
+#[serde(rename_all = "lowercase")]
+pub enum Enabled {
+    #[default]
+    Auto,
+    On,
+    Off,
 }
 
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize, Default)]

@@ -61,6 +61,19 @@ pub(crate) fn unreadable() -> Problem {
     Problem::bad("cursor", "expected `next_cursor` of the page before, as it was")
 }
 
+/// Three instants and a number.
+pub(crate) fn numbers(fields: &[String; 4]) -> Option<[i64; 4]> {
+    let mut numbers = [0; 4];
+    for (number, field) in numbers.iter_mut().zip(fields) {
+        *number = field.parse().ok()?;
+    }
+    // Instants that PostgreSQL can read: a cursor is opaque, but nobody keeps callers from making one up.
+    numbers[..3]
+        .iter()
+        .all(|t| (0..=253_402_300_799_999_999).contains(t))
+        .then_some(numbers)
+}
+
 fn decode(text: &str) -> Option<Vec<String>> {
     if !text.len().is_multiple_of(2) || !text.bytes().all(|b| b.is_ascii_hexdigit()) {
         return None;

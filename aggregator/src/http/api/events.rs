@@ -91,13 +91,19 @@ pub(crate) struct Event {
     attributes: Map<String, Value>,
 }
 
-/// The pod at the other end.
+/// What is at the other end: a pod, a node itself, or a service by its own address.
 #[derive(Debug, Serialize, ToSchema)]
 struct Peer {
     #[serde(skip_serializing_if = "Option::is_none")]
     node: Option<String>,
+    /// Empty: a node itself.
     namespace: String,
-    pod: String,
+    /// Empty: a node itself. Left out: a service.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pod: Option<String>,
+    /// The service that had the address at the time of the event.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    service: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     workload: Option<String>,
 }
@@ -129,7 +135,7 @@ pub(crate) async fn list(State(state): State<AppState>, RawQuery(query): RawQuer
     let mut range = params.range(DEFAULT_RANGE)?;
     let mut after = None;
     if let Some(fields) = cursor::read::<4>(digest, &params)? {
-        let [from, to, time, id] = numbers(&fields).ok_or_else(cursor::unreadable)?;
+        let [from, to, time, id] = cursor::numbers(&fields).ok_or_else(cursor::unreadable)?;
         range = (from, to);
         after = Some(Position { time, id });
     }
@@ -150,24 +156,14 @@ pub(crate) async fn list(State(state): State<AppState>, RawQuery(query): RawQuer
     }))
 }
 
-fn numbers(fields: &[String; 4]) -> Option<[i64; 4]> {
-    let mut numbers = [0; 4];
-    for (number, field) in numbers.iter_mut().zip(fields) {
-        *number = field.parse().ok()?;
-    }
-    // Instants that PostgreSQL can read: a cursor is opaque, but nobody keeps callers from making one up.
-    numbers[..3]
-        .iter()
-        .all(|t| (0..=253_402_300_799_999_999).contains(t))
-        .then_some(numbers)
-}
-
 impl From<EventRow> for Event {
     fn from(row: EventRow) -> Self {
-        let peer = row.peer_pod.map(|pod| Peer {
+        let known = row.peer_pod.is_some() || row.peer_service.is_some();
+        let peer = known.then(|| Peer {
             node: row.peer_node,
             namespace: row.peer_namespace.unwrap_or_default(),
-            pod,
+            pod: row.peer_pod,
+            service: row.peer_service,
             workload: given(row.peer_workload),
         });
         Self {

@@ -1,5 +1,7 @@
 //! `GET /api/v1/nodes`: nodes that ever sent something.
 
+use std::collections::BTreeMap;
+
 use axum::Json;
 use axum::extract::{RawQuery, State};
 use serde::Serialize;
@@ -41,6 +43,14 @@ struct Node {
     interval_s: f64,
     /// Pods that are there now.
     pods: i64,
+    /// From the Kubernetes API, as the two below: left out where that is not read or does not know the node.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    labels: Option<BTreeMap<String, String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ips: Option<Vec<String>>,
+    /// `ready`, `not ready` or `unknown`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ready: Option<String>,
 }
 
 /// Nodes that ever sent something
@@ -69,5 +79,8 @@ fn node(row: NodeRow, state: &AppState) -> Node {
         last_seen: rfc3339(row.last_seen),
         interval_s: row.interval_ns as f64 / 1e9,
         pods: row.pods,
+        ips: row.labels.as_ref().and(row.ips),
+        labels: row.labels.map(|labels| labels.0),
+        ready: row.ready,
     }
 }

@@ -30,6 +30,7 @@ pub struct EventRow {
     pub peer_namespace: Option<String>,
     pub peer_pod: Option<String>,
     pub peer_workload: Option<String>,
+    pub peer_service: Option<String>,
     pub direction: i16,
     pub latency_ns: Option<i64>,
     pub cpu: Option<i32>,
@@ -56,16 +57,20 @@ pub struct Position {
 }
 
 /// Names for the rows of `page`. A peer that the collector could not name is looked up by its address, among the pods
-/// of that time: the one of the two addresses that is not the subject's, else the far end by direction.
+/// of that time: the one of the two addresses that is not the subject's, else the far end by direction. What is no pod
+/// there was looked up in the facts of the cluster when the event was stored.
 const NAMES: &str = concat!(
     "select ",
     micros!("e.time"),
     " as time, e.id, n.name as node, p.namespace, p.name as pod, p.workload, \
      probe.text as probe, type.text as kind, reason.text as reason, protocol.text as protocol, \
      host(e.saddr) as saddr, e.sport, host(e.daddr) as daddr, e.dport, \
-     case when e.peer_pod_id = 0 then n.name else coalesce(peer.node, found.node) end as peer_node, \
-     coalesce(peer.namespace, found.namespace) as peer_namespace, coalesce(peer.name, found.name) as peer_pod, \
-     coalesce(peer.workload, found.workload) as peer_workload, \
+     case when e.peer_pod_id = 0 then n.name else coalesce(peer.node, found.node, \
+         case other.kind when 'Node' then other.name else nullif(other.node, '') end) end as peer_node, \
+     coalesce(peer.namespace, found.namespace, other.namespace) as peer_namespace, \
+     coalesce(peer.name, found.name, case other.kind when 'Pod' then other.name when 'Node' then '' end) as peer_pod, \
+     coalesce(peer.workload, found.workload, other.workload) as peer_workload, \
+     case when other.kind = 'Service' and found.name is null then other.name end as peer_service, \
      e.direction, e.latency_ns, e.cpu, e.pid, comm.text as comm, state.text as state, interface.text as interface, \
      e.suppressed, stack.frames as stack, e.attributes \
      from page e \
@@ -89,7 +94,8 @@ const NAMES: &str = concat!(
              when e.saddr = any(p.ips) then e.daddr when e.daddr = any(p.ips) then e.saddr \
              when e.direction = 1 then e.saddr when e.direction = 2 then e.daddr end] \
          and pp.valid_from <= e.time and (pp.valid_to is null or pp.valid_to > e.time) \
-         order by pp.valid_from desc limit 1) found on true"
+         order by pp.valid_from desc limit 1) found on true \
+     left join sonde_store.cluster_objects other on other.id = e.peer_object_id"
 );
 
 /// Which part of what matches.

@@ -1,6 +1,7 @@
 //! What the HTTP interface asks of the database. Text of callers is only ever bound; what becomes SQL comes from enums
 //! and from the catalogue. Reads go through [`Store::pool`](super::Store::pool): read-only, with a statement timeout.
 
+pub mod changes;
 pub mod events;
 pub mod filter;
 pub mod gaps;
@@ -9,6 +10,7 @@ pub mod nodes;
 pub mod pods;
 pub mod probes;
 pub mod rows;
+pub mod services;
 pub mod stats;
 
 use sqlx::{Postgres, QueryBuilder};
@@ -64,4 +66,4 @@ macro_rules! micros {
         concat!("(extract(epoch from ", $column, ") * 1000000)::bigint")
     };
 }
-use micros;
+pub(super) use micros;

@@ -58,10 +58,11 @@ fn statement(probe: &ProbeRow, since: Micros) -> QueryBuilder<Postgres> {
     sql.push(" group by node_id) newest join ").push(&table);
     sql.push(" r on r.node_id = newest.node_id and r.time = newest.time and r.time >= ");
     push_time(&mut sql, since);
+    // In the order in which they were stored, whatever plan is chosen: pages then have the order they had.
     sql.push(
         " join sonde_store.nodes n on n.id = r.node_id \
          left join sonde_store.pods p on p.id = r.pod_id and p.id <> 0 \
-         where p.valid_to is null order by n.name",
+         where p.valid_to is null order by n.name, r.ctid",
     );
     sql
 }

@@ -1,5 +1,9 @@
 //! Nodes, each with the number of its pods.
 
+use std::collections::BTreeMap;
+
+use sqlx::types::Json;
+
 use super::{Micros, QueryError, micros};
 use crate::store::Store;
 
@@ -13,6 +17,10 @@ pub struct NodeRow {
     pub last_seen: Micros,
     pub interval_ns: i64,
     pub pods: i64,
+    /// From the Kubernetes API, where that knows the node.
+    pub labels: Option<Json<BTreeMap<String, String>>>,
+    pub ips: Option<Vec<String>>,
+    pub ready: Option<String>,
 }
 
 impl Store {
@@ -23,8 +31,10 @@ impl Store {
             " as first_seen, ",
             micros!("n.last_seen"),
             " as last_seen, n.interval_ns, \
-             (select count(*) from sonde_store.pods p where p.node_id = n.id and p.valid_to is null) as pods \
-             from sonde_store.nodes n order by n.name"
+             (select count(*) from sonde_store.pods p where p.node_id = n.id and p.valid_to is null) as pods, \
+             o.labels, array(select host(ip) from unnest(o.ips) ip) as ips, o.state->>'ready' as ready \
+             from sonde_store.nodes n left join sonde_store.cluster_objects o \
+             on o.kind = 'Node' and o.namespace = '' and o.name = n.name and o.valid_to is null order by n.name"
         );
         Ok(sqlx::query_as(sql).fetch_all(self.pool()).await?)
     }

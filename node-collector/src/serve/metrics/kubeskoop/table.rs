@@ -128,7 +128,7 @@ pub(super) const ENTRIES: &[Entry] = &[
     Entry::gauge("kubeskoop_conntrack_error", "conntrack", &["icmp_errors"], "ICMP errors that belong to no entry").of_node(),
     Entry::gauge("kubeskoop_conntrack_searchrestart", "conntrack", &["search_restarts"], "Searches begun again because the table was resized").of_node(),
     Entry::gauge("kubeskoop_conntrack_entries", "conntrack", &["entries"], "Entries now").of_node(),
-    Entry::gauge("kubeskoop_conntrack_maxentries", "conntrack", &["limit"], "Entries that there may be").of_node(),
+    Entry::gauge("kubeskoop_conntrack_maxentries", "conntrack", &["entries_limit"], "Entries that there may be").of_node(),
     Entry::gauge("kubeskoop_ipvs_connections", "ipvs", &["connections"], "Connections").of_node(),
     Entry::gauge("kubeskoop_ipvs_incomingpackets", "ipvs", &["received_packets"], "Packets received").of_node(),
     Entry::gauge("kubeskoop_ipvs_incomingbytes", "ipvs", &["received_bytes"], "Bytes received").of_node(),
