@@ -176,7 +176,8 @@ impl Watch {
                 let error = self.follow(socket, &mut answered).await;
                 self.missing.say(WHAT, &format_args!("{}: {error}", socket.display()));
                 // One that is none, or is gone, does not stand in the way of the next.
-                if answered || !(error.is_no_interface() || !socket.exists()) {
+                let is_none = error.is_no_interface() || !socket.exists();
+                if answered || !is_none {
                     break;
                 }
             }
