@@ -36,6 +36,7 @@ lint: setup-test
 
 docs:
 	@SONDE_WRITE_DOCS=1 cargo test --release --locked -p sonde-common --test config_doc
+	@SONDE_WRITE_DOCS=1 cargo test --release --locked -p sonde-collector --test probe_docs
 
 fmt:
 	@cargo fmt --all

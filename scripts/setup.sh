@@ -43,6 +43,7 @@ need postgresql has_postgres
 need iproute2 has ip
 has node >/dev/null || MISSING+=(nodejs npm)
 if [ "$WHAT" = test ]; then
+  need iproute2 has lnstat
   need nftables has nft
   need containerd has containerd
   need runc has runc

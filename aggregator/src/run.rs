@@ -107,7 +107,10 @@ async fn serve_with(
     listeners: Listeners,
     shutdown: Shutdown,
 ) -> anyhow::Result<()> {
-    let (live, metrics) = (LiveTable::new(), Metrics::new());
+    let (live, metrics) = (
+        LiveTable::with_limits(config.metrics.max_series.clone()),
+        Metrics::new(),
+    );
     let parts = Parts {
         live: live.clone(),
         metrics: metrics.clone(),

@@ -1,9 +1,35 @@
-//! Prometheus text exposition format 0.0.4, written the one way it may be written.
+//! Prometheus text exposition format 0.0.4 and OpenMetrics 1.0, each written the one way it may be written.
+//!
+//! Where the two differ: OpenMetrics names a counter's family without `_total`, has `# UNIT`, escapes quotes in help, and
+//! ends with `# EOF`. Its counters must end in `_total`, so one that is called otherwise is told as `unknown` there: a
+//! series has the same name in both.
 
 use std::fmt::Write as _;
 
 /// `text/plain; version=0.0.4`.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+/// The last line of an OpenMetrics page.
+pub const EOF: &str = "# EOF\n";
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Format {
+    /// Prometheus text 0.0.4.
+    #[default]
+    Text,
+    /// OpenMetrics 1.0.
+    OpenMetrics,
+}
+
+impl Format {
+    pub const ALL: [Self; 2] = [Self::Text, Self::OpenMetrics];
+
+    pub const fn content_type(self) -> &'static str {
+        match self {
+            Self::Text => CONTENT_TYPE,
+            Self::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
+        }
+    }
+}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Type {
@@ -25,6 +51,7 @@ impl Type {
 /// A page under construction. A family is begun once and then gets all its samples.
 #[derive(Debug, Default)]
 pub struct Page {
+    format: Format,
     text: String,
 }
 
@@ -33,11 +60,41 @@ impl Page {
         Self::default()
     }
 
-    /// `# HELP` and `# TYPE` of a family.
+    pub fn of(format: Format) -> Self {
+        Self {
+            format,
+            text: String::new(),
+        }
+    }
+
+    pub fn format(&self) -> Format {
+        self.format
+    }
+
+    /// What describes a family. Its unit is the one its name ends with, if that is a base unit.
     pub fn family(&mut self, name: &str, kind: Type, help: &str) {
-        let _ = write!(self.text, "# HELP {name} ");
-        escape_help(&mut self.text, help);
-        let _ = writeln!(self.text, "\n# TYPE {name} {}", kind.as_str());
+        let unit = ["seconds", "bytes"]
+            .into_iter()
+            .find(|unit| ends_with(name, kind, unit));
+        self.family_in(name, kind, help, unit.unwrap_or_default());
+    }
+
+    /// The same in a unit; OpenMetrics is told of it where the name ends with it.
+    pub fn family_in(&mut self, name: &str, kind: Type, help: &str, unit: &str) {
+        let (family, type_name) = match (self.format, kind, name.strip_suffix("_total")) {
+            (Format::OpenMetrics, Type::Counter, Some(family)) => (family, "counter"),
+            (Format::OpenMetrics, Type::Counter, None) => (name, "unknown"),
+            _ => (name, kind.as_str()),
+        };
+        let _ = write!(self.text, "# HELP {family} ");
+        match self.format {
+            Format::Text => escape_help(&mut self.text, help),
+            Format::OpenMetrics => escape_value(&mut self.text, help),
+        }
+        let _ = writeln!(self.text, "\n# TYPE {family} {type_name}");
+        if self.format == Format::OpenMetrics && !unit.is_empty() && ends_with(name, kind, unit) {
+            let _ = writeln!(self.text, "# UNIT {family} {unit}");
+        }
     }
 
     /// A sample of the family begun last.
@@ -63,9 +120,35 @@ impl Page {
         self.text.push('\n');
     }
 
+    /// A sample in parts that are rendered already: name and suffix, and labels one after another, each but the first
+    /// with its comma.
+    pub fn parts(&mut self, name: [&str; 2], labels: [&str; 3], value: impl Into<Number>) {
+        let [name, suffix] = name;
+        let [first, second, third] = labels;
+        for part in [name, suffix, "{", first, second, third, "} "] {
+            self.text.push_str(part);
+        }
+        value.into().write(&mut self.text);
+        self.text.push('\n');
+    }
+
     /// Lines that were rendered as a page of their own.
     pub fn append(&mut self, page: &str) {
         self.text.push_str(page);
+    }
+
+    pub fn len(&self) -> usize {
+        self.text.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.text.is_empty()
+    }
+
+    /// Gives what is written so far to `take` and goes on with an empty page.
+    pub fn drain(&mut self, take: impl FnOnce(&str)) {
+        take(&self.text);
+        self.text.clear();
     }
 
     /// A family with one sample and no labels.
@@ -74,9 +157,19 @@ impl Page {
         self.sample(name, &[], value);
     }
 
+    /// The lines, without the last one of OpenMetrics ([`EOF`]): the page may be a part of another.
     pub fn finish(self) -> String {
         self.text
     }
+}
+
+/// Whether a name ends with a unit, before the `_total` of a counter.
+fn ends_with(name: &str, kind: Type, unit: &str) -> bool {
+    let stem = match kind {
+        Type::Counter => name.strip_suffix("_total").unwrap_or(name),
+        _ => name,
+    };
+    stem.strip_suffix(unit).is_some_and(|rest| rest.ends_with('_'))
 }
 
 /// Counters stay whole numbers to the last digit; everything else is a float.
@@ -89,11 +182,51 @@ pub enum Number {
 impl Number {
     pub fn write(self, out: &mut String) {
         let _ = match self {
-            Self::Int(value) => write!(out, "{value}"),
+            Self::Int(value) => {
+                let mut digits = itoa::Buffer::new();
+                // Almost all fit, and 128 bits take several times as long to divide.
+                out.push_str(match i64::try_from(value) {
+                    Ok(value) => digits.format(value),
+                    Err(_) => digits.format(value),
+                });
+                Ok(())
+            }
             Self::Float(value) if value.is_nan() => write!(out, "NaN"),
             Self::Float(value) if value.is_infinite() => write!(out, "{}Inf", if value > 0.0 { '+' } else { '-' }),
             Self::Float(value) => write!(out, "{value}"),
         };
+    }
+}
+
+/// How a stored integer becomes a value in its unit.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Scale {
+    One,
+    /// `1e-9` is kept as its inverse: a division by 1e9 rounds right, a product with 1e-9 does not.
+    Divide(f64),
+    Multiply(f64),
+}
+
+impl Scale {
+    /// Of a factor; 0, as protobuf has it where nothing is set, is 1.
+    pub fn new(factor: f64) -> Self {
+        if factor == 0.0 || factor == 1.0 || !factor.is_finite() {
+            return Self::One;
+        }
+        let inverse = (1.0 / factor).round();
+        if factor.abs() < 1.0 && (inverse * factor - 1.0).abs() < 1e-12 {
+            Self::Divide(inverse)
+        } else {
+            Self::Multiply(factor)
+        }
+    }
+
+    pub fn apply(self, stored: i128) -> Number {
+        match self {
+            Self::One => Number::Int(stored),
+            Self::Divide(by) => Number::Float(stored as f64 / by),
+            Self::Multiply(by) => Number::Float(stored as f64 * by),
+        }
     }
 }
 
@@ -123,6 +256,10 @@ pub fn write_labels<'a>(out: &mut String, labels: impl IntoIterator<Item = (&'a 
 
 /// Backslash, double quote and line feed, as the format asks.
 pub fn escape_value(out: &mut String, value: &str) {
+    if !value.contains(['\\', '"', '\n']) {
+        out.push_str(value);
+        return;
+    }
     for c in value.chars() {
         match c {
             '\\' => out.push_str("\\\\"),
@@ -161,6 +298,24 @@ mod tests {
              x_total{pod=\"a\\\"b\\\\c\\nd\",node=\"n\"} 18446744073709551615\n\
              x_total{pod=\"p\"} 1\n\
              # HELP y h\n# TYPE y gauge\ny 0.5\n"
+        );
+    }
+
+    #[test]
+    fn openmetrics_names_families_without_total_tells_units_and_escapes_quotes() {
+        let mut page = Page::of(Format::OpenMetrics);
+        page.family("x_seconds_total", Type::Counter, "a \"b\"");
+        page.parts(["x_seconds", "_total"], ["a=\"1\"", ",b=\"2\"", ""], 1u8);
+        page.family_in("y_packets", Type::Gauge, "h", "packets");
+        page.family_in("z", Type::Gauge, "h", "packets");
+        page.single("readbytes", Type::Counter, "a name that is not ours", 7u8);
+        assert_eq!(
+            page.finish(),
+            "# HELP x_seconds a \\\"b\\\"\n# TYPE x_seconds counter\n# UNIT x_seconds seconds\n\
+             x_seconds_total{a=\"1\",b=\"2\"} 1\n\
+             # HELP y_packets h\n# TYPE y_packets gauge\n# UNIT y_packets packets\n\
+             # HELP z h\n# TYPE z gauge\n\
+             # HELP readbytes a name that is not ours\n# TYPE readbytes unknown\nreadbytes 7\n"
         );
     }
 

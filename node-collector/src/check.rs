@@ -1,35 +1,77 @@
 //! What the configuration says about the collector that only the collector can judge.
 
+use std::collections::BTreeMap;
+
 use sonde_common::config::Config;
 
 use crate::pods::names::{BadGlob, Globs};
 use crate::probes;
+use crate::serve::metrics::kubeskoop;
+use crate::serve::metrics::labels::{ExtraLabels, LabelProblem};
 
 /// Key, value and what was expected, in one line.
 #[derive(Debug, thiserror::Error)]
 pub enum Problem {
     #[error("probes: `{name}`: no such probe; known are {known}")]
     UnknownProbe { name: String, known: String },
+    #[error("probes: `{theirs}`: is probe `{ours}`, which is there too")]
+    ProbeTwice { theirs: String, ours: String },
     #[error(transparent)]
     Glob(#[from] BadGlob),
+    #[error(transparent)]
+    Label(#[from] LabelProblem),
 }
 
 pub fn check(config: &Config) -> Result<(), Problem> {
     Globs::new(&config.pods.netns.include)?;
+    ExtraLabels::new(&config.metrics)?;
     let known: Vec<&str> = probes::specs().iter().map(|spec| spec.name).collect();
-    match config.probes.keys().find(|name| !known.contains(&name.as_str())) {
-        Some(name) => Err(Problem::UnknownProbe {
-            name: name.clone(),
-            known: known.join(", "),
-        }),
-        None => Ok(()),
+    for name in config.probes.keys() {
+        let ours = kubeskoop::probe(name);
+        if !known.contains(&ours) {
+            return Err(Problem::UnknownProbe {
+                name: name.clone(),
+                known: known.join(", "),
+            });
+        }
+        if ours != name && config.probes.contains_key(ours) {
+            return Err(Problem::ProbeTwice {
+                theirs: name.clone(),
+                ours: ours.to_owned(),
+            });
+        }
     }
+    Ok(())
+}
+
+/// Settings by our names of probes: KubeSkoop's are taken too.
+pub(crate) fn by_our_names<T>(probes: BTreeMap<String, T>) -> BTreeMap<String, T> {
+    let ours = |(name, settings): (String, T)| (kubeskoop::probe(&name).to_owned(), settings);
+    probes.into_iter().map(ours).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use sonde_common::config;
+
+    #[test]
+    fn kubeskoops_names_of_probes_are_taken_for_ours() {
+        let probes = [("softirq".to_owned(), 1), ("tcp".to_owned(), 2)].into();
+        let ours: Vec<_> = by_our_names(probes).into_iter().collect();
+        assert_eq!(ours, [("net_softirq".to_owned(), 1), ("tcp".to_owned(), 2)]);
+    }
+
+    #[test]
+    fn a_label_that_cannot_be_is_said() {
+        let mut config = Config::default();
+        config.metrics.labels.insert("device".into(), "x".into());
+        let error = check(&config).unwrap_err().to_string();
+        assert_eq!(
+            error,
+            "metrics.labels: `device: x`: label name `device` is taken by probe `netdev`"
+        );
+    }
 
     #[test]
     fn a_probe_nobody_knows_is_named_with_those_there_are() {

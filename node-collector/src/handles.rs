@@ -34,6 +34,15 @@ impl Netlink {
         }
     }
 
+    /// Files that are read beside it.
+    const fn needs(self) -> &'static [NetFile] {
+        match self {
+            // They say whether the sockets must be listed.
+            Self::SockDiag => &[NetFile::Sockstat, NetFile::Sockstat6, NetFile::Snmp],
+            Self::Route => &[],
+        }
+    }
+
     /// In the network namespace of the calling thread.
     pub fn open(self) -> io::Result<AskSocket> {
         match self {
@@ -53,7 +62,11 @@ pub struct Wanted {
 impl Wanted {
     pub fn of(probes: impl IntoIterator<Item = &'static Registration>) -> Self {
         let probes: Vec<_> = probes.into_iter().collect();
-        let wants = |file: &NetFile| probes.iter().any(|probe| probe.files.contains(file));
+        let needs = |probe: &Registration, file: &NetFile| {
+            let beside = probe.netlink.iter().any(|family| family.needs().contains(file));
+            beside || probe.files.contains(file)
+        };
+        let wants = |file: &NetFile| probes.iter().any(|probe| needs(probe, file));
         let asks = |family: &Netlink| probes.iter().any(|probe| probe.netlink.contains(family));
         Self {
             files: NetFile::ALL.into_iter().filter(wants).collect(),

@@ -141,6 +141,7 @@ fn json_of(spec: &ProbeSpec) -> serde_json::Value {
     serde_json::json!({
         "name": spec.name,
         "help": spec.help,
+        "source": spec.source,
         "labels": spec.labels.iter().map(|l| named(l.name, l.help)).collect::<Vec<_>>(),
         "columns": spec.columns.iter().map(|column| serde_json::json!({
             "name": column.name,

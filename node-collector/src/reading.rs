@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
 use parking_lot::Mutex;
-use sonde_common::prom::Page;
+use sonde_common::prom::{Format, Page};
 use sonde_common::time::now_ns;
 
 use crate::kernel::{Kernel, KernelStatus};
@@ -17,6 +17,7 @@ use crate::pipeline::EventStats;
 use crate::pods::{PodIndex, Targets};
 use crate::processes::ProcessRounds;
 use crate::round::Rounds;
+use crate::serve::Pages;
 use crate::ship::writer::Shipper;
 use crate::table::Table;
 
@@ -25,9 +26,11 @@ use crate::table::Table;
 pub struct Snapshot {
     pub time_ns: u64,
     pub tables: Arc<Vec<Table>>,
-    /// Families of the kernel side about itself, rendered.
-    pub kernel_metrics: String,
+    /// Families of the kernel side about itself, rendered, in the order of [`Format::ALL`].
+    pub kernel_metrics: [String; 2],
     pub kernel_status: KernelStatus,
+    /// What scrapers asked for so far.
+    pub pages: Pages,
 }
 
 /// The last round, and all rounds in figures.
@@ -162,9 +165,12 @@ impl Parts {
             let (more, missed) = kernel.read(time_ns, &self.index);
             tables.extend(more);
             self.shipper.gaps(missed);
-            let mut page = Page::new();
-            kernel.self_metrics(&mut page);
-            (page.finish(), kernel.status())
+            let rendered = Format::ALL.map(|format| {
+                let mut page = Page::of(format);
+                kernel.self_metrics(&mut page);
+                page.finish()
+            });
+            (rendered, kernel.status())
         };
         let tables = Arc::new(tables);
         self.shipper.rows(Arc::clone(&tables));
@@ -182,6 +188,7 @@ impl Parts {
             tables: shown,
             kernel_metrics,
             kernel_status,
+            pages: Pages::default(),
         };
         self.log.snapshot.store(Some(Arc::new(snapshot)));
     }

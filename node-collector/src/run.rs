@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, anyhow, bail};
@@ -14,6 +15,7 @@ use tokio::net::TcpListener;
 use tokio::task::{JoinHandle, spawn_blocking};
 use uuid::Uuid;
 
+use crate::check;
 use crate::gaps::GapLog;
 use crate::handles::Wanted;
 use crate::kernel::{Kernel, SignalStatus};
@@ -27,7 +29,7 @@ use crate::probes::{self, PROBES, PROCESS_PROBES, Registration};
 use crate::processes::{Finder, ProcessRounds};
 use crate::reading::{Parts, Reading, RoundLog};
 use crate::round::Rounds;
-use crate::serve;
+use crate::serve::{self, metrics};
 use crate::ship::client::{self, Client, Link};
 use crate::ship::spool::Spool;
 use crate::ship::writer::{Shipper, Writer};
@@ -38,8 +40,9 @@ const OBSERVATIONS: usize = 256;
 const LAST_EVENTS: Duration = Duration::from_secs(2);
 
 /// Runs until `shutdown`. What cannot start is an error of one line; what the host does not permit is said and left out.
-pub async fn run(config: Config, mut shutdown: Shutdown) -> anyhow::Result<()> {
+pub async fn run(mut config: Config, mut shutdown: Shutdown) -> anyhow::Result<()> {
     crate::check(&config)?;
+    config.probes = check::by_our_names(config.probes);
     let started = Instant::now();
     let listener = bind(config.collector.http).await?;
     let handles = raise_open_files();
@@ -136,6 +139,8 @@ pub async fn run(config: Config, mut shutdown: Shutdown) -> anyhow::Result<()> {
             .chain(PROCESS_PROBES.iter().map(|p| p.spec.name))
             .filter(|name| !is_enabled(&config, name))
             .collect(),
+        exposition: metrics::Exposition::new(&config.node.name, &config.metrics)?,
+        renderings: AtomicU64::new(0),
         index,
         rounds: round_log,
         probes: probe_stats,

@@ -1,5 +1,6 @@
 //! The program as it is run: exit codes, signals, kill -9, missing rights.
 
+use std::collections::BTreeSet;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::chown;
@@ -348,6 +349,16 @@ fn probes_are_listed_and_the_doctor_speaks() {
     assert!(text.contains("sonde_tcpext_listen_overflows_total") && text.contains("event PACKETLOSS"));
     let doctor = program(&["doctor", "-o", "json"]).output().unwrap();
     let report: serde_json::Value = serde_json::from_slice(&doctor.stdout).unwrap();
+    // Those of the kernel side are told of by signal, `PROBE.SIGNAL`.
+    let signals = report["signals"].as_array().unwrap().iter();
+    let of_kernel: BTreeSet<&str> = signals
+        .filter_map(|signal| signal["name"].as_str()?.split('.').next())
+        .collect();
+    assert!(of_kernel.contains("tcpreset"), "{of_kernel:?}");
+    assert_eq!(
+        report["probes"].as_array().unwrap().len() + of_kernel.len(),
+        names.len()
+    );
     let spoken_of: Vec<&str> = report["probes"]
         .as_array()
         .unwrap()

@@ -57,6 +57,15 @@ pub(crate) async fn page(State(state): State<AppState>) -> Response {
         "Rows in the live table, each with the series of its probe",
         live.rows,
     );
+    let folded = "sonde_aggregator_live_folded_rows";
+    page.family(
+        folded,
+        Type::Gauge,
+        "Rows of a probe that are added up in overflow rows as the budget of their node is spent",
+    );
+    for (probe, rows) in state.live.folded() {
+        page.sample(folded, &[("probe", &probe)], rows);
+    }
     let open = super::MAX_STREAMS - state.streams.available_permits();
     page.single(
         "sonde_aggregator_http_event_streams",

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use sonde_common::prom::{Number, Type};
+use sonde_common::prom::{Number, Scale, Type};
 use sonde_proto::{names, v1};
 
 /// Labels of every series, before the probe's own.
@@ -33,15 +33,6 @@ pub(super) enum Shape {
     Gauge,
     /// `le` values as text, ascending, `+Inf` last; a row has one count for each and then the sum.
     Histogram(Vec<String>),
-}
-
-/// How a stored integer becomes a value in the unit.
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Scale {
-    One,
-    /// `1e-9` is kept as its inverse: a division by 1e9 rounds right, a product with 1e-9 does not.
-    Divide(f64),
-    Multiply(f64),
 }
 
 /// What stands behind the family's name in the name of a series.
@@ -158,29 +149,7 @@ impl ColumnMeta {
 
     /// A stored integer in the unit. For histograms only the sum has one; counts are counts.
     pub(super) fn value(&self, stored: i64) -> Number {
-        self.scale.apply(stored)
-    }
-}
-
-impl Scale {
-    fn new(scale: f64) -> Self {
-        if scale == 0.0 || scale == 1.0 || !scale.is_finite() {
-            return Self::One;
-        }
-        let inverse = (1.0 / scale).round();
-        if scale.abs() < 1.0 && (inverse * scale - 1.0).abs() < 1e-12 {
-            Self::Divide(inverse)
-        } else {
-            Self::Multiply(scale)
-        }
-    }
-
-    fn apply(self, stored: i64) -> Number {
-        match self {
-            Self::One => Number::from(stored),
-            Self::Divide(by) => Number::Float(stored as f64 / by),
-            Self::Multiply(by) => Number::Float(stored as f64 * by),
-        }
+        self.scale.apply(stored.into())
     }
 }
 

@@ -2,8 +2,10 @@
 //!
 //! A series is born with the first row of its label set and ends at once when a newer reading of its probe lacks it,
 //! when its pod ends, or when its node has been silent for three intervals. Readers take snapshots and hold no lock.
+//! What is beyond the budget of a probe on a node is added up.
 
 mod federate;
+mod fold;
 mod meta;
 mod rebuild;
 mod selector;
@@ -14,6 +16,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::RwLock;
+use sonde_common::config::MaxSeries;
 use sonde_common::time::now_ns;
 use sonde_proto::v1;
 
@@ -33,6 +36,7 @@ const LOOKBACK: Duration = Duration::from_secs(300);
 #[derive(Debug, Default)]
 pub struct LiveTable {
     state: RwLock<State>,
+    limits: MaxSeries,
 }
 
 #[derive(Debug, Default)]
@@ -60,7 +64,15 @@ pub struct Size {
 
 impl LiveTable {
     pub fn new() -> Arc<Self> {
-        Arc::new(Self::default())
+        Self::with_limits(MaxSeries::default())
+    }
+
+    /// A table that shows at most so many series of a probe on a node.
+    pub fn with_limits(limits: MaxSeries) -> Arc<Self> {
+        Arc::new(Self {
+            limits,
+            state: RwLock::default(),
+        })
     }
 
     /// A collector's stream began: what it can send, and how often.
@@ -109,7 +121,7 @@ impl LiveTable {
         if old.as_ref().is_some_and(|old| old.time_ns > rows.time_ns) {
             return;
         }
-        match Snapshot::from_rows(&name, meta, rows, body, lifetime, old.as_deref()) {
+        match Snapshot::from_rows(&name, meta, rows, body, lifetime, old.as_deref(), &self.limits) {
             Ok(snapshot) => self.put(snapshot),
             Err(error) => tracing::error!(node, %error, "rows left out of the live table"),
         }
@@ -154,6 +166,15 @@ impl LiveTable {
         let state = self.state.read();
         let all = state.nodes.values().flat_map(|node| node.snapshots.values());
         all.filter(|s| s.is_live(now, now_ns)).cloned().collect()
+    }
+
+    /// Rows that are added up in rows of pod `__overflow__`, by probe.
+    pub fn folded(&self) -> BTreeMap<String, usize> {
+        let mut folded = BTreeMap::new();
+        for snapshot in self.snapshots() {
+            *folded.entry(snapshot.meta.probe.clone()).or_default() += snapshot.budget.lock().folded();
+        }
+        folded
     }
 
     pub fn size(&self) -> Size {

@@ -80,7 +80,7 @@ impl LiveTable {
             let Some((_, meta, _, None)) = self.place_of(&node, &rows.probe) else {
                 continue;
             };
-            match super::Snapshot::from_rows(&node, meta, &rows, &body, left, None) {
+            match super::Snapshot::from_rows(&node, meta, &rows, &body, left, None, &self.limits) {
                 Ok(snapshot) => self.put(snapshot),
                 Err(error) => tracing::error!(node = table.node, %error, "stored rows left out of the live table"),
             }

@@ -6,9 +6,13 @@ use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
+use sonde_common::budget::Budget;
+use sonde_common::config::MaxSeries;
 use sonde_common::prom::write_labels;
 use sonde_proto::v1;
 
+use super::fold::hold;
 use super::meta::{NAMESPACE, NODE, POD, ProbeMeta};
 
 #[derive(Debug)]
@@ -22,6 +26,8 @@ pub(super) struct Snapshot {
     pub rows: Vec<Arc<RowLabels>>,
     /// As in the catalogue; empty = absent in all rows. Rows times the column's width values.
     pub columns: Vec<Vec<i64>>,
+    /// What was shown and added up so far; goes from reading to reading.
+    pub budget: Arc<Mutex<Budget>>,
 }
 
 /// Whose series these are and how they are written; lives as long as the series.
@@ -93,9 +99,11 @@ impl Snapshot {
         body: &v1::BatchBody,
         lifetime: Duration,
         old: Option<&Snapshot>,
+        limits: &MaxSeries,
     ) -> Result<Self, Misfit> {
         let mut columns = Columns::of(&meta, rows)?;
-        let mut known = Known::new(old.filter(|old| old.meta == meta));
+        let old = old.filter(|old| old.meta == meta);
+        let mut known = Known::new(old);
         let mut pods: HashMap<u32, Arc<PodId>> = HashMap::new();
         let mut picked = Picked::default();
         for (i, &subject) in rows.subjects.iter().enumerate() {
@@ -124,8 +132,10 @@ impl Snapshot {
                 });
             picked.add(row, i);
         }
-        let (rows_kept, indexes) = picked.finish();
+        let (mut rows_kept, indexes) = picked.finish();
         columns.keep(&indexes, rows.subjects.len());
+        let budget = old.map(|old| Arc::clone(&old.budget)).unwrap_or_default();
+        hold(&mut budget.lock(), limits, node, &meta, &mut rows_kept, &mut columns);
         Ok(Self {
             meta,
             node: node.clone(),
@@ -133,6 +143,7 @@ impl Snapshot {
             ends: Instant::now() + lifetime,
             rows: rows_kept,
             columns: columns.values,
+            budget,
         })
     }
 
@@ -157,6 +168,7 @@ impl Snapshot {
             ends: self.ends,
             rows: stays.iter().map(|i| self.rows[*i].clone()).collect(),
             columns: columns.values,
+            budget: Arc::clone(&self.budget),
         }
     }
 
@@ -266,9 +278,9 @@ impl Picked {
     }
 }
 
-struct Columns {
-    widths: Vec<usize>,
-    values: Vec<Vec<i64>>,
+pub(super) struct Columns {
+    pub widths: Vec<usize>,
+    pub values: Vec<Vec<i64>>,
 }
 
 impl Columns {
@@ -289,7 +301,7 @@ impl Columns {
     }
 
     /// Keeps these of `all` rows, in this order.
-    fn keep(&mut self, rows: &[usize], all: usize) {
+    pub(super) fn keep(&mut self, rows: &[usize], all: usize) {
         if rows.len() == all && rows.iter().enumerate().all(|(i, row)| i == *row) {
             return;
         }

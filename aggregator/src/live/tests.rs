@@ -465,3 +465,81 @@ fn a_reader_that_goes_away_ends_the_page() {
     });
     assert_eq!(pieces, 1);
 }
+
+#[test]
+fn what_is_beyond_the_budget_is_added_up() {
+    // A row is two series: two rows of a namespace fit.
+    let table = LiveTable::with_limits(MaxSeries {
+        per_probe: 100,
+        per_namespace: 5,
+    });
+    table.hello("n1", &catalogue(), 5 * SECOND);
+    let (now, none) = (now_ns(), ABSENT);
+    let apply = |time: u64, names: &[&str], rows: &[(u32, &str, i64, i64)]| {
+        let mut batch = Batch::at(time);
+        for name in names {
+            batch.pod(name, name, 1, 0);
+        }
+        table.apply("n1", &batch.netdev(rows).body);
+        samples(&table, &["sonde_netdev_receive_bytes_total"])
+    };
+    let line = |pod: &str, device: &str, value: i64| {
+        format!(
+            "sonde_netdev_receive_bytes_total{{k8s_node=\"n1\",k8s_namespace=\"shop\",k8s_pod=\"{pod}\",device=\"{device}\"}} {value}"
+        )
+    };
+    let over = |value| line("__overflow__", "__overflow__", value);
+    let first = apply(
+        now,
+        &["b", "c", "d"],
+        &[(1, "e", 1, 1), (2, "e", 2, 1), (3, "e", 30, 1)],
+    );
+    assert_eq!(first, [line("b", "e", 1), line("c", "e", 2), over(30)]);
+    let gauges = samples(&table, &["sonde_netdev_carrier"]);
+    assert!(
+        gauges.len() == 2 && !gauges.concat().contains("__overflow__"),
+        "{gauges:?}"
+    );
+    assert_eq!(table.folded()["netdev"], 1);
+    assert_eq!(samples(&table, &["{k8s_pod=\"__overflow__\"}"]), [over(30)]);
+
+    // Who was shown stays, and what is gone from the sum stays in it.
+    let rows = [
+        (1, "e", 5, none),
+        (2, "e", 1, none),
+        (3, "e", 2, none),
+        (4, "e", 31, none),
+    ];
+    let second = apply(now + 1, &["a", "b", "c", "d"], &rows);
+    assert_eq!(second, [line("b", "e", 1), line("c", "e", 2), over(36)]);
+    let third = apply(
+        now + 2,
+        &["a", "b", "c"],
+        &[(1, "e", 6, none), (2, "e", 1, none), (3, "e", 2, none)],
+    );
+    assert_eq!(third, [line("b", "e", 1), line("c", "e", 2), over(37)]);
+    let fourth = apply(now + 3, &["b"], &[(1, "e", 1, none)]);
+    assert_eq!(fourth, [line("b", "e", 1)]);
+}
+
+#[test]
+fn pods_that_went_leave_nothing_in_the_table() {
+    let table = LiveTable::with_limits(MaxSeries {
+        per_probe: 200,
+        per_namespace: 100,
+    });
+    table.hello("n1", &catalogue(), 5 * SECOND);
+    let now = now_ns();
+    for wave in 0..100 {
+        let mut batch = Batch::at(now + wave);
+        let names: Vec<String> = (0..100).map(|i| format!("pod-{wave}-{i}")).collect();
+        let rows: Vec<_> = names
+            .iter()
+            .map(|name| (batch.pod(name, name, 1, 0), "eth0", 1, 1))
+            .collect();
+        table.apply("n1", &batch.netdev(&rows).body);
+        assert_eq!(samples(&table, &[ALL]).len(), 101, "wave {wave}");
+        assert_eq!(table.folded()["netdev"], 50);
+        assert_eq!(table.size().rows, 51);
+    }
+}

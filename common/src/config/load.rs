@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use super::Config;
+use super::{Config, MaxSeries};
 use crate::time::Span;
 
 /// What is wrong, where, and what was expected. One line.
@@ -105,10 +105,13 @@ fn one_line(message: &str) -> String {
     first.trim_start_matches("error: ").to_owned()
 }
 
-/// Paths of all keys that hold a value. An empty map (`probes`) is a key too: its variable replaces it whole.
+/// Keys that hold a map of the user's own: a variable replaces it whole.
+const MAPS: [&[&str]; 2] = [&["probes"], &["metrics", "labels"]];
+
+/// Paths of all keys that hold a value.
 fn leaves(node: &Value, path: &mut Vec<String>, out: &mut Vec<Vec<String>>) {
     match node {
-        Value::Object(map) if !map.is_empty() && path.first().is_none_or(|p| p != "probes") => {
+        Value::Object(map) if MAPS.iter().all(|map| path.as_slice() != *map) => {
             for (key, value) in map {
                 path.push(key.clone());
                 leaves(value, path, out);
@@ -177,6 +180,21 @@ fn check(config: &Config) -> Result<(), ConfigError> {
             "expected rate and burst of at least 1",
         );
     }
+    if config.metrics.names.is_empty() {
+        return fail("metrics.names", &"[]", "expected `sonde`, `kubeskoop` or both");
+    }
+    let MaxSeries {
+        per_probe,
+        per_namespace,
+    } = config.metrics.max_series;
+    for (key, series) in [
+        ("metrics.max_series.per_probe", per_probe),
+        ("metrics.max_series.per_namespace", per_namespace),
+    ] {
+        if series < 100 {
+            return fail(key, &series, "expected at least 100");
+        }
+    }
     if config.spool.max_bytes < 1 << 20 {
         return fail(
             "spool.max_bytes",
@@ -223,6 +241,7 @@ fn listeners(config: &Config) -> [(&'static str, SocketAddr); 3] {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::MetricNames;
     use std::collections::HashMap;
 
     fn load_text(text: &str, env: &[(&str, &str)]) -> Result<Config, String> {
@@ -260,6 +279,25 @@ mod tests {
     }
 
     #[test]
+    fn a_probe_keeps_its_own_defaults_for_what_is_not_said() {
+        let text = "probes:\n  a: {threshold: 50ms, sample: 64}\n  b: {enabled: false}\n";
+        let config = load_text(text, &[]).unwrap();
+        let a = &config.probes["a"];
+        let threshold = Some(Span(std::time::Duration::from_millis(50)));
+        assert_eq!((a.threshold, a.sample.map(u32::from)), (threshold, Some(64)));
+        assert!(a.events && a.stacks);
+        for default in [true, false] {
+            assert_eq!(config.is_enabled("a", default), default);
+            assert_eq!(config.is_enabled("c", default), default);
+            assert!(!config.is_enabled("b", default));
+        }
+        let env = [("SONDE_PROBES", "{b: {enabled: true}}")];
+        assert!(load_text(text, &env).unwrap().is_enabled("b", false));
+        let error = load_text("probes: {a: {sample: 0}}\n", &[]).unwrap_err();
+        assert!(error.contains("sample") && error.contains("nonzero"), "{error}");
+    }
+
+    #[test]
     fn an_unknown_key_names_itself_its_place_and_what_is_known() {
         let error = load_text("pods:\n  netnss: {}\n", &[]).unwrap_err();
         assert!(
@@ -288,6 +326,28 @@ mod tests {
     fn a_bad_variable_names_itself() {
         let error = load_text("", &[("SONDE_COLLECTOR_INTERVAL", "15")]).unwrap_err();
         assert_eq!(error, "SONDE_COLLECTOR_INTERVAL=`15`: `15` has no unit, try `15s`");
+    }
+
+    #[test]
+    fn labels_of_metrics_come_from_file_or_variable_whole() {
+        let text = "metrics:\n  names: [sonde, kubeskoop]\n  labels: {team: \"${labels:team}\"}\n  additionalLabels: [\"a=b=c\"]\n";
+        let config = load_text(text, &[]).unwrap();
+        assert_eq!(config.metrics.names, [MetricNames::Sonde, MetricNames::Kubeskoop]);
+        assert_eq!(config.metrics.labels["team"], "${labels:team}");
+        assert_eq!(config.metrics.additional_labels, ["a=b=c"]);
+        let env = [
+            ("SONDE_METRICS_LABELS", "{app: \"${annotations:app}\"}"),
+            ("SONDE_METRICS_NAMES", "kubeskoop"),
+            ("SONDE_METRICS_MAX_SERIES_PER_PROBE", "1000"),
+        ];
+        let config = load_text(text, &env).unwrap();
+        assert_eq!(config.metrics.labels.keys().collect::<Vec<_>>(), ["app"]);
+        assert_eq!(config.metrics.names, [MetricNames::Kubeskoop]);
+        assert_eq!(config.metrics.max_series.per_probe, 1000);
+        let error = load_text("metrics: {names: []}\n", &[]).unwrap_err();
+        assert_eq!(error, "metrics.names: `[]`: expected `sonde`, `kubeskoop` or both");
+        let error = load_text("metrics: {max_series: {per_namespace: 0}}\n", &[]).unwrap_err();
+        assert_eq!(error, "metrics.max_series.per_namespace: `0`: expected at least 100");
     }
 
     #[test]

@@ -22,6 +22,7 @@ pub struct Config {
     pub events: Events,
     /// Settings of single probes by name, such as `packetloss: {stacks: false}`.
     pub probes: BTreeMap<String, Probe>,
+    pub metrics: Metrics,
     pub collector: Collector,
     pub spool: Spool,
     pub aggregator: Aggregator,
@@ -245,6 +246,57 @@ impl Default for Probe {
             stacks: true,
             threshold: None,
             sample: None,
+        }
+    }
+}
+
+/// The collector's `/metrics`; `max_series` is the aggregator's too, for `/federate`.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Metrics {
+    /// Whose names the series have: `sonde`, `kubeskoop` (names, types and labels of KubeSkoop's exporter), or both.
+    pub names: Vec<MetricNames>,
+    /// More labels for the series of pods, such as `{team: "${labels:team}"}`: text in which `${labels:KEY}` and `${annotations:KEY}` stand for those of the pod, and for nothing where it has none.
+    pub labels: BTreeMap<String, String>,
+    /// The same as KubeSkoop's exporter takes it, a list of `NAME=TEXT`; `additionalLabels` is taken too.
+    #[serde(alias = "additionalLabels")]
+    pub additional_labels: Vec<String>,
+    pub max_series: MaxSeries,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self {
+            names: vec![MetricNames::Sonde],
+            labels: BTreeMap::new(),
+            additional_labels: Vec::new(),
+            max_series: MaxSeries::default(),
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MetricNames {
+    Sonde,
+    Kubeskoop,
+}
+
+/// How many series there may be; those beyond are added up in series of pod `__overflow__`.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct MaxSeries {
+    /// Series of one probe on one node. What is beyond is added up in series of pod `__overflow__`.
+    pub per_probe: usize,
+    /// Of these, series of one Kubernetes namespace.
+    pub per_namespace: usize,
+}
+
+impl Default for MaxSeries {
+    fn default() -> Self {
+        Self {
+            per_probe: 200_000,
+            per_namespace: 100_000,
         }
     }
 }

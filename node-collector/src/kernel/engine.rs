@@ -16,7 +16,7 @@ use super::load::{KernelTypes, LoadError, Object, Settings};
 use super::plan::{Decision, Signal};
 use super::probe::{Host, KernelProbe, Open, Reader, Round, Setup, Standing};
 use super::probes;
-use super::ring::{Decoders, RingCounters, RingThread};
+use super::ring::{Decoders, RingCounters, RingThread, Rings};
 use super::symbols::Symbols;
 use super::sys::{ProgramCounters, RawMap};
 use crate::event::{Gap, NetnsKey, Observation, Subject};
@@ -169,9 +169,8 @@ impl Engine {
         if !outcomes.iter_mut().any(|outcome| makes_events(&outcome)) {
             return;
         }
-        let rings = ["RARE", "EVENTS"].map(|name| self.object.take_ring(name).map_err(|error| error.to_string()));
         let (listing, counters) = (Arc::clone(&self.listing), Arc::clone(&self.ring_counters));
-        let started = rings.into_iter().collect::<Result<_, _>>().and_then(|rings| {
+        let started = self.take_rings().map_err(|error| error.to_string()).and_then(|rings| {
             RingThread::start(rings, decoders, listing, counters, events).map_err(|error| error.to_string())
         });
         match started {
@@ -188,6 +187,13 @@ impl Engine {
                 }
             }
         }
+    }
+
+    fn take_rings(&mut self) -> Result<Rings, LoadError> {
+        Ok(Rings {
+            rare: self.object.take_ring("RARE")?,
+            events: self.object.take_ring("EVENTS")?,
+        })
     }
 
     pub(super) fn list(&self, live: &[NetnsKey]) {

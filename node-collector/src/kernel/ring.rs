@@ -71,6 +71,11 @@ impl RingCounters {
 /// Decoders and their probes, by kind of record.
 pub(super) type Decoders = HashMap<u32, (&'static str, Box<dyn Decoder>)>;
 
+pub(super) struct Rings {
+    pub rare: RingBuf<MapData>,
+    pub events: RingBuf<MapData>,
+}
+
 pub(super) struct RingThread {
     stop: Arc<Stop>,
     thread: Option<std::thread::JoinHandle<()>>,
@@ -82,9 +87,8 @@ struct Stop {
 }
 
 impl RingThread {
-    /// The first of `rings` is emptied first.
     pub(super) fn start(
-        rings: Vec<RingBuf<MapData>>,
+        rings: Rings,
         decoders: Decoders,
         listing: Arc<Listing>,
         counters: Arc<RingCounters>,
@@ -124,7 +128,7 @@ impl Drop for RingThread {
 }
 
 struct Reader {
-    rings: Vec<RingBuf<MapData>>,
+    rings: Rings,
     decoders: Decoders,
     listing: Arc<Listing>,
     counters: Arc<RingCounters>,
@@ -163,12 +167,14 @@ impl Reader {
         let mut batch = Batch::new();
         let mut awake = Awake::default();
         while !self.stop.asked.load(Ordering::Acquire) {
-            self.fill(&mut batch);
+            // Also what turned out to be no event has woken us, and others behind it do not.
+            if self.fill(&mut batch) {
+                awake.found();
+            }
             if batch.is_empty() {
                 self.wait(true, awake.timeout());
                 continue;
             }
-            awake.found();
             self.add_suppressed(&mut batch);
             if !self.send(&mut batch) {
                 return;
@@ -176,21 +182,28 @@ impl Reader {
         }
     }
 
-    fn fill(&mut self, batch: &mut Batch) {
+    /// In the order in which things happened: what came into the rare ring before something that is read from the other
+    /// one is in the same batch or an earlier one. `false`: the rings were empty.
+    fn fill(&mut self, batch: &mut Batch) -> bool {
         let Self {
-            rings,
+            rings: Rings { rare, events },
             decoders,
             counters,
             ..
         } = self;
-        for ring in rings {
-            while batch.len() < BATCH {
+        let mut found = false;
+        let mut drain = |ring: &mut RingBuf<MapData>, most: usize| {
+            while batch.len() < most {
                 let Some(item) = ring.next() else { break };
-                if let Some(event) = decode(&item, decoders, counters) {
-                    batch.push(event);
-                }
+                found = true;
+                batch.extend(decode(&item, decoders, counters));
             }
-        }
+        };
+        drain(rare, BATCH);
+        drain(events, BATCH);
+        drain(rare, 2 * BATCH);
+        batch.sort_by_key(|(_, observation)| observation.ktime_ns);
+        found
     }
 
     /// On the first event of each namespace and type: how many were held back before it.
@@ -233,7 +246,7 @@ impl Reader {
     fn wait(&self, for_rings: bool, timeout: PollTimeout) {
         let mut fds = vec![PollFd::new(self.stop.event.as_fd(), PollFlags::POLLIN)];
         if for_rings {
-            let rings = self.rings.iter();
+            let rings = [&self.rings.rare, &self.rings.events];
             fds.extend(rings.map(|ring| PollFd::new(ring.as_fd(), PollFlags::POLLIN)));
         }
         // An interrupted wait is a wait that ended early.

@@ -136,11 +136,15 @@ impl Default for Scratch {
     }
 }
 
+const DESTINATIONS_KEPT: usize = 16 * 1024;
+
 impl Scratch {
     fn clear(&mut self) {
         self.rtts.clear();
         self.ports.fill(0);
         self.destinations.clear();
+        // One namespace of many connections is no reason to keep room for them with every other one.
+        self.destinations.shrink_to(DESTINATIONS_KEPT);
     }
 
     fn finish(&mut self, sums: &mut TcpSockets) {

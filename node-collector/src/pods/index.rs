@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::RwLock;
 use tokio::sync::watch;
@@ -24,6 +24,8 @@ pub struct PodIndex {
     inner: RwLock<Inner>,
     /// Counts changes.
     generation: watch::Sender<u64>,
+    /// Counts pods that ended.
+    ended: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -119,6 +121,11 @@ impl PodIndex {
         self.generation.subscribe()
     }
 
+    /// How many pods have ended so far.
+    pub fn ended(&self) -> u64 {
+        self.ended.load(Ordering::Acquire)
+    }
+
     fn changed(&self) {
         self.generation.send_modify(|generation| *generation += 1);
     }
@@ -138,6 +145,7 @@ impl PodIndex {
     pub(crate) fn end(&self, pod: &Arc<Pod>, now_ns: u64) {
         self.set_facts(Some(pod), Facts::default(), now_ns);
         pod.valid_to_ns.store(now_ns, Ordering::Release);
+        self.ended.fetch_add(1, Ordering::Release);
         let mut inner = self.inner.write();
         inner.facts.remove(&pod.sandbox);
         inner.live.retain(|other| other.sandbox != pod.sandbox);

@@ -34,7 +34,7 @@ static SPEC: ProbeSpec = ProbeSpec {
 // The kernel still prints `searched`, `new`, `ignore` and `delete`, always as 0: left out.
 columns! {
     "entries" => gauge "entries" "connections": "Connections tracked now";
-    "" => gauge "limit" "connections": "How many may be tracked in one network namespace (nf_conntrack_max)";
+    "" => gauge "entries_limit" "connections": "How many may be tracked in one network namespace (nf_conntrack_max)";
     "found" => counter "found" "": "Look-ups of an address tuple that found it taken, as NAT does to choose one";
     "invalid" => counter "invalid" "packets": "Packets that fit no connection or break its protocol";
     "insert" => counter "inserts" "connections": "Connections added to the table by a process through netlink, and clashes resolved; not those that packets begin";

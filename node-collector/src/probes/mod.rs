@@ -109,6 +109,18 @@ pub fn specs() -> Vec<&'static ProbeSpec> {
         .collect()
 }
 
+/// Whether only the node has rows of a probe.
+pub fn is_node_only(name: &str) -> bool {
+    PROBES.iter().any(|probe| probe.spec.name == name && probe.node_only)
+}
+
+/// Whether a probe runs where the configuration says nothing of it.
+pub fn is_on_by_default(name: &str) -> bool {
+    let kernel = crate::kernel::probes::ALL;
+    let found = kernel.iter().find(|probe| probe.spec.name == name);
+    found.is_none_or(|probe| probe.defaults.enabled)
+}
+
 /// Columns beside the names the kernel has for them: `"InSegs" => counter "received_segments" "segments": "help";`
 /// makes `COLUMNS` and `NAMES` of the same order. A second name (`"InReceives" "Ip6InReceives" => ...`) makes `NAMES_2`, a third
 /// `NAMES_3`; `""` where that file has none.

@@ -43,9 +43,9 @@ static SPEC: ProbeSpec = ProbeSpec {
 
 columns! {
     "entries" => gauge "entries" "entries": "Entries now; permanent ones and those that a program keeps are in it and do not count towards the limits (Linux 5.0)";
-    "" => gauge "gc_threshold" "entries": "Below so many entries none is collected (gc_thresh1)";
-    "" => gauge "soft_limit" "entries": "Above so many entries those unused for 5 s are collected at once (gc_thresh2)";
-    "" => gauge "limit" "entries": "So many entries there may be (gc_thresh3)";
+    "" => gauge "entries_gc_threshold" "entries": "Below so many entries none is collected (gc_thresh1)";
+    "" => gauge "entries_soft_limit" "entries": "Above so many entries those unused for 5 s are collected at once (gc_thresh2)";
+    "" => gauge "entries_limit" "entries": "So many entries there may be (gc_thresh3)";
     "table_fulls" => counter "table_fulls" "entries": "Entries that could not be made because the table was full";
     "allocs" => counter "allocations" "entries": "Entries made";
     "destroys" => counter "destroys" "entries": "Entries removed";

@@ -14,13 +14,7 @@ use crate::table::{ABSENT, Table};
 
 pub(super) const PROBE: Registration = Registration {
     spec: &SPEC,
-    files: &[
-        NetFile::PortRange,
-        NetFile::ReservedPorts,
-        NetFile::Sockstat,
-        NetFile::Sockstat6,
-        NetFile::Snmp,
-    ],
+    files: &[NetFile::PortRange, NetFile::ReservedPorts],
     netlink: &[Netlink::SockDiag],
     node_only: false,
     make: || Box::new(Ports::default()),
@@ -32,8 +26,8 @@ static SPEC: ProbeSpec = ProbeSpec {
     source: "/proc/sys/net/ipv4/ip_local_port_range and ip_local_reserved_ports, and the sock_diag dump of tcpsummary (Linux net/ipv4/inet_hashtables.c, __inet_hash_connect)",
     labels: &[],
     columns: &[
-        ColumnSpec::gauge("first", "", "First port of the range (ip_local_port_range)"),
-        ColumnSpec::gauge("last", "", "Last port of the range"),
+        ColumnSpec::gauge("range_first", "", "First port of the range (ip_local_port_range)"),
+        ColumnSpec::gauge("range_last", "", "Last port of the range"),
         ColumnSpec::gauge(
             "available",
             "ports",

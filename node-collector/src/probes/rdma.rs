@@ -37,7 +37,7 @@ static SPEC: ProbeSpec = ProbeSpec {
         },
     ],
     columns: &[ColumnSpec::counter(
-        "count",
+        "value",
         "",
         "Value of the counter, in the unit its driver counts in",
     )],

@@ -7,12 +7,12 @@ use super::{Probe, Registration};
 use crate::catalogue::{ColumnSpec, ProbeSpec};
 use crate::event::Subject;
 use crate::handles::{Netlink, Readings};
-use crate::procfs::{NetFile, ReadError};
+use crate::procfs::ReadError;
 use crate::table::{ABSENT, Table};
 
 pub(super) const PROBE: Registration = Registration {
     spec: &SPEC,
-    files: &[NetFile::Sockstat, NetFile::Sockstat6, NetFile::Snmp],
+    files: &[],
     netlink: &[Netlink::SockDiag],
     node_only: false,
     make: || Box::new(TcpSockets),

@@ -7,12 +7,12 @@ use crate::catalogue::{ColumnSpec, LabelSpec, ProbeSpec};
 use crate::event::Subject;
 use crate::handles::{Netlink, Readings};
 use crate::netlink::tcp::STATES;
-use crate::procfs::{NetFile, ReadError};
+use crate::procfs::ReadError;
 use crate::table::Table;
 
 pub(super) const PROBE: Registration = Registration {
     spec: &SPEC,
-    files: &[NetFile::Sockstat, NetFile::Sockstat6, NetFile::Snmp],
+    files: &[],
     netlink: &[Netlink::SockDiag],
     node_only: false,
     make: || Box::new(TcpSummary::default()),

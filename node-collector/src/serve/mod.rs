@@ -1,18 +1,20 @@
 //! The collector's HTTP side. A request formats what is there and reads nothing.
 
+mod gzip;
 pub mod metrics;
 mod own;
+mod scrape;
 mod status;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use axum::Router;
-use axum::http::{StatusCode, header};
-use axum::response::{Html, IntoResponse, Json, Response};
+use axum::http::StatusCode;
+use axum::response::{Html, IntoResponse, Json};
 use axum::routing::get;
 use parking_lot::Mutex;
-use sonde_common::prom::{CONTENT_TYPE, Page};
 use sonde_common::shutdown::Shutdown;
 use tokio::net::TcpListener;
 use tower_http::catch_panic::CatchPanicLayer;
@@ -25,6 +27,8 @@ use crate::reading::RoundLog;
 use crate::round::ProbeStats;
 use crate::ship::client::Link;
 use crate::ship::spool::Spool;
+use metrics::Exposition;
+pub use scrape::Pages;
 
 /// What there is to be shown.
 #[derive(Debug)]
@@ -36,6 +40,9 @@ pub struct State {
     pub spool_max_bytes: u64,
     /// Probes of `/proc` that the configuration switches off.
     pub off: Vec<&'static str>,
+    pub exposition: Exposition,
+    /// How often series were rendered.
+    pub renderings: AtomicU64,
     pub index: Arc<PodIndex>,
     pub rounds: Arc<RoundLog>,
     /// Of each kind of probe.
@@ -64,7 +71,7 @@ pub async fn serve(listener: TcpListener, state: Arc<State>, mut end: Shutdown) 
 pub fn router(state: Arc<State>) -> Router {
     Router::new()
         .route("/", get(index))
-        .route("/metrics", get(metrics_page))
+        .route("/metrics", get(scrape::metrics))
         .route("/status", get(status_page))
         .route("/-/healthy", get(async || "ok\n"))
         .route("/-/ready", get(ready))
@@ -73,25 +80,6 @@ pub fn router(state: Arc<State>) -> Router {
 }
 
 type Shared = axum::extract::State<Arc<State>>;
-
-/// Everything on `/metrics`.
-pub fn page(state: &State) -> String {
-    let mut page = Page::new();
-    if let Some(snapshot) = state.rounds.snapshot() {
-        metrics::render(&mut page, &state.node, &snapshot.tables);
-        page.append(&snapshot.kernel_metrics);
-    }
-    own::render(&mut page, state);
-    page.finish()
-}
-
-async fn metrics_page(state: Shared) -> Response {
-    // A thousand pods are a second's work in a debug build: not on the threads that answer others.
-    match tokio::task::spawn_blocking(move || page(&state)).await {
-        Ok(text) => ([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response(),
-        Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
-    }
-}
 
 async fn status_page(state: Shared) -> impl IntoResponse {
     Json(status::status(&state))

@@ -74,6 +74,12 @@ fn rounds(page: &mut Page, state: &State) {
         "Time that the last round took",
         seconds(last_ns),
     );
+    page.single(
+        "sonde_collector_page_renderings_total",
+        Type::Counter,
+        "Times that the series of a round were rendered; scrapes between share a rendering",
+        state.renderings.load(Ordering::Relaxed),
+    );
     let age = state
         .rounds
         .snapshot()

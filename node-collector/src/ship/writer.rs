@@ -397,6 +397,7 @@ fn ended(pod: v1::Pod, seen_ns: u64) -> Pod {
         workload_kind: pod.workload_kind,
         workload: pod.workload,
         ips: pod.ips.into_iter().filter_map(ip).collect(),
+        annotations: std::collections::BTreeMap::new(),
         labels: pod.labels.into_iter().collect(),
         netns: crate::event::NetnsKey {
             inode: pod.netns_inode as u32,

@@ -85,7 +85,7 @@ fn entries_and_refusals_belong_to_their_namespace() {
             value(r, "entries", "server") == expected
         });
         assert_eq!(lines(&server), expected, "the table itself");
-        assert_eq!(value(&round, "limit", "server"), limit);
+        assert_eq!(value(&round, "entries_limit", "server"), limit);
         for column in ["invalid", "inserts", "insert_failures", "drops", "early_drops"] {
             assert_eq!(
                 moved(&before, &round, "conntrack", column, "server", &[]),

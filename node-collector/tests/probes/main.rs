@@ -6,11 +6,17 @@ mod icmp;
 mod ip;
 mod ipvs;
 mod neigh;
+mod netdev;
 mod ports;
 mod qdisc;
+mod rdma;
+mod sock;
+mod sockmem;
+mod softnet;
 mod tcpext;
 mod tcpsockets;
 mod tcpsummary;
+mod udp;
 
 use std::net::TcpStream;
 use std::sync::Arc;
@@ -112,6 +118,29 @@ impl Round {
     fn value(&self, probe: &str, column: &str, subject: &str, labels: &[&str]) -> i64 {
         self.get(probe, column, subject, labels)
             .unwrap_or_else(|| panic!("{probe} has no {column} of {subject} {labels:?}"))
+    }
+
+    /// What a probe says of pods, row by row.
+    fn of_pods(&self, probe: &str) -> Vec<String> {
+        let Some(table) = self.0.iter().find(|t| t.spec.name == probe) else {
+            return Vec::new();
+        };
+        let width = table.spec.labels.len();
+        (0..table.len())
+            .filter_map(|row| {
+                let Subject::Pod(pod) = &table.subjects[row] else {
+                    return None;
+                };
+                let values: Vec<String> = (table.spec.columns.iter().zip(&table.columns))
+                    .map(|(column, values)| format!("{}={}", column.name, values[row]))
+                    .collect();
+                Some(format!(
+                    "{} {:?} {values:?}",
+                    pod.name,
+                    &table.labels[row * width..][..width]
+                ))
+            })
+            .collect()
     }
 
     /// Rows of a subject.

@@ -34,7 +34,11 @@ fn neighbours_of_a_pod_fill_the_table_of_the_node() {
             Family::V4 => ("ipv4", "192.0.2"),
             Family::V6 => ("ipv6", "2001:db8::"),
         };
-        for (column, key) in [("gc_threshold", 1), ("soft_limit", 2), ("limit", 3)] {
+        for (column, key) in [
+            ("entries_gc_threshold", 1),
+            ("entries_soft_limit", 2),
+            ("entries_limit", 3),
+        ] {
             let path = format!("/proc/sys/net/{version}/neigh/default/gc_thresh{key}");
             let theirs: i64 = std::fs::read_to_string(path).unwrap().trim().parse().unwrap();
             assert_eq!(value(&before, column), theirs);

@@ -17,8 +17,8 @@ fn ephemeral_ports_are_told_until_none_is_left() {
         let round = collector.read();
         assert_eq!(
             (
-                value(&round, "first"),
-                value(&round, "last"),
+                value(&round, "range_first"),
+                value(&round, "range_last"),
                 value(&round, "available")
             ),
             (50_000, 50_009, 7)

@@ -130,3 +130,41 @@ fn many_queues_of_a_device_are_counted_once() {
     );
     assert_tc_agrees(&round, &client, "eth0");
 }
+
+#[test]
+fn news_that_overrun_the_socket_cost_no_reading_and_no_qdisc() {
+    let Some((_lab, client, server)) = pair("qdisc-news") else {
+        return;
+    };
+    let mut collector = Collector::of(&[&client, &server]);
+    assert_eq!(collector.read().rows("qdisc", "client"), 0);
+    client.tc("qdisc replace dev eth0 root pfifo limit 100").unwrap();
+    assert_eq!(collector.read().rows("qdisc", "client"), 1);
+    // Each change is told in a message of some kilobytes; the socket holds a few hundred.
+    let script = tempfile::NamedTempFile::new().unwrap();
+    let lines: String = (0..1_000)
+        .map(|i| format!("link set eth0 mtu {}\n", 1_400 + i % 2))
+        .collect();
+    std::fs::write(script.path(), lines).unwrap();
+    let overrun = |pod: &Pod| {
+        pod.command("ip", &["-batch", script.path().to_str().unwrap()]).unwrap();
+        // sk Eth Pid Groups Rmem Wmem Dump Locks Drops Inode
+        let sockets = pod
+            .run(|| std::fs::read_to_string("/proc/thread-self/net/netlink"))
+            .unwrap()
+            .unwrap();
+        let lost = |line: &str| {
+            let words: Vec<&str> = line.split_ascii_whitespace().collect();
+            words[1] == "0" && words[8].parse::<u64>().is_ok_and(|drops| drops > 0)
+        };
+        assert!(sockets.lines().skip(1).any(lost), "the news did not overrun: {sockets}");
+    };
+    overrun(&client);
+    assert_tc_agrees(&collector.read(), &client, "eth0");
+    // Where nothing was asked before, the change that was lost among the news is found all the same.
+    overrun(&server);
+    server.tc("qdisc replace dev eth0 root pfifo limit 100").unwrap();
+    assert_tc_agrees(&collector.read(), &server, "eth0");
+    server.tc("qdisc del dev eth0 root").unwrap();
+    assert_eq!(collector.read().rows("qdisc", "server"), 0);
+}

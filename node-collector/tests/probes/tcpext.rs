@@ -163,3 +163,37 @@ fn syn_cookies_are_counted_when_the_queue_of_half_open_connections_is_full() {
         }
     }
 }
+
+#[test]
+fn connections_that_find_no_room_in_time_wait_are_counted() {
+    let Some((_lab, client, server)) = pair("timewait") else {
+        return;
+    };
+    client.sysctl("net.ipv4.tcp_max_tw_buckets", "0").unwrap();
+    let mut collector = Collector::of(&[&client, &server]);
+    for family in FAMILIES {
+        let listener = sockets::tcp_listen(&server, family, 80, 20).unwrap();
+        let before = collector.read();
+        for _ in 0..5 {
+            let near = connect(&client, &server, family, 80);
+            let (mut far, _) = listener.accept().unwrap();
+            near.shutdown(std::net::Shutdown::Write).unwrap();
+            assert_eq!(far.read(&mut [0]).unwrap(), 0);
+            // The one who closed first would wait.
+            drop(far);
+            drop(near);
+        }
+        let after = until(&mut collector, "5 without room", |r| {
+            moved(&before, r, "tcpext", "time_wait_overflows", "client", &[]) >= 5
+        });
+        assert_eq!(
+            moved(&before, &after, "tcpext", "time_wait_overflows", "client", &[]),
+            5
+        );
+        assert_eq!(
+            value(&after, "time_wait_overflows", "client"),
+            nstat(&client, "TcpExtTCPTimeWaitOverflow")
+        );
+        assert_eq!(after.value("tcpsummary", "sockets", "client", &["time_wait"]), 0);
+    }
+}

@@ -1,4 +1,4 @@
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::net::Shutdown;
 
 use super::*;
@@ -29,6 +29,15 @@ fn of(expected: &[(&str, i64)]) -> Vec<(String, i64)> {
         .iter()
         .map(|(state, count)| ((*state).to_owned(), *count))
         .collect()
+}
+
+/// What is kept from round to round to save listings is what a new collector finds.
+fn assert_fresh(collector: &mut Collector, pods: &[&Pod]) {
+    for probe in ["tcpsummary", "tcpsockets", "ports"] {
+        let known = collector.read().of_pods(probe);
+        assert_eq!(known, Collector::of(pods).read().of_pods(probe));
+        assert!(!known.is_empty());
+    }
 }
 
 /// The same states as `ss` counts them; it shows half-open connections as SYN_RECV.
@@ -80,8 +89,23 @@ fn sockets_are_counted_in_every_state_that_they_pass() {
             && states(r, "client") == of(&[("established", 5)])
     });
     assert_ss_agrees(&round, &server);
+    assert_fresh(&mut collector, &[&client, &server]);
+    // accept() sends nothing: only the listener tells.
     let mut far: Vec<TcpStream> = (0..3).map(|_| listeners[0].accept().unwrap().0).collect();
+    assert_fresh(&mut collector, &[&client, &server]);
     far.extend((0..2).map(|_| listeners[1].accept().unwrap().0));
+    // A listener in the place of another one, without a segment.
+    let other = sockets::tcp_listen(&server, Family::V4, 90, 1).unwrap();
+    assert_fresh(&mut collector, &[&client, &server]);
+    drop(other);
+    let other = sockets::tcp_listen(&server, Family::V6, 91, 2).unwrap();
+    assert_fresh(&mut collector, &[&client, &server]);
+    drop(other);
+    // Bytes that come and are read.
+    near[1].write_all(b"abc").unwrap();
+    assert_fresh(&mut collector, &[&client, &server]);
+    far[1].read_exact(&mut [0; 3]).unwrap();
+    assert_fresh(&mut collector, &[&client, &server]);
 
     // One of each family half closed by the client: FIN_WAIT2 there, CLOSE_WAIT here.
     near[0].shutdown(Shutdown::Write).unwrap();

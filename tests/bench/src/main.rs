@@ -6,6 +6,7 @@ mod fleet;
 mod http;
 mod ingest;
 mod kernel;
+mod page;
 mod programs;
 mod report;
 mod round;
@@ -26,6 +27,9 @@ async fn main() -> anyhow::Result<()> {
     }
     if wanted("round") {
         round::run(&mut report).context("rounds")?;
+    }
+    if wanted("page") {
+        page::run(&mut report)?;
     }
     if wanted("ingest") {
         ingest::run(&mut report).await.context("ingest")?;

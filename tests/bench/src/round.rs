@@ -53,6 +53,38 @@ pub(crate) fn run(report: &mut Report) -> anyhow::Result<()> {
         drop(sockets);
         memory(report, &lab, count)?;
     }
+    many_connections(report)
+}
+
+/// What a connection costs where there are many: the kernel fills in what it knows of each.
+fn many_connections(report: &mut Report) -> anyhow::Result<()> {
+    const PAIRS: usize = 4_000;
+    let lab = Lab::new("bench")?;
+    let pod = lab.pod("bench", "many")?;
+    report.section(
+        "One network namespace of many connections",
+        &format!(
+            "{PAIRS} connections over loopback, both ends of each in the namespace, a byte unread; `tcpsummary` alone."
+        ),
+    );
+    let only = PROBES
+        .iter()
+        .position(|p| p.spec.name == "tcpsummary")
+        .context("tcpsummary")?;
+    let probe = std::slice::from_ref(&PROBES[only]);
+    let few = connected(&pod)?;
+    (&few.1).write_all(b"x")?;
+    let before = Reader::new(std::slice::from_ref(&pod), probe)?.cpu()?;
+    let listener = sockets::tcp_listen(&pod, Family::V4, 81, 10)?;
+    let mut ends = Vec::new();
+    for _ in 0..PAIRS {
+        let near = sockets::tcp_connect(&pod, 0, "127.0.0.1:81".parse()?, Duration::from_secs(10))??;
+        ends.push((near, listener.accept()?));
+    }
+    let after = Reader::new(std::slice::from_ref(&pod), probe)?.cpu()?;
+    report.row("CPU of a round", milliseconds(after));
+    let each = after.saturating_sub(before) / (2 * PAIRS as u32);
+    report.row("CPU of one socket", format!("{:.2} us", each.as_secs_f64() * 1e6));
     Ok(())
 }
 

@@ -126,12 +126,13 @@ fn namespaces_that_are_not_listed_are_none_of_our_business() {
     let Some(mut live) = start(&config(), index_of(scene.pods()), None) else {
         return;
     };
-    theirs.inject(Family::V4, 5).unwrap();
+    theirs.inject(Family::V4, 2000).unwrap();
     scene.inject(Family::V4, 2).unwrap();
     let events = live.settle(&scene.client);
     assert_eq!(events.len(), 2, "{events:#?}");
     assert_eq!(live.drops().values().sum::<i64>(), 3, "two, and the mark");
-    assert_eq!(live.report().unknown, 0);
+    // Packets that do not tell where they are may be anybody's, and others run on this machine too.
+    assert!(live.report().unknown < 1000, "{:?}", live.report());
 
     // The other way round: everybody's, but rows for pods only.
     let mut all = config();

@@ -255,7 +255,8 @@ fn what_was_still_is_walked_again_only_when_something_moved() {
         ..Socket::new(TCP_ESTABLISHED)
     };
     // What is asked and what is found, round by round.
-    let rounds: Vec<(Known, Vec<Vec<Socket>>, &[u32])> = vec![
+    type Step = (Known, Vec<Vec<Socket>>, &'static [u32]);
+    let rounds: Vec<Step> = vec![
         (known(2, 0, 7), vec![vec![listener(0), still()]], &[ALL]),
         // The queue of the listener is seen to grow, nothing else is asked.
         (known(2, 0, 7), vec![vec![listener(3)]], &[LISTENERS]),

@@ -25,7 +25,7 @@ pub(crate) fn check(shared: &Shared, fault: &'static Fault) -> Result<()> {
     running.settle()?;
 
     let namespace = scene.client.namespace();
-    let events = site.events(&[("namespace", namespace)])?;
+    let events = site.events(&[("namespace", namespace), ("probe", "packetloss")])?;
     match fault.signal {
         Signal::Event(drop) => {
             for injected in &injected {
@@ -45,6 +45,9 @@ pub(crate) fn check(shared: &Shared, fault: &'static Fault) -> Result<()> {
             same_in_sql(site, namespace, &events)?;
             let reason = events[0]["reason"].as_str().unwrap_or_default();
             counted(site, &injected[0].place, reason, dropped)?;
+            if fault.name == "tcp-closed-port" {
+                resets(site, &injected)?;
+            }
         }
         Signal::Counter { v4, v6, .. } => {
             ensure!(events.is_empty(), "no packet was dropped: {events:#?}");
@@ -109,11 +112,50 @@ fn events_fit(events: &[Value], injected: &Injected, drop: &Drop, peer: Option<&
     Ok(())
 }
 
+/// Each refused connection is a reset sent by the server and one received by the client, told and counted.
+fn resets(site: &Site, injected: &[Injected]) -> Result<()> {
+    let namespace = injected[0].place.namespace();
+    let all = site.events(&[("namespace", namespace), ("probe", "tcpreset")])?;
+    for (kind, pod) in [("NOSOCK", "server"), ("RECEIVE", "client")] {
+        for injected in injected {
+            let (from, to) = (injected.flow.to, injected.flow.from);
+            let expected = [
+                ("type", Value::from(format!("TCPRESET_{kind}"))),
+                ("pod", pod.into()),
+                ("saddr", from.ip().to_string().into()),
+                ("sport", from.port().into()),
+                ("daddr", to.ip().to_string().into()),
+                ("dport", to.port().into()),
+            ];
+            let mine = all
+                .iter()
+                .filter(|event| expected.iter().all(|(key, value)| event[key] == *value));
+            ensure!(mine.count() as u64 == injected.dropped, "{kind} of {from}: {all:#?}");
+        }
+        let labels = [
+            ("k8s_namespace", namespace),
+            ("k8s_pod", pod),
+            ("type", &*kind.to_lowercase()),
+        ];
+        let want: u64 = injected.iter().map(|injected| injected.dropped).sum();
+        site.until(&format!("{kind} {want} in the collector's /metrics"), || {
+            let counted = prom::sum(&site.collector_metrics()?, "sonde_tcpreset_resets_total", &labels);
+            Ok(exactly(counted, want))
+        })?;
+    }
+    ensure!(
+        all.len() as u64 == 2 * injected.iter().map(|i| i.dropped).sum::<u64>(),
+        "{all:#?}"
+    );
+    Ok(())
+}
+
 /// `sonde.events` tells the same as the API, event by event.
 fn same_in_sql(site: &Site, namespace: &str, events: &[Value]) -> Result<()> {
     let rows = site.sql(&format!(
         "select id, type, reason, protocol, host(saddr), sport, host(daddr), dport, direction, namespace, pod, \
-         coalesce(interface, '') from sonde.events where namespace = '{namespace}' order by id"
+         coalesce(interface, '') from sonde.events where namespace = '{namespace}' \
+         and probe = 'packetloss' order by id"
     ))?;
     let by_id: BTreeMap<u64, &Value> = events.iter().filter_map(|e| Some((e["id"].as_u64()?, e))).collect();
     ensure!(by_id.len() == events.len(), "two events have the same id: {events:#?}");

@@ -1,0 +1,173 @@
+//! What each of KubeSkoop's metrics is made of; those of RDMA are in `super::rdma`.
+
+use super::entry::{Entry, Labels, Rows};
+
+const NOT_LOOPBACK: Rows = Rows::Except("device", &["lo"]);
+/// KubeSkoop reads no IPv6 for these.
+const IPV4: Rows = Rows::Of("family", &["ipv4"]);
+/// It leaves out drops by four functions that only free what is not wanted any more.
+const LOSS: Rows = Rows::Except("class", &["benign"]);
+/// Those that it tells by the function `nf_hook_slow`.
+const BY_NETFILTER: Rows = Rows::Only("reason", &["NETFILTER_DROP"]);
+const READ: Rows = Rows::Only("operation", &["read"]);
+const WRITE: Rows = Rows::Only("operation", &["write"]);
+const RECEIVED: Rows = Rows::Only("direction", &["receive"]);
+const SENT: Rows = Rows::Only("direction", &["transmit"]);
+const IN_QDISC: Rows = Rows::Only("stage", &["qdisc"]);
+const IN_DRIVER: Rows = Rows::Only("stage", &["xmit"]);
+const RAISED: Rows = Rows::Only("phase", &["schedule"]);
+const RUN: Rows = Rows::Only("phase", &["execute"]);
+/// It hooks the tracepoint of segments, not the one of SYN-ACKs.
+const SEGMENTS: Rows = Rows::Except("kind", &["syn_ack"]);
+const SOFTIRQ: Labels = Labels::NodeAnd(&[("softirq_type", "softirq")]);
+
+#[rustfmt::skip]
+pub(super) const ENTRIES: &[Entry] = &[
+    // Network devices: all but lo together
+    Entry::gauge("kubeskoop_netdev_rxbytes", "netdev", &["receive_bytes"], "Bytes received by all devices but lo").rows(NOT_LOOPBACK),
+    Entry::gauge("kubeskoop_netdev_rxerrors", "netdev", &["receive_errors"], "Bad packets received").rows(NOT_LOOPBACK),
+    Entry::gauge("kubeskoop_netdev_txbytes", "netdev", &["transmit_bytes"], "Bytes sent").rows(NOT_LOOPBACK),
+    Entry::gauge("kubeskoop_netdev_txerrors", "netdev", &["transmit_errors"], "Packets that could not be sent").rows(NOT_LOOPBACK),
+    Entry::gauge("kubeskoop_netdev_rxpackets", "netdev", &["receive_packets"], "Packets received").rows(NOT_LOOPBACK),
+    Entry::gauge("kubeskoop_netdev_rxdropped", "netdev", &["receive_drops"], "Packets received and dropped").rows(NOT_LOOPBACK),
+    Entry::gauge("kubeskoop_netdev_txpackets", "netdev", &["transmit_packets"], "Packets sent").rows(NOT_LOOPBACK),
+    Entry::gauge("kubeskoop_netdev_txdropped", "netdev", &["transmit_drops"], "Packets dropped on the way out").rows(NOT_LOOPBACK),
+    // Processes of a pod
+    Entry::counter("kubeskoop_io_readsyscall", "io", &["read_syscalls"], "Calls of read and the like"),
+    Entry::counter("kubeskoop_io_writesyscall", "io", &["write_syscalls"], "Calls of write and the like"),
+    Entry::counter("kubeskoop_io_readbytes", "io", &["storage_read_bytes"], "Bytes read from storage"),
+    Entry::counter("kubeskoop_io_writebytes", "io", &["storage_write_bytes"], "Bytes written to storage"),
+    Entry::gauge("kubeskoop_fd_openfd", "fd", &["open_files"], "Open files"),
+    Entry::gauge("kubeskoop_fd_opensocket", "fd", &["open_sockets"], "Open sockets"),
+    // /proc/net/snmp
+    Entry::gauge("kubeskoop_tcp_activeopens", "tcp", &["active_opens"], "Connections begun by this side"),
+    Entry::gauge("kubeskoop_tcp_passiveopens", "tcp", &["passive_opens"], "Connections begun by the other side"),
+    Entry::gauge("kubeskoop_tcp_retranssegs", "tcp", &["retransmitted_segments"], "Segments sent again"),
+    Entry::gauge("kubeskoop_tcp_attemptfails", "tcp", &["attempt_fails"], "Connections that failed before they were established"),
+    Entry::gauge("kubeskoop_tcp_estabresets", "tcp", &["established_resets"], "Established connections that ended by a reset"),
+    Entry::gauge("kubeskoop_tcp_currestab", "tcp", &["current_established"], "Connections now established or waiting to be closed"),
+    Entry::gauge("kubeskoop_tcp_insegs", "tcp", &["received_segments"], "Segments received"),
+    Entry::gauge("kubeskoop_tcp_outsegs", "tcp", &["sent_segments"], "Segments sent"),
+    Entry::gauge("kubeskoop_tcp_inerrs", "tcp", &["received_errors"], "Bad segments received"),
+    Entry::gauge("kubeskoop_tcp_outrsts", "tcp", &["sent_resets"], "Segments with RST sent"),
+    Entry::gauge("kubeskoop_udp_indatagrams", "udp", &["received_datagrams"], "Datagrams received").rows(IPV4),
+    Entry::gauge("kubeskoop_udp_noports", "udp", &["no_ports"], "Datagrams for a port nobody listens on").rows(IPV4),
+    Entry::gauge("kubeskoop_udp_inerrors", "udp", &["received_errors"], "Datagrams that could not be delivered").rows(IPV4),
+    Entry::gauge("kubeskoop_udp_outdatagrams", "udp", &["sent_datagrams"], "Datagrams sent").rows(IPV4),
+    Entry::gauge("kubeskoop_udp_rcvbuferrors", "udp", &["receive_buffer_errors"], "Datagrams dropped because the receive buffer was full").rows(IPV4),
+    Entry::gauge("kubeskoop_udp_sndbuferrors", "udp", &["send_buffer_errors"], "Datagrams not sent because the send buffer was full").rows(IPV4),
+    Entry::gauge("kubeskoop_udp_incsumerrors", "udp", &["checksum_errors"], "Datagrams with a wrong checksum").rows(IPV4),
+    Entry::gauge("kubeskoop_udp_ignoredmulti", "udp", &["ignored_multicast"], "Multicast datagrams that no socket wanted").rows(IPV4),
+    Entry::gauge("kubeskoop_ip_forwarding", "ip", &["forwarding"], "Whether packets are forwarded: 1 yes, 2 no").rows(IPV4),
+    Entry::gauge("kubeskoop_ip_defaultttl", "ip", &["default_ttl"], "Time to live of packets sent").rows(IPV4),
+    Entry::gauge("kubeskoop_ip_inreceives", "ip", &["received_packets"], "Packets received").rows(IPV4),
+    Entry::gauge("kubeskoop_ip_inhdrerrors", "ip", &["header_errors"], "Packets dropped for a broken header").rows(IPV4),
+    Entry::gauge("kubeskoop_ip_inaddrerrors", "ip", &["address_errors"], "Packets dropped for a wrong destination").rows(IPV4),
+    Entry::gauge("kubeskoop_ip_forwdatagrams", "ip", &["forwarded_packets"], "Packets forwarded").rows(IPV4),
+    Entry::gauge("kubeskoop_ip_inunknownprotos", "ip", &["unknown_protocols"], "Packets dropped for an unknown protocol").rows(IPV4),
+    Entry::gauge("kubeskoop_ip_indiscards", "ip", &["received_discards"], "Good packets dropped on receipt").rows(IPV4),
+    Entry::gauge("kubeskoop_ip_indelivers", "ip", &["delivered_packets"], "Packets delivered to a protocol").rows(IPV4),
+    Entry::gauge("kubeskoop_ip_outrequests", "ip", &["sent_packets"], "Packets that protocols asked to send").rows(IPV4),
+    Entry::gauge("kubeskoop_ip_outdiscards", "ip", &["sent_discards"], "Good packets dropped on sending").rows(IPV4),
+    Entry::gauge("kubeskoop_ip_outnoroutes", "ip", &["sent_no_routes"], "Packets not sent for want of a route").rows(IPV4),
+    Entry::gauge("kubeskoop_ip_reasmtimeout", "ip", &["reassembly_timeouts"], "Fragments dropped because the rest did not come in time").rows(IPV4),
+    Entry::gauge("kubeskoop_ip_reasmreqds", "ip", &["reassembly_requests"], "Fragments received").rows(IPV4),
+    Entry::gauge("kubeskoop_ip_reasmoks", "ip", &["reassembly_successes"], "Packets put together from fragments").rows(IPV4),
+    Entry::gauge("kubeskoop_ip_reasmfails", "ip", &["reassembly_failures"], "Packets that could not be put together").rows(IPV4),
+    Entry::gauge("kubeskoop_ip_fragoks", "ip", &["fragmented_packets"], "Packets sent in fragments").rows(IPV4),
+    Entry::gauge("kubeskoop_ip_fragfails", "ip", &["fragmentation_failures"], "Packets that would have to be fragmented and must not").rows(IPV4),
+    Entry::gauge("kubeskoop_ip_fragcreates", "ip", &["created_fragments"], "Fragments made").rows(IPV4),
+    // /proc/net/netstat
+    Entry::gauge("kubeskoop_tcpext_listendrops", "tcpext", &["listen_drops"], "Connection requests that listening sockets dropped"),
+    Entry::gauge("kubeskoop_tcpext_listenoverflows", "tcpext", &["listen_overflows"], "Connections refused because an accept queue was full"),
+    Entry::gauge("kubeskoop_tcpext_tcpsynretrans", "tcpext", &["syn_retransmits"], "SYN and SYN-ACK sent again"),
+    Entry::gauge("kubeskoop_tcpext_tcpfastretrans", "tcpext", &["fast_retransmits"], "Segments sent again on duplicate acknowledgements"),
+    Entry::gauge("kubeskoop_tcpext_tcpretransfail", "tcpext", &["retransmit_failures"], "Segments that could not be sent again"),
+    Entry::gauge("kubeskoop_tcpext_tcptimeouts", "tcpext", &["timeouts"], "Retransmission time-outs"),
+    Entry::gauge("kubeskoop_tcpext_tcpabortonclose", "tcpext", &["aborts_on_close"], "Connections reset because they were closed with data unread"),
+    Entry::gauge("kubeskoop_tcpext_tcpabortonmemory", "tcpext", &["aborts_on_memory"], "Connections reset for want of memory"),
+    Entry::gauge("kubeskoop_tcpext_tcpabortontimeout", "tcpext", &["aborts_on_timeout"], "Connections given up after time-outs"),
+    Entry::gauge("kubeskoop_tcpext_tcpabortonlinger", "tcpext", &["aborts_on_linger"], "Connections reset because the linger time ended"),
+    Entry::gauge("kubeskoop_tcpext_tcpabortondata", "tcpext", &["aborts_on_data"], "Connections reset because data came after the socket was closed"),
+    Entry::gauge("kubeskoop_tcpext_tcpabortfailed", "tcpext", &["abort_failures"], "Resets that could not be sent"),
+    Entry::gauge("kubeskoop_tcpext_tcpackskippedsynrecv", "tcpext", &["acks_skipped_syn_received"], "Acknowledgements not sent in SYN_RECV"),
+    Entry::gauge("kubeskoop_tcpext_tcpackskippedpaws", "tcpext", &["acks_skipped_paws"], "Acknowledgements not sent for old time stamps"),
+    Entry::gauge("kubeskoop_tcpext_tcpackskippedseq", "tcpext", &["acks_skipped_sequence"], "Acknowledgements not sent for sequence numbers out of window"),
+    Entry::gauge("kubeskoop_tcpext_tcpackskippedfinwait2", "tcpext", &["acks_skipped_fin_wait2"], "Acknowledgements not sent in FIN_WAIT2"),
+    Entry::gauge("kubeskoop_tcpext_tcpackskippedtimewait", "tcpext", &["acks_skipped_time_wait"], "Acknowledgements not sent in TIME_WAIT"),
+    Entry::gauge("kubeskoop_tcpext_tcpackskippedchallenge", "tcpext", &["acks_skipped_challenge"], "Challenge acknowledgements not sent"),
+    Entry::gauge("kubeskoop_tcpext_tcprcvqdrop", "tcpext", &["receive_queue_drops"], "Segments dropped because the receive queue was full"),
+    Entry::gauge("kubeskoop_tcpext_tcpmemorypressures", "tcpext", &["memory_pressures"], "Times that TCP came under memory pressure"),
+    Entry::gauge("kubeskoop_tcpext_tcpmemorypressureschrono", "tcpext", &["memory_pressure_seconds"], "Milliseconds that TCP was under memory pressure"),
+    Entry::gauge("kubeskoop_tcpext_pawsactive", "tcpext", &["paws_active"], "SYN-ACKs dropped for an old time stamp"),
+    Entry::gauge("kubeskoop_tcpext_pawsestab", "tcpext", &["paws_established"], "Segments dropped for an old time stamp"),
+    Entry::gauge("kubeskoop_tcpext_embryonicrsts", "tcpext", &["embryonic_resets"], "Half-open connections ended by a reset"),
+    Entry::gauge("kubeskoop_tcpext_tcpwinprobe", "tcpext", &["window_probes"], "Probes sent into a closed window"),
+    Entry::gauge("kubeskoop_tcpext_tcpkeepalive", "tcpext", &["keepalives"], "Keep-alive probes sent"),
+    Entry::gauge("kubeskoop_tcpext_tcpmtupfail", "tcpext", &["mtu_probe_failures"], "MTU probes that failed"),
+    Entry::gauge("kubeskoop_tcpext_tcpmtupsuccess", "tcpext", &["mtu_probe_successes"], "MTU probes that succeeded"),
+    Entry::gauge("kubeskoop_tcpext_tcpzerowindowdrop", "tcpext", &["zero_window_drops"], "Segments dropped because the window was closed"),
+    Entry::gauge("kubeskoop_tcpext_tcpbacklogdrop", "tcpext", &["backlog_drops"], "Segments dropped because the backlog was full"),
+    Entry::gauge("kubeskoop_tcpext_pfmemallocdrop", "tcpext", &["memory_reserve_drops"], "Segments dropped because they came from the memory reserve"),
+    Entry::gauge("kubeskoop_tcpext_tcpwqueuetoobig", "tcpext", &["write_queue_too_big"], "Times that the write queue was too big to split a segment"),
+    // Numbers of the node
+    Entry::gauge("kubeskoop_sock_inuse", "sock", &["tcp_in_use", "tcp6_in_use"], "TCP sockets of both families").of_node(),
+    Entry::gauge("kubeskoop_sock_orphan", "sock", &["tcp_orphans"], "TCP sockets without a process").of_node(),
+    Entry::gauge("kubeskoop_sock_tw", "sock", &["tcp_time_wait"], "TCP connections in TIME_WAIT").of_node(),
+    Entry::gauge("kubeskoop_sock_alloc", "sock", &["tcp_allocated"], "TCP sockets in any state").of_node(),
+    Entry::gauge("kubeskoop_sock_mem", "sock", &["tcp_memory_bytes"], "Pages of memory of TCP buffers").of_node().in_pages(),
+    Entry::gauge("kubeskoop_softnet_processed", "softnet", &["processed"], "Packets taken from receive queues").of_node(),
+    Entry::gauge("kubeskoop_softnet_dropped", "softnet", &["dropped"], "Packets dropped because a CPU's backlog was full").of_node(),
+    Entry::gauge("kubeskoop_conntrack_found", "conntrack", &["found"], "Entries found").of_node(),
+    Entry::gauge("kubeskoop_conntrack_invalid", "conntrack", &["invalid"], "Packets that cannot be tracked").of_node(),
+    Entry::gauge("kubeskoop_conntrack_ignore", "conntrack", &[], "Packets that were tracked already; the kernel has no such counter since 5.10").of_node(),
+    Entry::gauge("kubeskoop_conntrack_insert", "conntrack", &["inserts"], "Entries inserted").of_node(),
+    Entry::gauge("kubeskoop_conntrack_insertfailed", "conntrack", &["insert_failures"], "Entries that could not be inserted").of_node(),
+    Entry::gauge("kubeskoop_conntrack_drop", "conntrack", &["drops"], "Packets dropped because an entry could not be made").of_node(),
+    Entry::gauge("kubeskoop_conntrack_earlydrop", "conntrack", &["early_drops"], "Entries dropped to make room").of_node(),
+    Entry::gauge("kubeskoop_conntrack_error", "conntrack", &["icmp_errors"], "ICMP errors that belong to no entry").of_node(),
+    Entry::gauge("kubeskoop_conntrack_searchrestart", "conntrack", &["search_restarts"], "Searches begun again because the table was resized").of_node(),
+    Entry::gauge("kubeskoop_conntrack_entries", "conntrack", &["entries"], "Entries now").of_node(),
+    Entry::gauge("kubeskoop_conntrack_maxentries", "conntrack", &["limit"], "Entries that there may be").of_node(),
+    Entry::gauge("kubeskoop_ipvs_connections", "ipvs", &["connections"], "Connections").of_node(),
+    Entry::gauge("kubeskoop_ipvs_incomingpackets", "ipvs", &["received_packets"], "Packets received").of_node(),
+    Entry::gauge("kubeskoop_ipvs_incomingbytes", "ipvs", &["received_bytes"], "Bytes received").of_node(),
+    Entry::gauge("kubeskoop_ipvs_outgoingpackets", "ipvs", &["sent_packets"], "Packets sent").of_node(),
+    Entry::gauge("kubeskoop_ipvs_outgoingbytes", "ipvs", &["sent_bytes"], "Bytes sent").of_node(),
+    // Netlink
+    Entry::gauge("kubeskoop_tcpsummary_tcpestablishedconn", "tcpsummary", &["sockets"], "TCP sockets in ESTABLISHED").rows(Rows::Only("state", &["established"])),
+    Entry::gauge("kubeskoop_tcpsummary_tcptimewaitconn", "tcpsummary", &["sockets"], "TCP sockets in TIME_WAIT").rows(Rows::Only("state", &["time_wait"])),
+    Entry::gauge("kubeskoop_tcpsummary_tcpclosewaitconn", "tcpsummary", &["sockets"], "TCP sockets in CLOSE_WAIT").rows(Rows::Only("state", &["close_wait"])),
+    Entry::gauge("kubeskoop_tcpsummary_tcpsynsentconn", "tcpsummary", &["sockets"], "TCP sockets in SYN_SENT").rows(Rows::Only("state", &["syn_sent"])),
+    Entry::gauge("kubeskoop_tcpsummary_tcpsynrecvconn", "tcpsummary", &["sockets"], "TCP sockets in SYN_RECV").rows(Rows::Only("state", &["syn_recv", "new_syn_recv"])),
+    Entry::gauge("kubeskoop_tcpsummary_tcptxqueue", "tcpsockets", &["send_queue_bytes"], "Bytes not yet acknowledged, of sockets that do not listen"),
+    Entry::gauge("kubeskoop_tcpsummary_tcprxqueue", "tcpsockets", &["receive_queue_bytes"], "Bytes not yet read, of sockets that do not listen"),
+    Entry::gauge("kubeskoop_qdisc_bytes", "qdisc", &["sent_bytes"], "Bytes sent").rows(NOT_LOOPBACK),
+    Entry::gauge("kubeskoop_qdisc_packets", "qdisc", &["sent_packets"], "Packets sent").rows(NOT_LOOPBACK),
+    Entry::gauge("kubeskoop_qdisc_drops", "qdisc", &["drops"], "Packets dropped").rows(NOT_LOOPBACK),
+    Entry::gauge("kubeskoop_qdisc_qlen", "qdisc", &["queue_packets"], "Packets that wait").rows(NOT_LOOPBACK),
+    Entry::gauge("kubeskoop_qdisc_backlog", "qdisc", &["backlog_bytes"], "Bytes that wait").rows(NOT_LOOPBACK),
+    Entry::gauge("kubeskoop_qdisc_overlimits", "qdisc", &["overlimits"], "Times that the rate was exceeded").rows(NOT_LOOPBACK),
+    // eBPF
+    Entry::gauge("kubeskoop_socketlatency_read1ms", "socketlatency", &["over_1ms"], "Readers that came more than 1 ms after their data").rows(READ),
+    Entry::gauge("kubeskoop_socketlatency_read100ms", "socketlatency", &["over_100ms"], "Readers that came more than 100 ms after their data").rows(READ),
+    Entry::gauge("kubeskoop_socketlatency_write1ms", "socketlatency", &["over_1ms"], "Data sent more than 1 ms after it was written").rows(WRITE),
+    Entry::gauge("kubeskoop_socketlatency_write100ms", "socketlatency", &["over_100ms"], "Data sent more than 100 ms after it was written").rows(WRITE),
+    Entry::gauge("kubeskoop_kernellatency_rxslow", "kernellatency", &["over_10ms"], "Packets that took more than 10 ms to the socket").rows(RECEIVED),
+    Entry::gauge("kubeskoop_kernellatency_txslow", "kernellatency", &["over_10ms"], "Packets that took more than 10 ms from the socket").rows(SENT),
+    Entry::gauge("kubeskoop_kernellatency_rxslow100ms", "kernellatency", &["over_100ms"], "Packets that took more than 100 ms to the socket").rows(RECEIVED),
+    Entry::gauge("kubeskoop_kernellatency_txslow100ms", "kernellatency", &["over_100ms"], "Packets that took more than 100 ms from the socket").rows(SENT),
+    Entry::gauge("kubeskoop_netiftxlat_qdiscslow100ms", "netiftxlat", &["over_100ms"], "Packets that waited more than 100 ms in a queueing discipline").rows(IN_QDISC),
+    Entry::gauge("kubeskoop_netiftxlat_netdevslow100ms", "netiftxlat", &["over_100ms"], "Packets for which the driver took more than 100 ms").rows(IN_DRIVER),
+    Entry::counter("kubeskoop_packetloss_total", "packetloss", &["drops"], "Packets dropped, buffers freed on close left out").rows(LOSS).labels(Labels::Nobody),
+    Entry::counter("kubeskoop_packetloss_netfilter", "packetloss", &["drops"], "Packets dropped by netfilter").rows(BY_NETFILTER).labels(Labels::Nobody),
+    Entry::counter("kubeskoop_tcpretrans_total", "tcpretrans", &["segments"], "Segments sent again").rows(SEGMENTS).labels(Labels::Sender),
+    Entry::counter("kubeskoop_flow_bytes", "flow", &["bytes"], "Bytes of a flow").labels(Labels::Flow),
+    Entry::counter("kubeskoop_flow_packets", "flow", &["packets"], "Packets of a flow").labels(Labels::Flow),
+    Entry::counter("kubeskoop_softirq_schedslow", "net_softirq", &["over_10ms"], "Soft interrupts that began more than 10 ms after they were raised").rows(RAISED).labels(SOFTIRQ),
+    Entry::counter("kubeskoop_softirq_schedslow100ms", "net_softirq", &["over_100ms"], "Soft interrupts that began more than 100 ms after they were raised").rows(RAISED).labels(SOFTIRQ),
+    Entry::counter("kubeskoop_softirq_excuteslow", "net_softirq", &["over_10ms"], "Soft interrupts that ran for more than 10 ms").rows(RUN).labels(SOFTIRQ),
+    Entry::counter("kubeskoop_softirq_excuteslow100ms", "net_softirq", &["over_100ms"], "Soft interrupts that ran for more than 100 ms").rows(RUN).labels(SOFTIRQ),
+    Entry::gauge("kubeskoop_virtcmdlatency_latency", "virtcmdlatency", &["over_10ms"], "Commands to the virtual network card that took more than 10 ms").of_node(),
+    Entry::gauge("kubeskoop_virtcmdlatency_latency100ms", "virtcmdlatency", &["over_100ms"], "Commands to the virtual network card that took more than 100 ms").of_node(),
+];
