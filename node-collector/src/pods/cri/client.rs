@@ -35,6 +35,11 @@ impl CallError {
         }
     }
 
+    /// Whether something listens there that has no such interface: the containerd that belongs to a Docker.
+    pub(super) fn is_no_interface(&self) -> bool {
+        matches!(self, Self::Refused { what: "Version", status } if status.code() == Code::Unimplemented)
+    }
+
     pub(super) fn is_not_found(&self) -> bool {
         matches!(self, Self::Refused { status, .. } if status.code() == Code::NotFound)
     }

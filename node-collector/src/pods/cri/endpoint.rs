@@ -13,19 +13,17 @@ const KNOWN: [&str; 4] = [
     "k3s/containerd/containerd.sock",
 ];
 
-/// The socket that is configured, whether it is there or not; else the first one that is.
-pub(super) fn choose(configured: &str, paths: &HostPaths) -> Option<PathBuf> {
+/// The socket that is configured, whether it is there or not; else all that are, in the order to be tried.
+pub(super) fn candidates(configured: &str, paths: &HostPaths) -> Vec<PathBuf> {
     if configured.is_empty() {
-        return KNOWN
-            .iter()
-            .map(|known| paths.run.join(known))
-            .find(|path| path.exists());
+        let known = KNOWN.iter().map(|known| paths.run.join(known));
+        return known.filter(|path| path.exists()).collect();
     }
     let path = Path::new(configured.strip_prefix("unix://").unwrap_or(configured));
     let here = paths.of_host(path);
     // Named as this program sees it, not as the host does.
     let literal = !here.exists() && path.exists();
-    Some(if literal { path.to_owned() } else { here })
+    vec![if literal { path.to_owned() } else { here }]
 }
 
 /// What was looked for, for people.
@@ -43,7 +41,8 @@ mod tests {
     fn the_first_socket_there_is_or_the_one_configured() {
         let dir = tempfile::tempdir().unwrap();
         let paths = HostPaths::below(dir.path());
-        assert_eq!(choose("", &paths), None);
+        let of = |configured: &str| candidates(configured, &paths);
+        assert!(of("").is_empty());
         let touch = |path: &str| {
             let path = paths.run.join(path);
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -51,18 +50,18 @@ mod tests {
             path
         };
         let k3s = touch("k3s/containerd/containerd.sock");
-        assert_eq!(choose("", &paths), Some(k3s));
+        assert!(of("").iter().eq([&k3s]));
         let docker = touch("cri-dockerd.sock");
-        assert_eq!(choose("", &paths), Some(docker.clone()));
+        assert_eq!(of(""), [docker.clone(), k3s.clone()]);
         let containerd = touch("containerd/containerd.sock");
-        assert_eq!(choose("", &paths), Some(containerd));
+        assert_eq!(of(""), [containerd, docker.clone(), k3s]);
         // As the host sees it, also when it is not there yet; as we see it, when it is there.
-        assert_eq!(choose("/run/cri-dockerd.sock", &paths), Some(docker.clone()));
-        assert_eq!(choose("unix:///var/run/cri-dockerd.sock", &paths), Some(docker));
-        assert_eq!(choose("/run/x.sock", &paths), Some(paths.run.join("x.sock")));
+        assert!(of("/run/cri-dockerd.sock").iter().eq([&docker]));
+        assert_eq!(of("unix:///var/run/cri-dockerd.sock"), [docker]);
+        assert_eq!(of("/run/x.sock"), [paths.run.join("x.sock")]);
         let elsewhere = dir.path().join("elsewhere.sock");
         std::fs::write(&elsewhere, "").unwrap();
-        assert_eq!(choose(elsewhere.to_str().unwrap(), &paths), Some(elsewhere));
+        assert_eq!(of(elsewhere.to_str().unwrap()), [elsewhere]);
         assert!(looked_for(&paths).contains("crio/crio.sock, "));
     }
 }

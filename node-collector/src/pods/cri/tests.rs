@@ -32,10 +32,27 @@ struct State {
     /// Statuses that fail.
     fails: BTreeMap<String, Code>,
     hangs: bool,
+    has_no_interface: bool,
     /// `None`: cannot tell of changes.
     events: Option<broadcast::Sender<v1::ContainerEventResponse>>,
     lists: u32,
     statuses: Vec<String>,
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Self {
+            name: "cri-o",
+            sandboxes: BTreeMap::new(),
+            not_ready: Vec::new(),
+            fails: BTreeMap::new(),
+            hangs: false,
+            has_no_interface: false,
+            events: None,
+            lists: 0,
+            statuses: Vec::new(),
+        }
+    }
 }
 
 #[derive(Clone)]
@@ -46,6 +63,9 @@ type Events = Pin<Box<dyn Stream<Item = Result<v1::ContainerEventResponse, Statu
 #[tonic::async_trait]
 impl RuntimeService for Fake {
     async fn version(&self, _: Request<v1::VersionRequest>) -> Result<Response<v1::VersionResponse>, Status> {
+        if self.0.lock().has_no_interface {
+            return Err(Status::unimplemented("unknown service runtime.v1.RuntimeService"));
+        }
         Ok(Response::new(v1::VersionResponse {
             version: "0.1.0".into(),
             runtime_name: self.0.lock().name.into(),
@@ -113,16 +133,7 @@ struct Scene {
 
 impl Scene {
     async fn new(interval: Duration, prepare: impl FnOnce(&mut State)) -> Self {
-        let mut state = State {
-            name: "cri-o",
-            sandboxes: BTreeMap::new(),
-            not_ready: Vec::new(),
-            fails: BTreeMap::new(),
-            hangs: false,
-            events: None,
-            lists: 0,
-            statuses: Vec::new(),
-        };
+        let mut state = State::default();
         prepare(&mut state);
         let mut scene = Self {
             dir: tempfile::tempdir().unwrap(),
@@ -156,25 +167,8 @@ impl Scene {
         self.dir.path().join("runtime.sock")
     }
 
-    /// In tasks of its own, which end with it.
     fn serve(&mut self) {
-        let tasks = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(1)
-            .enable_all()
-            .build()
-            .unwrap();
-        let (path, fake) = (self.socket(), self.fake.clone());
-        let (bound, is_bound) = std::sync::mpsc::channel();
-        tasks.spawn(async move {
-            let listener = UnixListener::bind(path).unwrap();
-            bound.send(()).unwrap();
-            tonic::transport::Server::builder()
-                .serve_with_incoming(RuntimeServiceServer::new(fake), UnixListenerStream::new(listener))
-                .await
-                .unwrap();
-        });
-        is_bound.recv().unwrap();
-        self.server = Some(tasks);
+        self.server = Some(serve(self.socket(), self.fake.clone()));
     }
 
     /// With all its connections.
@@ -216,6 +210,26 @@ impl Scene {
         }
         begun.elapsed()
     }
+}
+
+/// In tasks of its own, which end with it.
+fn serve(path: PathBuf, fake: Fake) -> tokio::runtime::Runtime {
+    let tasks = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .unwrap();
+    let (bound, is_bound) = std::sync::mpsc::channel();
+    tasks.spawn(async move {
+        let listener = UnixListener::bind(path).unwrap();
+        bound.send(()).unwrap();
+        tonic::transport::Server::builder()
+            .serve_with_incoming(RuntimeServiceServer::new(fake), UnixListenerStream::new(listener))
+            .await
+            .unwrap();
+    });
+    is_bound.recv().unwrap();
+    tasks
 }
 
 impl Drop for Scene {
@@ -453,6 +467,55 @@ async fn a_group_that_only_the_runtime_sees_is_asked_of_the_process() {
         .collect();
     // A group that is not there is none: the pod's processes are looked for by its namespace.
     assert_eq!(groups, [Some(format!("/{seen_here}")), None]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn dockers_containerd_does_not_stand_in_the_way_of_cri_dockerd() {
+    let dir = tempfile::tempdir().unwrap();
+    let paths = HostPaths::below(dir.path());
+    std::fs::create_dir_all(paths.run.join("containerd")).unwrap();
+    let fake = |state| Fake(Arc::new(Mutex::new(state)));
+    let none = fake(State {
+        has_no_interface: true,
+        ..State::default()
+    });
+    let first = serve(paths.run.join("containerd/containerd.sock"), none);
+    let (board, missing) = (Arc::<Board>::default(), Arc::<Missing>::default());
+    let settings = Settings {
+        endpoint: String::new(),
+        interval: OFTEN,
+        call: PATIENCE,
+        paths: paths.clone(),
+        only_source: false,
+    };
+    let source = || {
+        CriSource::start(
+            settings.clone(),
+            Arc::clone(&board),
+            Arc::default(),
+            Arc::clone(&missing),
+        )
+    };
+    source().first_look().await;
+    assert!(!board.is_active(), "nothing there that makes pods");
+    assert!(missing.list()[WHAT].contains("unknown service"), "{:?}", missing.list());
+
+    let some = fake(State {
+        sandboxes: [sandbox("a")].into(),
+        ..State::default()
+    });
+    let second = serve(paths.run.join("cri-dockerd.sock"), some);
+    let mut running = source();
+    running.first_look().await;
+    assert_eq!(board.sandboxes().len(), 1);
+    assert!(board.is_active() && missing.list().is_empty(), "{:?}", missing.list());
+    let told = super::tell(&settings).await;
+    assert!(
+        told.ends_with("cri-dockerd.sock: cri-o 1.6.20 with 1 sandboxes"),
+        "{told}"
+    );
+    first.shutdown_background();
+    second.shutdown_background();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -110,17 +110,26 @@ impl Drop for CriSource {
 
 /// What there is to be said of the runtime now, for people.
 pub async fn tell(settings: &Settings) -> String {
-    let Some(socket) = endpoint::choose(&settings.endpoint, &settings.paths) else {
-        return format!("none: no socket of {}", endpoint::looked_for(&settings.paths));
-    };
-    let told = async {
-        let mut runtime = Runtime::connect(&socket, settings.call).await?;
-        let sandboxes = runtime.list().await?.len();
-        let Runtime { name, version, .. } = runtime;
-        Ok::<_, CallError>(format!("{name} {version} with {sandboxes} sandboxes"))
-    };
-    let told = told.await.unwrap_or_else(|error| error.to_string());
-    format!("{}: {told}", socket.display())
+    let mut said = format!("none: no socket of {}", endpoint::looked_for(&settings.paths));
+    for socket in endpoint::candidates(&settings.endpoint, &settings.paths) {
+        let told = async {
+            let mut runtime = Runtime::connect(&socket, settings.call).await?;
+            let sandboxes = runtime.list().await?.len();
+            let Runtime { name, version, .. } = runtime;
+            Ok::<_, CallError>(format!("{name} {version} with {sandboxes} sandboxes"))
+        };
+        let told = told.await;
+        let is_next = told.as_ref().is_err_and(CallError::is_no_interface);
+        said = format!(
+            "{}: {}",
+            socket.display(),
+            told.unwrap_or_else(|error| error.to_string())
+        );
+        if !is_next {
+            break;
+        }
+    }
+    said
 }
 
 struct Watch {
@@ -131,7 +140,7 @@ struct Watch {
     answered: watch::Sender<bool>,
     /// By id: what is in the list.
     known: BTreeMap<String, Known>,
-    /// The last one that was there.
+    /// The last one that answered.
     socket: Option<PathBuf>,
     told_of_none: bool,
 }
@@ -155,17 +164,23 @@ impl Watch {
     async fn run(mut self) {
         let mut pause = FIRST_PAUSE;
         loop {
-            self.socket = endpoint::choose(&self.settings.endpoint, &self.settings.paths).or(self.socket.take());
-            let Some(socket) = self.socket.clone() else {
+            let sockets = self.sockets();
+            if sockets.is_empty() {
                 self.say_there_is_none();
                 self.answered.send_replace(true);
                 sleep(LOOK_FOR_ONE).await;
                 continue;
-            };
-            self.board.set_active();
+            }
             let mut answered = false;
-            let error = self.follow(&socket, &mut answered).await;
-            self.missing.say(WHAT, &format_args!("{}: {error}", socket.display()));
+            for socket in &sockets {
+                let error = self.follow(socket, &mut answered).await;
+                self.missing.say(WHAT, &format_args!("{}: {error}", socket.display()));
+                // One that is none, or is gone, does not stand in the way of the next.
+                let is_none = error.is_no_interface() || !socket.exists();
+                if answered || !is_none {
+                    break;
+                }
+            }
             self.answered.send_replace(true);
             if answered {
                 pause = FIRST_PAUSE;
@@ -175,6 +190,15 @@ impl Watch {
             let _ = timeout(pause - FIRST_PAUSE, self.board.nudged()).await;
             pause = (pause * 2).min(LONGEST_PAUSE);
         }
+    }
+
+    /// The one that answered last goes first, also while it is away.
+    fn sockets(&self) -> Vec<PathBuf> {
+        let candidates = endpoint::candidates(&self.settings.endpoint, &self.settings.paths);
+        let others = candidates
+            .into_iter()
+            .filter(|socket| Some(socket) != self.socket.as_ref());
+        self.socket.iter().cloned().chain(others).collect()
     }
 
     fn say_there_is_none(&mut self) {
@@ -193,8 +217,14 @@ impl Watch {
     async fn follow(&mut self, socket: &Path, answered: &mut bool) -> CallError {
         let mut runtime = match Runtime::connect(socket, self.settings.call).await {
             Ok(runtime) => runtime,
-            Err(error) => return error,
+            Err(error) => {
+                if !error.is_no_interface() {
+                    self.board.set_active();
+                }
+                return error;
+            }
         };
+        self.board.set_active();
         let mut events = Events::of(&runtime);
         let mut news = None;
         loop {
@@ -206,6 +236,7 @@ impl Watch {
                 let Runtime { name, version, .. } = &runtime;
                 tracing::info!(socket = %socket.display(), name, version, sandboxes = self.known.len(), "container runtime");
                 self.missing.found(WHAT);
+                self.socket = Some(socket.to_owned());
                 self.answered.send_replace(true);
             }
             let soon = self.board.has_unclaimed() && news.is_some_and(|at: Instant| at.elapsed() < SOON_AT_MOST);
