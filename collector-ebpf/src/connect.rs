@@ -13,7 +13,7 @@ use sonde_ebpf_common::lost;
 use sonde_ebpf_common::socklat::TCP;
 
 use crate::access::{
-    Access, Probed, SET_STATE_NEW, SET_STATE_OLD, SET_STATE_SK, SOCK_ERROR, SOCK_FAMILY, SOCK_PROTOCOL, Typed, argument,
+    Access, Probed, SET_STATE_NEW, SET_STATE_OLD, SET_STATE_SK, SOCK_ERROR, SOCK_FAMILY, SOCK_PROTOCOL, SOCK_SOFT_ERROR, Typed, argument,
 };
 use crate::{connection, latency, limit, place, ring};
 
@@ -79,7 +79,12 @@ fn end<A: Access>(sk: *const u8, new: u8) -> i32 {
     let now = unsafe { generated::bpf_ktime_get_ns() };
     let place = place::of_socket::<A>(sk);
     let result = if new == state::CLOSE {
-        result::of_error(SOCK_ERROR.read::<A>(sk).unwrap_or(0))
+        // Who gives up after ICMP said something has no error yet, only the message.
+        let error = match SOCK_ERROR.read::<A>(sk) {
+            Some(0) => SOCK_SOFT_ERROR.read::<A>(sk),
+            error => error,
+        };
+        result::of_error(error.unwrap_or(0))
     } else {
         result::ESTABLISHED
     };

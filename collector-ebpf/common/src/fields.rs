@@ -79,6 +79,7 @@ macro_rules! for_each_field {
             SOCK_PEER_ADDRESS6: [u8; 16] = "sock" ["__sk_common.skc_v6_daddr"];
             SOCK_SHUTDOWN: u8 = "sock" ["sk_shutdown"];
             SOCK_ERROR: u32 = "sock" ["sk_err"];
+            SOCK_SOFT_ERROR: u32 = "sock" ["sk_err_soft"];
             SOCK_FLAGS: u64 = "sock" ["__sk_common.skc_flags"];
             SOCK_PROTOCOL: u16 = "sock" ["sk_protocol"];
             SOCK_OWNED: u32 = "sock" ["sk_lock.owned"];
@@ -89,6 +90,8 @@ macro_rules! for_each_field {
             TCP_WRITE_SEQ: u32 = "tcp_sock" ["write_seq"];
             TCP_SND_NXT: u32 = "tcp_sock" ["snd_nxt"];
             TCP_CHRONO: u8 = "tcp_sock" ["chrono_type"];
+            TCP_CHRONO_START: u32 = "tcp_sock" ["chrono_start"];
+            TCP_CHRONO_STATS: [u32; 3] = "tcp_sock" ["chrono_stat"];
             INET_PORT: u16 = "inet_sock" ["inet_sport"];
             ICSK_CA_STATE: u8 = "inet_connection_sock" ["icsk_ca_state"];
             ICSK_PENDING: u8 = "inet_connection_sock" ["icsk_pending"];

@@ -71,7 +71,7 @@ record! {
 }
 
 record! {
-    /// What waits in a TCP socket to be sent. By the socket's address. 56 bytes.
+    /// What waits in a TCP socket to be sent. By the socket's address. 64 bytes.
     #[derive(Debug)]
     pub struct Sends {
         pub cookie: u64,
@@ -81,8 +81,11 @@ record! {
         pub seq: u32,
         /// Of the process that called.
         pub tgid: u32,
-        /// What held back sending then, see [`limited`].
-        pub limited: u32,
+        /// The same moment in jiffies.
+        pub jiffies: u32,
+        /// For how many jiffies the peer's window, and the socket's own buffer, had held back sending until then.
+        pub held: [u32; 2],
+        /// Own and peer, network byte order.
         pub ports: [u16; 2],
         pub pad: u32,
         pub comm: [u8; 16],
@@ -91,6 +94,7 @@ record! {
 
 /// What keeps a socket from sending: `enum tcp_chrono`.
 pub mod limited {
+    /// Something was on its way, and nothing below held it back: congestion window, pacing, Nagle.
     pub const BUSY: u32 = 1;
     pub const RWND: u32 = 2;
     pub const SNDBUF: u32 = 3;
@@ -110,7 +114,7 @@ record! {
         /// See [`operation`].
         pub operation: u16,
         pub protocol: u16,
-        /// See [`limited`]; 0: not known, or a read.
+        /// What took most of the time, see [`limited`]; 0: not known, or a read.
         pub limited: u32,
         pub comm: [u8; 16],
     }
@@ -118,5 +122,5 @@ record! {
 
 const _: () = assert!(size_of::<Key>() == 16);
 const _: () = assert!(size_of::<Reads>() == 200);
-const _: () = assert!(size_of::<Sends>() == 56);
+const _: () = assert!(size_of::<Sends>() == 64);
 const _: () = assert!(size_of::<Record>() == 120);

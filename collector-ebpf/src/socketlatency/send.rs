@@ -19,7 +19,7 @@ use super::read::is_before;
 use super::{SOCKETLATENCY_STACKS, count, is_slow, place, protocol};
 use crate::access::{
     Access, DESTROY_SOCK_SK, DEV_QUEUE_SKB, Probed, SEND_LENGTH_RET, SEND_LENGTH_SK, SENDMSG_SK, SKB_DATA, SKB_LEN,
-    SKB_SK, SKB_TRANSPORT_HEADER, SOCK_PEER_PORT, SOCK_PORT, SOCK_STATE, TCP_CHRONO, TCP_SND_NXT, TCP_WRITE_SEQ,
+    SKB_SK, SKB_TRANSPORT_HEADER, SOCK_PEER_PORT, SOCK_PORT, SOCK_STATE, TCP_CHRONO, TCP_CHRONO_START, TCP_CHRONO_STATS, TCP_SND_NXT, TCP_WRITE_SEQ,
     Typed, add, argument,
 };
 use crate::{connection, limit, packet, ring};
@@ -140,13 +140,15 @@ fn queued<A: Access>(sk: *const u8) -> i32 {
             ring::uncounted(lost::SOCKETLATENCY);
         }
     }
+    let jiffies = jiffies();
     let mut new = Sends {
         cookie: place.cookie,
         ktime_ns: unsafe { generated::bpf_ktime_get_ns() },
         netns: place.netns,
         seq: written,
         tgid: (unsafe { generated::bpf_get_current_pid_tgid() } >> 32) as u32,
-        limited: TCP_CHRONO.bits::<A>(tcp).unwrap_or(0) as u32,
+        jiffies,
+        held: held(sk, jiffies),
         ports: [
             SOCK_PORT.read::<A>(sk).unwrap_or(0).to_be(),
             SOCK_PEER_PORT.read::<A>(sk).unwrap_or(0),
@@ -199,11 +201,13 @@ fn out<A: Access>(context: *const u64) -> i32 {
     let now = unsafe { generated::bpf_ktime_get_ns() };
     let kept = unsafe { mark.read() };
     let written = TCP_WRITE_SEQ.read::<Probed>(sk).unwrap_or(reaches);
-    let held_by = TCP_CHRONO.bits::<Probed>(sk).unwrap_or(0) as u32;
+    let jiffies = jiffies();
+    let held = held(sk, jiffies);
     if is_before(reaches, written) {
         unsafe {
             addr_of_mut!((*mark).ktime_ns).write(now);
-            addr_of_mut!((*mark).limited).write(held_by);
+            addr_of_mut!((*mark).jiffies).write(jiffies);
+            addr_of_mut!((*mark).held).write(held);
             addr_of_mut!((*mark).seq).write(written);
         }
     } else if !remove(key) {
@@ -214,9 +218,34 @@ fn out<A: Access>(context: *const u64) -> i32 {
     if !is_slow(ns) {
         return 0;
     }
-    // The window or buffer that held it back has just opened, and is not noted as such before this packet is out.
-    let by = if held_by <= limited::BUSY { kept.limited } else { held_by };
+    let waited = jiffies.wrapping_sub(kept.jiffies);
+    let by = if held[0].wrapping_sub(kept.held[0]) >= waited / 2 {
+        limited::RWND
+    } else if held[1].wrapping_sub(kept.held[1]) >= waited / 2 {
+        limited::SNDBUF
+    } else {
+        limited::BUSY
+    };
     tell(context, sk, &kept, ns, now, written.wrapping_sub(reaches), by)
+}
+
+#[inline(always)]
+fn jiffies() -> u32 {
+    unsafe { generated::bpf_jiffies64() as u32 }
+}
+
+/// Jiffies for which the peer's window, and the socket's own buffer, have held back sending. The kernel adds them up
+/// when that ends, so what is going on is added here.
+#[inline(always)]
+fn held(sk: *const u8, jiffies: u32) -> [u32; 2] {
+    let [_, mut rwnd, mut sndbuf] = TCP_CHRONO_STATS.read::<Probed>(sk).unwrap_or([0; 3]);
+    let going_on = jiffies.wrapping_sub(TCP_CHRONO_START.read::<Probed>(sk).unwrap_or(jiffies));
+    match TCP_CHRONO.bits::<Probed>(sk).unwrap_or(0) as u32 {
+        limited::RWND => rwnd = rwnd.wrapping_add(going_on),
+        limited::SNDBUF => sndbuf = sndbuf.wrapping_add(going_on),
+        _ => {}
+    }
+    [rwnd, sndbuf]
 }
 
 /// Sequence number behind the packet's last byte. `None`: it is no packet of that connection, or wrapped in others.

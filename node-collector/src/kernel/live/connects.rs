@@ -129,7 +129,9 @@ fn an_attempt_without_an_answer_says_why_it_ended() {
             let took = began.elapsed().as_nanos() as i64;
             assert_eq!(error.kind(), std::io::ErrorKind::TimedOut);
             drop(given_up);
-            scene.connect(scene.server.socket(family, 2)).unwrap_err();
+            // A socket that is not waited for is told of the first such message, and is given up then.
+            let to = scene.server.socket(family, 2);
+            scene.client.run(|| TcpStream::connect(to)).unwrap().unwrap_err();
             let label = label(family);
             // Its own retries are over at the same time: it may have timed out by itself before it was given up.
             let (timeouts, sum_ns) = scene.attempts(label, "timeout");

@@ -1,5 +1,7 @@
 //! Softirqs of this machine, of which there are always some.
 
+use sonde_common::time::Span;
+
 use super::*;
 
 /// Of all CPUs, by /proc/softirqs.
@@ -69,7 +71,7 @@ fn softirqs_are_timed_as_often_as_the_kernel_runs_them() {
 fn beyond_the_threshold_each_is_an_event_of_the_node_with_its_cpu() {
     for rung in BOTH {
         let mut config = config_of_node();
-        config.probes.get_mut("net_softirq").unwrap().threshold = Some("1us".parse().unwrap());
+        config.probes.get_mut("net_softirq").unwrap().threshold = Some(Span(Duration::from_micros(1)));
         let Some(mut live) = start(&config, index_of_node(), Some(rung)) else {
             return;
         };
@@ -97,7 +99,7 @@ fn beyond_the_threshold_each_is_an_event_of_the_node_with_its_cpu() {
 fn where_the_node_is_not_told_of_there_are_neither_rows_nor_events_of_it() {
     let mut config = config_of_node();
     config.pods.include_host = false;
-    config.probes.get_mut("net_softirq").unwrap().threshold = Some("1us".parse().unwrap());
+    config.probes.get_mut("net_softirq").unwrap().threshold = Some(Span(Duration::from_micros(1)));
     let Some(mut live) = start(&config, index_of_node(), None) else {
         return;
     };
