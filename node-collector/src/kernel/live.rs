@@ -10,6 +10,7 @@ use sonde_lab::faults::{self, Fault, Signal};
 use sonde_lab::{Family, Lab, healthy};
 use tokio::sync::mpsc::{Receiver, channel};
 
+mod commands;
 mod connects;
 mod drops;
 mod limits;
