@@ -58,7 +58,16 @@ mod tests {
         let all = [0, 111, 110, 104, 113, 101, 13, 98].map(of_error);
         assert_eq!(
             all,
-            [ABORTED, REFUSED, TIMEOUT, RESET, UNREACHABLE, UNREACHABLE, UNREACHABLE, OTHER]
+            [
+                ABORTED,
+                REFUSED,
+                TIMEOUT,
+                RESET,
+                UNREACHABLE,
+                UNREACHABLE,
+                UNREACHABLE,
+                OTHER
+            ]
         );
     }
 }

@@ -281,7 +281,12 @@ mod tests {
         let sys = tempfile::tempdir().unwrap();
         let devices = sys.path().join("net");
         assert!(threaded_napi(&devices).starts_with("not known"));
-        for (name, said) in [("eth1", Some("1\n")), ("eth0", Some("1\n")), ("lo", Some("0\n")), ("old0", None)] {
+        for (name, said) in [
+            ("eth1", Some("1\n")),
+            ("eth0", Some("1\n")),
+            ("lo", Some("0\n")),
+            ("old0", None),
+        ] {
             std::fs::create_dir_all(devices.join(name)).unwrap();
             if let Some(said) = said {
                 std::fs::write(devices.join(name).join("threaded"), said).unwrap();

@@ -183,13 +183,20 @@ impl Live {
             let labels = table.spec.labels.len();
             for (row, subject) in table.subjects.iter().enumerate() {
                 let mut key = vec![name(subject)];
-                key.extend(table.labels[row * labels..(row + 1) * labels].iter().map(|label| label.to_string()));
+                key.extend(
+                    table.labels[row * labels..(row + 1) * labels]
+                        .iter()
+                        .map(|label| label.to_string()),
+                );
                 let columns = table.spec.columns.iter().zip(&table.columns);
                 let values = columns.map(|(spec, values)| {
                     let width = spec.width();
                     (spec.name, values[row * width..(row + 1) * width].to_vec())
                 });
-                assert!(rows.insert(key.join(" "), values.collect()).is_none(), "one row for each");
+                assert!(
+                    rows.insert(key.join(" "), values.collect()).is_none(),
+                    "one row for each"
+                );
             }
         }
         rows

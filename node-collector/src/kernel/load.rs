@@ -400,7 +400,7 @@ mod tests {
         let mut settings = Settings::new(&config, &facts, probes::ALL, 1);
         let symbols = std::sync::Arc::new(super::super::symbols::Symbols::new(&config.host.proc));
         for probe in probes::ALL {
-            settings.add(super::super::engine::set_up(probe, &config, btf.as_ref(), &symbols).globals);
+            settings.add(super::super::engine::set_up(probe, &config, None, btf.as_ref(), &symbols).globals);
         }
         let mut object = match Object::new(btf_facts, &settings) {
             Ok(object) => object,
@@ -453,7 +453,11 @@ mod tests {
         };
         for refused in ["a", "b"] {
             let result = first(&["a", "b"], |name| {
-                Err(if name == refused { ProgramError::NotLoaded } else { unknown(name) })
+                Err(if name == refused {
+                    ProgramError::NotLoaded
+                } else {
+                    unknown(name)
+                })
             });
             assert!(matches!(result, Err(ProgramError::NotLoaded)), "{refused}: {result:?}");
         }

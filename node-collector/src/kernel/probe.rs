@@ -121,7 +121,8 @@ impl Setup {
     /// For programs that tell of the node as a whole: its place.
     pub(crate) fn of_node(self, host: &Host<'_>) -> Self {
         let node = host.node.unwrap_or_default();
-        self.global("NODE_NETNS", &node.inode).global("NODE_COOKIE", &node.cookie)
+        self.global("NODE_NETNS", &node.inode)
+            .global("NODE_COOKIE", &node.cookie)
     }
 
     /// Sets a `static` of the programs, which must be there.

@@ -13,10 +13,16 @@ fn the_functions_are_hooked_or_the_kernel_says_why_not() {
         println!("SKIPPED: {}", line.state);
         return;
     }
-    assert_eq!(line.rungs.iter().map(|rung| rung.rung).collect::<Vec<_>>(), ["fentry", "kprobe"]);
+    assert_eq!(
+        line.rungs.iter().map(|rung| rung.rung).collect::<Vec<_>>(),
+        ["fentry", "kprobe"]
+    );
     for rung in &line.rungs {
         // Refused by the verifier would be no fault of the host.
-        assert!(!rung.finding.contains("permission denied:") && !rung.finding.contains("R1"), "{rung:?}");
+        assert!(
+            !rung.finding.contains("permission denied:") && !rung.finding.contains("R1"),
+            "{rung:?}"
+        );
         println!("{}: {}", rung.rung, rung.finding);
     }
     if line.rung.is_none() {
@@ -32,5 +38,8 @@ fn the_functions_are_hooked_or_the_kernel_says_why_not() {
         return;
     };
     let rows = live.rows("virtcmdlatency");
-    assert_eq!(rows["node"]["latency_seconds"].len(), super::latency::LATENCY_BOUNDS.len() + 2);
+    assert_eq!(
+        rows["node"]["latency_seconds"].len(),
+        super::latency::LATENCY_BOUNDS.len() + 2
+    );
 }

@@ -89,11 +89,7 @@ fn a_dual_stack_socket_that_speaks_ipv4_is_counted_as_ipv4() {
     let Some(mut scene) = scene(&lab, "dual", Rung::TpBtf) else {
         return;
     };
-    let listener = scene
-        .server
-        .run(|| TcpListener::bind(("::", PORT)))
-        .unwrap()
-        .unwrap();
+    let listener = scene.server.run(|| TcpListener::bind(("::", PORT))).unwrap().unwrap();
     let std::net::IpAddr::V4(address) = scene.server.address(Family::V4) else {
         panic!("no IPv4 address")
     };
@@ -116,7 +112,11 @@ fn an_attempt_without_an_answer_says_why_it_ended() {
         // The second SYN is the last one: 3 s in all, or 2 where the first ones come at even distance.
         scene.client.sysctl("net.ipv4.tcp_syn_retries", "1").unwrap();
         for family in Family::BOTH {
-            let kind = if family == Family::V4 { "icmp type host-unreachable" } else { "icmpv6 type addr-unreachable" };
+            let kind = if family == Family::V4 {
+                "icmp type host-unreachable"
+            } else {
+                "icmpv6 type addr-unreachable"
+            };
             scene
                 .server
                 .nft(&format!(
@@ -137,7 +137,10 @@ fn an_attempt_without_an_answer_says_why_it_ended() {
             let (timeouts, sum_ns) = scene.attempts(label, "timeout");
             let (aborted, _) = scene.attempts(label, "aborted");
             assert_eq!(timeouts + aborted, 2, "{family}: {timeouts} {aborted}");
-            assert!(timeouts >= 1 && sum_ns > 1_000_000_000 && sum_ns < 2 * took + 1_000_000_000, "{sum_ns} {took}");
+            assert!(
+                timeouts >= 1 && sum_ns > 1_000_000_000 && sum_ns < 2 * took + 1_000_000_000,
+                "{sum_ns} {took}"
+            );
             assert_eq!(scene.attempts(label, "unreachable").0, 1, "{family}");
             let given_up = sockets::tcp_start_connect(&scene.client, 0, scene.server.socket(family, 1)).unwrap();
             drop(given_up);

@@ -94,7 +94,10 @@ fn ends_of(event: &Event) -> (SocketAddr, SocketAddr) {
 
 fn attribute_of<'a>(event: &'a Event, name: &str) -> Option<&'a str> {
     let attributes = &event.observation.attributes;
-    attributes.iter().find(|(other, _)| *other == name).map(|(_, value)| &**value)
+    attributes
+        .iter()
+        .find(|(other, _)| *other == name)
+        .map(|(_, value)| &**value)
 }
 
 /// Waits until there is something to read, and then a while longer.
@@ -110,7 +113,12 @@ fn check_slow_read(scene: &mut Scene, (mut client, mut server): (TcpStream, TcpS
     server.read_exact(&mut [0; 3]).unwrap();
     let took = began.elapsed();
     let events = scene.slow("SOCKETLAT_READSLOW");
-    assert_eq!(events.len(), 1, "{what}: {:#?}", events.iter().map(line).collect::<Vec<_>>());
+    assert_eq!(
+        events.len(),
+        1,
+        "{what}: {:#?}",
+        events.iter().map(line).collect::<Vec<_>>()
+    );
     let event = &events[0];
     assert_eq!(ends_of(event), ends(&server), "{what}");
     assert_eq!(name(&event.subject), "server", "{what}");
@@ -118,7 +126,11 @@ fn check_slow_read(scene: &mut Scene, (mut client, mut server): (TcpStream, TcpS
     let latency = Duration::from_nanos(seen.latency_ns.unwrap());
     assert!(latency >= PAUSE && latency <= took, "{what}: {latency:?} of {took:?}");
     assert_eq!(seen.direction, Direction::Ingress);
-    assert_eq!((seen.pid, seen.protocol.as_deref()), (Some(std::process::id()), Some("TCP")), "{what}");
+    assert_eq!(
+        (seen.pid, seen.protocol.as_deref()),
+        (Some(std::process::id()), Some("TCP")),
+        "{what}"
+    );
     assert_eq!(seen.state.as_deref(), Some("TCP_ESTABLISHED"), "{what}");
     assert_eq!(attribute_of(event, "waiting_bytes"), Some("2"), "{what}");
 }
@@ -219,7 +231,11 @@ fn the_end_of_a_stream_and_a_mere_look_are_no_read() {
             assert_eq!(server.read(&mut [0; 8]).unwrap(), 0);
             let events = scene.slow("SOCKETLAT_READSLOW");
             assert_eq!(events.len(), 1, "{way:?}");
-            assert_eq!(attribute_of(&events[0], "waiting_bytes"), Some("0"), "the end is no byte");
+            assert_eq!(
+                attribute_of(&events[0], "waiting_bytes"),
+                Some("0"),
+                "the end is no byte"
+            );
             assert_eq!(events[0].observation.state.as_deref(), Some("TCP_CLOSE_WAIT"));
         }
     }
@@ -238,7 +254,9 @@ fn one_pause_is_one_event_however_many_pieces_wait() {
     let began = Instant::now();
     for piece in 1..=20 {
         client.write_all(&[7; 100]).unwrap();
-        until("the piece to arrive", || server.peek(&mut [0; 4000]).unwrap() == piece * 100);
+        until("the piece to arrive", || {
+            server.peek(&mut [0; 4000]).unwrap() == piece * 100
+        });
     }
     std::thread::sleep(PAUSE);
     for _ in 0..10 {
@@ -395,7 +413,11 @@ fn a_sender_that_the_peers_window_holds_back_is_told_with_what_held_it() {
                 assert_eq!(seen.pid, Some(std::process::id()));
             }
             let longest = events.iter().max_by_key(|event| event.observation.latency_ns).unwrap();
-            assert!(longest.observation.latency_ns >= Some(PAUSE.as_nanos() as u64), "{}", line(longest));
+            assert!(
+                longest.observation.latency_ns >= Some(PAUSE.as_nanos() as u64),
+                "{}",
+                line(longest)
+            );
             assert_eq!(attribute_of(longest, "limited_by"), Some("rwnd"), "{}", line(longest));
         }
         let rows = scene.live.rows("socketlatency");
@@ -439,7 +461,11 @@ fn healthy_traffic_waits_for_nobody() {
     healthy::healthy(&scene.client, &scene.server).unwrap();
     let _ = scene.live.rows("socketlatency");
     let events = scene.live.settle(&scene.client.clone());
-    let mine: Vec<_> = events.iter().filter(|event| event.observation.probe == "socketlatency").map(line).collect();
+    let mine: Vec<_> = events
+        .iter()
+        .filter(|event| event.observation.probe == "socketlatency")
+        .map(line)
+        .collect();
     assert!(mine.is_empty(), "{mine:#?}");
     let rows = scene.live.rows("socketlatency");
     assert!(rows.len() >= 5, "{:?}", rows.keys());

@@ -310,7 +310,10 @@ mod tests {
     fn records_of_another_version_and_cut_off_ones_are_refused() {
         let good = record(vector::NET_RX, phase::SCHED, 1);
         for len in 0..size_of::<Record>() {
-            assert!(record::parse::<Record>(&good.as_bytes()[..len], |r| &r.head).is_err(), "{len}");
+            assert!(
+                record::parse::<Record>(&good.as_bytes()[..len], |r| &r.head).is_err(),
+                "{len}"
+            );
         }
         let longer = [good.as_bytes(), &[0; 8]].concat();
         assert!(record::parse::<Record>(&longer, |r| &r.head).is_err());

@@ -52,7 +52,11 @@ const SPEC: ProbeSpec = ProbeSpec {
         )
         .scaled(1e-9),
         ColumnSpec::counter("over_1ms", "", "Reads or sends of data that had waited more than 1 ms"),
-        ColumnSpec::counter("over_10ms", "", "Reads or sends of data that had waited more than 10 ms"),
+        ColumnSpec::counter(
+            "over_10ms",
+            "",
+            "Reads or sends of data that had waited more than 10 ms",
+        ),
         ColumnSpec::counter(
             "over_100ms",
             "",

@@ -64,7 +64,10 @@ pub(super) const PROBE: KernelProbe = KernelProbe {
     },
     signals: &[&TIMES],
     maps: &[("VIRTCMDLATENCY_STARTS", |_| 1024)],
-    uncounted: Some((lost::VIRTCMDLATENCY, "control commands that were not timed: the map was full")),
+    uncounted: Some((
+        lost::VIRTCMDLATENCY,
+        "control commands that were not timed: the map was full",
+    )),
     prepare,
 };
 
@@ -231,7 +234,10 @@ mod tests {
     fn cut_off_records_are_refused() {
         for len in 0..size_of::<Record>() {
             let bytes = record(1);
-            assert!(record::parse::<Record>(&bytes.as_bytes()[..len], |r| &r.head).is_err(), "{len}");
+            assert!(
+                record::parse::<Record>(&bytes.as_bytes()[..len], |r| &r.head).is_err(),
+                "{len}"
+            );
         }
     }
 }

@@ -100,7 +100,10 @@ fn an_unconnected_datagram_socket_has_no_peer_and_no_state() {
     };
     let (_, seen) = observe(&record).unwrap();
     assert_eq!(seen.protocol.as_deref(), Some("UDP"));
-    assert_eq!((seen.saddr, seen.daddr, seen.dport, seen.state), (None, None, None, None));
+    assert_eq!(
+        (seen.saddr, seen.daddr, seen.dport, seen.state),
+        (None, None, None, None)
+    );
     assert_eq!(seen.sport, Some(6379));
     assert_eq!(seen.attributes, [("waiting_datagrams", "12".into())]);
 }
@@ -145,7 +148,11 @@ fn data_that_nobody_reads_is_told_once_for_each_mark_that_comes_to_be_the_oldest
     let found = find(&first, &mut told, at(1006), limit);
     assert_eq!(found.len(), 1);
     assert_eq!(found[0].latency_ns, Some(at(1001)));
-    assert_eq!(found[0].attributes, [("unread", "100".into())], "sequence numbers go round");
+    assert_eq!(
+        found[0].attributes,
+        [("unread", "100".into())],
+        "sequence numbers go round"
+    );
     assert_eq!((found[0].sport, found[0].state.as_deref()), (Some(6379), None));
     assert!(find(&first, &mut told, at(9000), limit).is_empty(), "told already");
     let second = [(1, reads(7, at(6000)))];
@@ -156,7 +163,10 @@ fn data_that_nobody_reads_is_told_once_for_each_mark_that_comes_to_be_the_oldest
 
 #[test]
 fn many_sockets_of_one_namespace_are_told_of_in_turns_and_none_is_forgotten() {
-    let sockets: Vec<_> = (0..100).map(|socket| (socket, reads(7, MS))).chain([(200, reads(8, MS))]).collect();
+    let sockets: Vec<_> = (0..100)
+        .map(|socket| (socket, reads(7, MS)))
+        .chain([(200, reads(8, MS))])
+        .collect();
     let mut told = Told::new();
     let counts = [0, 1, 2].map(|_| find(&sockets, &mut told, 5000 * MS, 1000 * MS).len());
     assert_eq!(counts, [65, 36, 0]);

@@ -49,7 +49,12 @@ impl Unread {
         }
         let mut waiting = Vec::new();
         self.reads.for_each(&mut self.buffer, |socket, copies| {
-            waiting.extend(copies.first().filter(|reads| reads.count != 0).map(|reads| (*socket, *reads)));
+            waiting.extend(
+                copies
+                    .first()
+                    .filter(|reads| reads.count != 0)
+                    .map(|reads| (*socket, *reads)),
+            );
         })?;
         let found = find(&waiting, &mut self.told, monotonic_ns(), self.limit_ns);
         Ok(found
@@ -130,7 +135,12 @@ impl Datagrams {
         let long_ago = now.saturating_sub(FORGET.as_nanos() as u64);
         let mut old = Vec::new();
         self.sockets.for_each(&mut self.buffer, |socket, copies| {
-            old.extend(copies.first().filter(|datagrams| datagrams.seen_ns < long_ago).map(|_| *socket));
+            old.extend(
+                copies
+                    .first()
+                    .filter(|datagrams| datagrams.seen_ns < long_ago)
+                    .map(|_| *socket),
+            );
         })?;
         for socket in old {
             self.sockets.delete(&socket)?;
