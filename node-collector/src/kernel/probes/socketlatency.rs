@@ -3,7 +3,7 @@
 //! A read is as old as the oldest byte it takes (tracepoints sock:sk_data_ready and tcp:tcp_rcv_space_adjust); time in
 //! which there was nothing to read does not count. Of UDP it is a lower bound (sock:sock_recv_length), and there is none
 //! below Linux 6.3. A send that could go out whole took no time; else it lasts until its last byte is given to a device
-//! (sock:sock_send_length and net:net_dev_queue). Not in here: splice, zero copy, sockets of MPTCP.
+//! (sock:sock_send_length and net:net_dev_queue). Not in here: MPTCP, and what is sent without a send call (sendfile).
 
 mod decode;
 mod signals;
