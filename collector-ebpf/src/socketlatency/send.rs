@@ -6,11 +6,11 @@
 //! see.
 
 use aya_ebpf::EbpfContext;
-use aya_ebpf::bindings::BPF_NOEXIST;
+use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 use aya_ebpf::helpers::generated;
-use aya_ebpf::macros::{btf_tracepoint, fexit, map, raw_tracepoint};
+use aya_ebpf::macros::{btf_tracepoint, fexit, kprobe, kretprobe, map, raw_tracepoint};
 use aya_ebpf::maps::{Array, HashMap};
-use aya_ebpf::programs::{BtfTracePointContext, FExitContext, RawTracePointContext};
+use aya_ebpf::programs::{BtfTracePointContext, FExitContext, ProbeContext, RawTracePointContext, RetProbeContext};
 use core::ptr::addr_of_mut;
 use sonde_ebpf_common::socklat::{Record, Sends, TCP, limited, operation};
 use sonde_ebpf_common::{limit as types, lost, record};
@@ -48,6 +48,37 @@ pub fn socklat_sent_fexit(ctx: FExitContext) -> i32 {
         Some(sk) => queued::<Typed>(sk as *const u8),
         None => 0,
     }
+}
+
+/// Threads that are in tcp_sendmsg_locked, and the socket: what it comes back from does not say.
+#[map]
+static SOCKETLATENCY_CALLS: HashMap<u32, u64> = HashMap::with_max_entries(1, 0);
+
+#[inline(always)]
+fn thread() -> u32 {
+    unsafe { generated::bpf_get_current_pid_tgid() as u32 }
+}
+
+/// Below 6.3, where there is no fexit.
+#[kprobe]
+pub fn socklat_call_kprobe(ctx: ProbeContext) -> i32 {
+    if let Some(sk) = ctx.arg::<u64>(0)
+        && SOCKETLATENCY_CALLS.insert(thread(), sk, BPF_ANY as u64).is_err()
+    {
+        ring::uncounted(lost::SOCKETLATENCY);
+    }
+    0
+}
+
+#[kretprobe]
+pub fn socklat_sent_kprobe(_ctx: RetProbeContext) -> i32 {
+    let thread = thread();
+    // SAFETY: the value is a word, and is copied at once.
+    let Some(sk) = (unsafe { SOCKETLATENCY_CALLS.get(thread).copied() }) else {
+        return 0;
+    };
+    let _ = SOCKETLATENCY_CALLS.remove(thread);
+    queued::<Probed>(sk as *const u8)
 }
 
 #[btf_tracepoint(function = "net_dev_queue")]

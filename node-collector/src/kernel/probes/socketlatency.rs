@@ -32,7 +32,7 @@ const SPEC: ProbeSpec = ProbeSpec {
     name: "socketlatency",
     help: "Time that data waits in sockets to be read, and to be sent",
     source: "eBPF on tracepoints sock:sk_data_ready, sock_recv_length and sock_send_length (Linux 6.3; before it tcp:tcp_probe, \
-             and fexit of tcp_sendmsg_locked), tcp:tcp_rcv_space_adjust, net:net_dev_queue",
+             and the function tcp_sendmsg_locked), tcp:tcp_rcv_space_adjust, net:net_dev_queue",
     labels: &[
         LabelSpec {
             name: "operation",
@@ -93,6 +93,7 @@ pub(super) const PROBE: KernelProbe = KernelProbe {
         ("SOCKETLATENCY_READS", |_| 16_384),
         ("SOCKETLATENCY_UDP", |_| 4096),
         ("SOCKETLATENCY_SENDS", |_| 4096),
+        ("SOCKETLATENCY_CALLS", |_| 2048),
     ],
     uncounted: Some((
         lost::SOCKETLATENCY,

@@ -147,6 +147,15 @@ pub(super) const SEND: Signal = Signal {
                 ],
             )
         },
+        Step::new(
+            Rung::Kprobe,
+            &[
+                Hook("socklat_unsent_raw", Attach::RawTracepoint("tcp_destroy_sock")),
+                Hook("socklat_out_raw", Attach::RawTracepoint("net_dev_queue")),
+                Hook("socklat_sent_kprobe", Attach::Kretprobe(&["tcp_sendmsg_locked"])),
+                Hook("socklat_call_kprobe", Attach::Kprobe(&["tcp_sendmsg_locked"])),
+            ],
+        ),
     ],
     needs: &[
         "DESTROY_SOCK_SK",
