@@ -13,7 +13,8 @@ use sonde_ebpf_common::lost;
 use sonde_ebpf_common::socklat::TCP;
 
 use crate::access::{
-    Access, Probed, SET_STATE_NEW, SET_STATE_OLD, SET_STATE_SK, SOCK_ERROR, SOCK_FAMILY, SOCK_PROTOCOL, SOCK_SOFT_ERROR, Typed, argument,
+    Access, Probed, SET_STATE_NEW, SET_STATE_OLD, SET_STATE_SK, SOCK_ERROR, SOCK_FAMILY, SOCK_PROTOCOL,
+    SOCK_SOFT_ERROR, Typed, argument,
 };
 use crate::{connection, latency, limit, place, ring};
 

@@ -16,9 +16,8 @@ use sonde_ebpf_common::{limit as types, lost, record};
 
 use super::{SOCKETLATENCY_STACKS, SOCKETLATENCY_THRESHOLD_NS, count, datagrams, is_slow, place, protocol};
 use crate::access::{
-    Access, DATA_READY_SK, DESTROY_SOCK_SK, Probed, RECV_LENGTH_SK, SKB_CB, SKB_DATA, SKB_LEN, SOCK_FLAGS, SOCK_OWNED, SOCK_STATE,
-    SPACE_ADJUST_SK, TCP_CB_SEQ, TCP_COPIED, TCP_PROBE_SK, TCP_PROBE_SKB, TCP_RCV_NXT,
-    Typed, argument,
+    Access, DATA_READY_SK, DESTROY_SOCK_SK, Probed, RECV_LENGTH_SK, SKB_CB, SKB_DATA, SKB_LEN, SOCK_FLAGS, SOCK_OWNED,
+    SOCK_STATE, SPACE_ADJUST_SK, TCP_CB_SEQ, TCP_COPIED, TCP_PROBE_SK, TCP_PROBE_SKB, TCP_RCV_NXT, Typed, argument,
 };
 use crate::{connection, limit, ring};
 
@@ -221,7 +220,9 @@ unsafe fn thin_out(marks: *mut Mark) {
     let mut distance = u64::MAX;
     unsafe {
         for place in 0..MARKS - 1 {
-            let gap = (*marks.add(place + 1)).ktime_ns.wrapping_sub((*marks.add(place)).ktime_ns);
+            let gap = (*marks.add(place + 1))
+                .ktime_ns
+                .wrapping_sub((*marks.add(place)).ktime_ns);
             if gap < distance {
                 (closest, distance) = (place, gap);
             }
@@ -260,7 +261,10 @@ fn begin<A: Access>(sk: *const u8, end: u32, copied: u32, now: u64) -> i32 {
             seq: end,
             pad: 0,
         });
-        if SOCKETLATENCY_READS.insert(sk as u64, &*new, BPF_NOEXIST as u64).is_err() {
+        if SOCKETLATENCY_READS
+            .insert(sk as u64, &*new, BPF_NOEXIST as u64)
+            .is_err()
+        {
             ring::uncounted(lost::SOCKETLATENCY);
         }
     }
@@ -281,7 +285,9 @@ fn taken<A: Access>(context: *const u64) -> i32 {
     if tcp.is_null() {
         return 0;
     }
-    let Some(copied) = TCP_COPIED.read::<A>(tcp) else { return 0 };
+    let Some(copied) = TCP_COPIED.read::<A>(tcp) else {
+        return 0;
+    };
     let now = unsafe { generated::bpf_ktime_get_ns() };
     unsafe {
         let used = addr_of_mut!((*reads).count).read_volatile();
@@ -316,7 +322,17 @@ fn taken<A: Access>(context: *const u64) -> i32 {
             .wrapping_sub(fin::<A>(sk));
         // In a softirq the running task is a stranger; the socket is then nobody's.
         let owned = SOCK_OWNED.read::<A>(sk).unwrap_or(0) != 0;
-        tell::<A>(context, sk, (*reads).netns, (*reads).cookie, TCP, ns, now, waiting, owned)
+        tell::<A>(
+            context,
+            sk,
+            (*reads).netns,
+            (*reads).cookie,
+            TCP,
+            ns,
+            now,
+            waiting,
+            owned,
+        )
     }
 }
 
@@ -344,7 +360,10 @@ unsafe fn drop_read(marks: *mut Mark, used: u32, copied: u32) -> u32 {
 }
 
 #[inline(always)]
-#[allow(clippy::too_many_arguments, reason = "it is inlined; a struct would have to be read from the stack")]
+#[allow(
+    clippy::too_many_arguments,
+    reason = "it is inlined; a struct would have to be read from the stack"
+)]
 pub(super) fn tell<A: Access>(
     context: *const u64,
     sk: *const u8,

@@ -19,8 +19,8 @@ use super::read::is_before;
 use super::{SOCKETLATENCY_STACKS, count, is_slow, place, protocol};
 use crate::access::{
     Access, DESTROY_SOCK_SK, DEV_QUEUE_SKB, Probed, SEND_LENGTH_RET, SEND_LENGTH_SK, SENDMSG_SK, SKB_DATA, SKB_LEN,
-    SKB_SK, SKB_TRANSPORT_HEADER, SOCK_PEER_PORT, SOCK_PORT, SOCK_STATE, TCP_CHRONO, TCP_CHRONO_START, TCP_CHRONO_STATS, TCP_SND_NXT, TCP_WRITE_SEQ,
-    Typed, add, argument,
+    SKB_SK, SKB_TRANSPORT_HEADER, SOCK_PEER_PORT, SOCK_PORT, SOCK_STATE, TCP_CHRONO, TCP_CHRONO_START,
+    TCP_CHRONO_STATS, TCP_SND_NXT, TCP_WRITE_SEQ, Typed, add, argument,
 };
 use crate::{connection, limit, packet, ring};
 
