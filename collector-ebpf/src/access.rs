@@ -12,6 +12,9 @@ pub trait Access {
     /// # Safety
     /// `T` is plain data, for which every bit pattern is a value.
     unsafe fn load<T: Copy>(address: *const u8) -> T;
+
+    /// The same socket, so that what only TCP sockets have can be read of it. NULL: it is none.
+    fn tcp_sock(sk: *const u8) -> *const u8;
 }
 
 /// A load that the verifier types by BTF: for pointers that are arguments of a `tp_btf` program or come from such
@@ -26,6 +29,11 @@ impl Access for Typed {
     unsafe fn load<T: Copy>(address: *const u8) -> T {
         unsafe { address.cast::<T>().read_volatile() }
     }
+
+    #[inline(always)]
+    fn tcp_sock(sk: *const u8) -> *const u8 {
+        unsafe { generated::bpf_skc_to_tcp_sock(sk.cast_mut().cast()).cast_const().cast() }
+    }
 }
 
 impl Access for Probed {
@@ -37,6 +45,11 @@ impl Access for Probed {
             generated::bpf_probe_read_kernel(value.as_mut_ptr().cast(), size_of::<T>() as u32, address.cast());
             value.assume_init()
         }
+    }
+
+    #[inline(always)]
+    fn tcp_sock(sk: *const u8) -> *const u8 {
+        sk
     }
 }
 

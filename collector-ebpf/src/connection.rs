@@ -118,3 +118,13 @@ unsafe fn copy<const N: usize>(field: &KernelField<[u8; N]>, base: *const u8, to
 unsafe fn read<const N: usize>(from: *const u8, to: *mut u8) {
     unsafe { generated::bpf_probe_read_kernel(to.cast(), N as u32, from.cast()) };
 }
+
+/// Whether the peer of that IPv6 socket is an IPv4 one.
+#[inline(always)]
+pub fn is_mapped(sk: *const u8) -> bool {
+    let Some(address) = SOCK_PEER_ADDRESS6.address(sk) else {
+        return false;
+    };
+    let words: [u32; 3] = unsafe { Probed::load(address) };
+    words[0] == 0 && words[1] == 0 && words[2] == 0xffff_u32.to_be()
+}

@@ -2,9 +2,34 @@
 
 use core::ptr::addr_of_mut;
 
+use aya_ebpf::bindings::BPF_NOEXIST;
+use aya_ebpf::macros::map;
+use aya_ebpf::maps::{PerCpuArray, PerCpuHashMap};
 use sonde_ebpf_common::latency::{Latency, SLOTS, THRESHOLDS, slot};
 
 use crate::access::add;
+use crate::ring;
+
+/// A histogram with nothing in it, too big for the stack.
+#[map]
+static LATENCY_NONE: PerCpuArray<Latency> = PerCpuArray::with_max_entries(1, 0);
+
+/// Counts a time under a key. `lost` is where it is counted when the map is full.
+#[inline(always)]
+pub fn observe_in<K>(map: &PerCpuHashMap<K, Latency>, key: &K, ns: u64, lost: usize) {
+    let mut times = map.get_ptr_mut(key);
+    if times.is_none()
+        && let Some(none) = LATENCY_NONE.get(0)
+    {
+        // It fails where another CPU was first, and where the map is full.
+        let _ = map.insert(key, none, BPF_NOEXIST as u64);
+        times = map.get_ptr_mut(key);
+    }
+    match times {
+        Some(times) => observe(times, ns),
+        None => ring::uncounted(lost),
+    }
+}
 
 /// Counts a time. `latency` is a value of a map.
 #[inline(always)]

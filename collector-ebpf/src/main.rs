@@ -6,16 +6,21 @@
 #![feature(asm_experimental_arch)]
 
 mod access;
+mod connect;
 mod connection;
 #[allow(dead_code, reason = "for the probes of latencies")]
 mod latency;
 mod limit;
+mod net_softirq;
+mod node;
 mod packet;
 mod packetloss;
 mod place;
 mod ring;
+mod socketlatency;
 mod tcpreset;
 mod tcpretrans;
+mod virtcmdlatency;
 
 /// Helpers that read kernel memory and stacks are for GPL-compatible programs only.
 #[unsafe(no_mangle)]

@@ -52,6 +52,9 @@ pub struct Observation {
     pub kind: &'static str,
     /// Where it happened; `None` where the record could not tell.
     pub netns: Option<NetnsKey>,
+    /// It is a socket's, and `saddr` is that socket's own address: whoever has the namespace has it, whatever addresses
+    /// it talks to.
+    pub of_socket: bool,
     /// Index of the device in that namespace, 0 = none. Repeats across namespaces.
     pub ifindex: u32,
     pub interface: Option<Arc<str>>,

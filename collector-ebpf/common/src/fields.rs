@@ -67,6 +67,7 @@ macro_rules! for_each_field {
             DST_INPUT: u64 = "dst_entry" ["input"];
             SKB_CB: [u8; 48] = "sk_buff" ["cb"];
             TCP_CB_SEGMENTS: u16 = "tcp_skb_cb" ["tcp_gso_segs"];
+            TCP_CB_SEQ: u32 = "tcp_skb_cb" ["seq"];
             SOCK_NET: u64 = "sock" ["__sk_common.skc_net.net"];
             SOCK_FAMILY: u16 = "sock" ["__sk_common.skc_family"];
             SOCK_STATE: u8 = "sock" ["__sk_common.skc_state"];
@@ -77,6 +78,20 @@ macro_rules! for_each_field {
             SOCK_ADDRESS6: [u8; 16] = "sock" ["__sk_common.skc_v6_rcv_saddr"];
             SOCK_PEER_ADDRESS6: [u8; 16] = "sock" ["__sk_common.skc_v6_daddr"];
             SOCK_SHUTDOWN: u8 = "sock" ["sk_shutdown"];
+            SOCK_ERROR: u32 = "sock" ["sk_err"];
+            SOCK_SOFT_ERROR: u32 = "sock" ["sk_err_soft"];
+            SOCK_FLAGS: u64 = "sock" ["__sk_common.skc_flags"];
+            SOCK_PROTOCOL: u16 = "sock" ["sk_protocol"];
+            SOCK_OWNED: u32 = "sock" ["sk_lock.owned"];
+            SOCK_QUEUED: u32 = "sock" ["sk_receive_queue.qlen"];
+            UDP_QUEUED: u32 = "udp_sock" ["reader_queue.qlen"];
+            TCP_RCV_NXT: u32 = "tcp_sock" ["rcv_nxt"];
+            TCP_COPIED: u32 = "tcp_sock" ["copied_seq"];
+            TCP_WRITE_SEQ: u32 = "tcp_sock" ["write_seq"];
+            TCP_SND_NXT: u32 = "tcp_sock" ["snd_nxt"];
+            TCP_CHRONO: u8 = "tcp_sock" ["chrono_type"];
+            TCP_CHRONO_START: u32 = "tcp_sock" ["chrono_start"];
+            TCP_CHRONO_STATS: [u32; 3] = "tcp_sock" ["chrono_stat"];
             INET_PORT: u16 = "inet_sock" ["inet_sport"];
             ICSK_CA_STATE: u8 = "inet_connection_sock" ["icsk_ca_state"];
             ICSK_PENDING: u8 = "inet_connection_sock" ["icsk_pending"];
@@ -111,6 +126,21 @@ macro_rules! for_each_argument {
             SET_STATE_SK: "inet_sock_set_state" "sk" "*sock";
             SET_STATE_OLD: "inet_sock_set_state" "oldstate" "int";
             SET_STATE_NEW: "inet_sock_set_state" "newstate" "int";
+            SOFTIRQ_RAISE_VECTOR: "softirq_raise" "vec_nr" "unsigned int";
+            SOFTIRQ_ENTRY_VECTOR: "softirq_entry" "vec_nr" "unsigned int";
+            SOFTIRQ_EXIT_VECTOR: "softirq_exit" "vec_nr" "unsigned int";
+            DATA_READY_SK: "sk_data_ready" "sk" "*sock";
+            SPACE_ADJUST_SK: "tcp_rcv_space_adjust" "sk" "*sock";
+            RECV_LENGTH_SK: "sock_recv_length" "sk" "*sock";
+            RECV_LENGTH_RET: "sock_recv_length" "ret" "int";
+            RECV_LENGTH_FLAGS: "sock_recv_length" "flags" "int";
+            SEND_LENGTH_SK: "sock_send_length" "sk" "*sock";
+            SEND_LENGTH_RET: "sock_send_length" "ret" "int";
+            DESTROY_SOCK_SK: "tcp_destroy_sock" "sk" "*sock";
+            TCP_PROBE_SK: "tcp_probe" "sk" "*sock";
+            TCP_PROBE_SKB: "tcp_probe" "skb" "*sk_buff";
+            DEV_QUEUE_SKB: "net_dev_queue" "skb" "*sk_buff";
+            SENDMSG_SK: "tcp_sendmsg_locked()" "sk" "*sock";
         }
     };
 }

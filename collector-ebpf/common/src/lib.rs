@@ -32,6 +32,7 @@ macro_rules! positions {
     };
 }
 
+pub mod connect;
 pub mod connection;
 pub mod drop;
 pub mod fields;
@@ -41,3 +42,6 @@ pub mod lost;
 pub mod record;
 pub mod reset;
 pub mod retransmit;
+pub mod socklat;
+pub mod softirq;
+pub mod virtcmd;

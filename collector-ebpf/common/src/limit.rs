@@ -10,6 +10,14 @@ positions! {
     TCPRESET_PROCESS,
     TCPRESET_ACTIVE,
     TCPRESET_RECEIVE,
+    NETSOFTIRQ_SCHED_SLOW,
+    NETSOFTIRQ_SCHED_100MS,
+    NETSOFTIRQ_EXCUTE_SLOW,
+    NETSOFTIRQ_EXCUTE_100MS,
+    SOCKETLAT_READSLOW,
+    SOCKETLAT_SENDSLOW,
+    VIRTCMDEXCUTE,
+    VIRTCMDEXCUTE_100MS,
 }
 
 /// The inode under which everything goes that belongs to no listed namespace.

@@ -7,6 +7,9 @@ positions! {
     PACKETLOSS,
     TCPRETRANS,
     TCPRESET,
+    SOCKETLATENCY,
+    CONNECT,
+    VIRTCMDLATENCY,
 }
 
 record! {

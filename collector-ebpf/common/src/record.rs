@@ -8,6 +8,9 @@ pub mod kind {
     pub const DROP: u32 = 1;
     pub const RETRANSMIT: u32 = 2;
     pub const RESET: u32 = 3;
+    pub const NET_SOFTIRQ: u32 = 4;
+    pub const SOCKET_LATENCY: u32 = 5;
+    pub const VIRTCMD: u32 = 6;
 }
 
 record! {

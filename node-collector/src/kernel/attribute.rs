@@ -31,11 +31,13 @@ fn subject(observation: &Observation, index: &PodIndex, at_ns: u64) -> Subject {
     let by_ip = |ip: Option<IpAddr>| pod(ip.and_then(|ip| index.by_ip(ip, at_ns)));
     let (source, destination) = (observation.saddr, observation.daddr);
     let by_address = || match observation.direction {
+        _ if observation.of_socket => by_ip(source),
         Direction::Ingress => by_ip(destination),
         Direction::Egress => by_ip(source),
         Direction::Forward | Direction::Unknown => by_ip(destination).or_else(|| by_ip(source)),
     };
     match place {
+        Subject::Node if observation.of_socket => Subject::Node,
         Subject::Node => {
             // Only a device of the host's own namespace has its index there.
             let behind = match observation.ifindex {
@@ -138,6 +140,15 @@ mod tests {
         let foreign = |o: &mut Observation| o.daddr = Some("192.0.2.1".parse().unwrap());
         assert_eq!(seen(1, Direction::Ingress, foreign), names("node", "a"));
         assert_eq!(seen(1, Direction::Forward, foreign), names("a", ""));
+    }
+
+    #[test]
+    fn a_socket_of_the_host_is_the_hosts_whichever_pod_it_talks_to() {
+        let of_socket = |o: &mut Observation| {
+            (o.of_socket, o.saddr) = (true, Some("192.0.2.1".parse().unwrap()));
+        };
+        assert_eq!(seen(1, Direction::Ingress, of_socket), names("node", "b"));
+        assert_eq!(seen(0, Direction::Ingress, |o| o.of_socket = true), names("a", "b"));
     }
 
     #[test]

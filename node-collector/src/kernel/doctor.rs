@@ -4,6 +4,7 @@
 //! say) it is seen to fire: that a program could be attached proves little.
 
 use std::fmt;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -135,7 +136,7 @@ impl Trial<'_> {
         let mut settings = Settings::new(self.config, self.facts, &[probe], cpus);
         // What is made to happen below happens in this namespace, which is not listed.
         settings.set_listed(false);
-        let setup = set_up(probe, self.config, self.btf, &self.symbols);
+        let setup = set_up(probe, self.config, None, self.btf, &self.symbols);
         settings.add(setup.globals);
         let mut object = Object::new(btf, &settings)?;
         object.attach(&signal.steps[step], &self.types)?;
@@ -208,6 +209,7 @@ fn describe(facts: &Facts, reasons: &Reasons, symbols: &Symbols, config: &Config
         ("lockdown", answer(&facts.lockdown, "permits reading kernel memory")),
         ("jit", answer(&facts.jit, "on")),
         ("locked memory", answer(&facts.memlock, "not bounded")),
+        ("threaded napi", threaded_napi(&config.host.sys.join("class/net"))),
         (
             "run statistics",
             match statistics.as_deref().map(str::trim) {
@@ -224,6 +226,29 @@ fn describe(facts: &Facts, reasons: &Reasons, symbols: &Symbols, config: &Config
         value: why.clone(),
     }));
     lines
+}
+
+/// Devices of this namespace that are polled in a thread of their own (`/sys/class/net/NAME/threaded`, Linux 5.12), so
+/// that what they receive raises no softirq and is not in `net_softirq`.
+fn threaded_napi(devices: &Path) -> String {
+    let entries = match std::fs::read_dir(devices) {
+        Ok(entries) => entries,
+        Err(error) => return format!("not known ({}: {error})", devices.display()),
+    };
+    let is_threaded = |entry: &std::fs::DirEntry| {
+        let said = std::fs::read_to_string(entry.path().join("threaded"));
+        said.is_ok_and(|said| said.trim() != "0")
+    };
+    let mut names: Vec<String> = entries
+        .flatten()
+        .filter(is_threaded)
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect();
+    names.sort_unstable();
+    match names.as_slice() {
+        [] => "no device".to_owned(),
+        names => format!("{}: net_softirq does not see what they receive", names.join(" ")),
+    }
 }
 
 impl fmt::Display for DoctorReport {
@@ -244,5 +269,36 @@ impl fmt::Display for DoctorReport {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_that_are_polled_in_a_thread_are_named() {
+        let sys = tempfile::tempdir().unwrap();
+        let devices = sys.path().join("net");
+        assert!(threaded_napi(&devices).starts_with("not known"));
+        for (name, said) in [
+            ("eth1", Some("1\n")),
+            ("eth0", Some("1\n")),
+            ("lo", Some("0\n")),
+            ("old0", None),
+        ] {
+            std::fs::create_dir_all(devices.join(name)).unwrap();
+            if let Some(said) = said {
+                std::fs::write(devices.join(name).join("threaded"), said).unwrap();
+            }
+        }
+        assert_eq!(
+            threaded_napi(&devices),
+            "eth0 eth1: net_softirq does not see what they receive"
+        );
+        for name in ["eth0", "eth1"] {
+            std::fs::remove_dir_all(devices.join(name)).unwrap();
+        }
+        assert_eq!(threaded_napi(&devices), "no device");
     }
 }

@@ -33,6 +33,10 @@ pub(super) struct Engine {
     symbols: Arc<Symbols>,
     ring_counters: Arc<RingCounters>,
     map_bytes: u64,
+    /// Where observations of readers go, beside those of the ring.
+    events: Sender<Vec<Observation>>,
+    /// Those that had no room there in the rounds before.
+    waiting: Vec<(usize, Observation)>,
     /// Why the last listing failed, to log each failure once.
     list_error: Mutex<Option<String>>,
 }
@@ -66,7 +70,7 @@ impl Engine {
             .copied()
             .filter(|probe| wanted.iter().any(|(signal, _)| signal.probe == probe.spec.name))
             .collect();
-        let (mut engine, prepared) = match Self::prepare(config, facts, btf, &probes, index) {
+        let (mut engine, prepared) = match Self::prepare(config, facts, btf, &probes, index, events.clone()) {
             Ok(prepared) => prepared,
             Err(error) => {
                 let why = error.to_string();
@@ -98,6 +102,7 @@ impl Engine {
         btf: Option<Btf>,
         wanted: &[&'static KernelProbe],
         index: &PodIndex,
+        events: Sender<Vec<Observation>>,
     ) -> Result<(Self, Prepared), LoadError> {
         let btf_facts = facts.btf.as_ref().map_err(|why| LoadError::Btf(why.clone()))?;
         let symbols = Arc::new(Symbols::new(&config.host.proc));
@@ -106,7 +111,7 @@ impl Engine {
         let prepared = wanted
             .iter()
             .map(|probe| {
-                let setup = set_up(probe, config, btf.as_ref(), &symbols);
+                let setup = set_up(probe, config, index.node(), btf.as_ref(), &symbols);
                 settings.add(setup.globals);
                 (*probe, setup.open)
             })
@@ -125,6 +130,8 @@ impl Engine {
             symbols,
             ring_counters: Arc::new(RingCounters::new(probes::ALL.iter().map(|probe| probe.spec.name))),
             map_bytes: 0,
+            events,
+            waiting: Vec::new(),
             list_error: Mutex::default(),
         };
         let live: Vec<NetnsKey> = index.live().iter().map(|pod| pod.netns).collect();
@@ -232,6 +239,7 @@ impl Engine {
                 Err(error) => gaps.read_failed(running.probe.spec.name, &error),
             }
         }
+        self.observe(&mut gaps);
         let mut now = self.totals(time_ns, running, last);
         gaps.compare(last, &now);
         match self.listing.held_since_last_gap() {
@@ -246,6 +254,26 @@ impl Engine {
         }
         *last = now;
         (tables, gaps.finish())
+    }
+
+    /// Gives on what readers find; what has no room waits for the next round.
+    fn observe(&mut self, gaps: &mut gaps::Gaps) {
+        for running in &mut self.readers {
+            match running.reader.observe() {
+                Ok(found) => self.waiting.extend(found),
+                Err(error) => gaps.read_failed(running.probe.spec.name, &error),
+            }
+        }
+        if self.waiting.is_empty() {
+            return;
+        }
+        if let Ok(room) = self.events.try_reserve() {
+            let (buckets, found): (Vec<usize>, Vec<Observation>) = self.waiting.drain(..).unzip();
+            room.send(found);
+            for bucket in buckets {
+                self.ring_counters.event(bucket);
+            }
+        }
     }
 
     /// Where a number cannot be read it stays what it was.
@@ -299,9 +327,16 @@ impl Engine {
 }
 
 /// What the probe wants to be set before its programs are loaded.
-pub(super) fn set_up(probe: &KernelProbe, config: &Config, btf: Option<&Btf>, symbols: &Arc<Symbols>) -> Setup {
+pub(super) fn set_up(
+    probe: &KernelProbe,
+    config: &Config,
+    node: Option<NetnsKey>,
+    btf: Option<&Btf>,
+    symbols: &Arc<Symbols>,
+) -> Setup {
     (probe.prepare)(&Host {
         config,
+        node,
         settings: probe.settings(config),
         btf,
         symbols: Arc::clone(symbols),

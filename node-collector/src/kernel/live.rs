@@ -10,6 +10,8 @@ use sonde_lab::faults::{self, Fault, Signal};
 use sonde_lab::{Family, Lab, healthy};
 use tokio::sync::mpsc::{Receiver, channel};
 
+mod commands;
+mod connects;
 mod drops;
 mod limits;
 mod places;
@@ -17,7 +19,10 @@ mod resets;
 mod retransmits;
 mod rights;
 mod rings;
+mod softirqs;
+mod waits;
 
+use super::plan::Rung;
 use super::*;
 use crate::event::{Direction, Event, Subject};
 use crate::netlink::route::RouteSocket;
@@ -36,9 +41,13 @@ fn start(config: &Config, index: PodIndex, rung: Option<Rung>) -> Option<Live> {
 }
 
 fn start_with(config: &Config, index: PodIndex, rung: Option<Rung>, room: usize) -> Option<Live> {
+    start_on(config, index, |step| rung.is_none_or(|rung| rung == step.rung), room)
+}
+
+/// With the steps that `allowed` lets through.
+fn start_on(config: &Config, index: PodIndex, allowed: impl Fn(&plan::Step) -> bool, room: usize) -> Option<Live> {
     let index = Arc::new(index);
     let (sender, events) = channel(room);
-    let allowed = |candidate| rung.is_none_or(|rung| rung == candidate);
     let (kernel, signals) = Kernel::start_on(config, Arc::clone(&index), sender, allowed);
     let wanted = |signal: &&SignalStatus| !signal.chosen;
     if let Some(off) = signals.iter().filter(wanted).find(|signal| signal.rung.is_none()) {
@@ -71,6 +80,13 @@ fn config_of(probe: &str) -> Config {
     config.events.unknown_netns = UnknownNetns::Drop;
     (config.events.rate, config.events.burst) = (1_000_000, 1_000_000);
     config.pods.include_host = false;
+    config
+}
+
+/// That probe, and drops, by which a test knows that the ring was read so far: see [`Live::settle`].
+fn config_with_marks(probe: &str) -> Config {
+    let mut config = config_of(probe);
+    config.probes.get_mut("packetloss").unwrap().enabled = Some(true);
     config
 }
 
@@ -157,6 +173,33 @@ impl Live {
         let mut all = self.wait_for(1, mark);
         all.retain(|event| !mark(event));
         all
+    }
+
+    /// A probe's rows of this round, by pod and labels, their columns by name.
+    fn rows(&mut self, probe: &str) -> HashMap<String, HashMap<&'static str, Vec<i64>>> {
+        let (tables, _) = self.kernel.read(now_ns(), &self.index);
+        let mut rows = HashMap::new();
+        for table in tables.iter().filter(|table| table.spec.name == probe) {
+            let labels = table.spec.labels.len();
+            for (row, subject) in table.subjects.iter().enumerate() {
+                let mut key = vec![name(subject)];
+                key.extend(
+                    table.labels[row * labels..(row + 1) * labels]
+                        .iter()
+                        .map(|label| label.to_string()),
+                );
+                let columns = table.spec.columns.iter().zip(&table.columns);
+                let values = columns.map(|(spec, values)| {
+                    let width = spec.width();
+                    (spec.name, values[row * width..(row + 1) * width].to_vec())
+                });
+                assert!(
+                    rows.insert(key.join(" "), values.collect()).is_none(),
+                    "one row for each"
+                );
+            }
+        }
+        rows
     }
 
     /// Of the probe that runs.

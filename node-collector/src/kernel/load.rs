@@ -320,16 +320,19 @@ fn data(map: &Map) -> Option<&MapData> {
     }
 }
 
-/// The first function that this kernel has and permits; else why not the last.
+/// The first function that this kernel has and permits; else why not the first that it has.
 fn first(
     functions: &[&'static str],
     mut try_one: impl FnMut(&'static str) -> Result<(), ProgramError>,
 ) -> Result<(), ProgramError> {
     let mut result = Ok(());
     for function in functions {
-        result = try_one(function);
-        if result.is_ok() {
-            break;
+        match try_one(function) {
+            Ok(()) => return Ok(()),
+            // That the kernel has no function of that name says less than why it does not take another.
+            Err(ProgramError::Btf(_)) if result.is_err() => {}
+            Err(error) if result.is_ok() || matches!(result, Err(ProgramError::Btf(_))) => result = Err(error),
+            Err(_) => {}
         }
     }
     result
@@ -397,7 +400,7 @@ mod tests {
         let mut settings = Settings::new(&config, &facts, probes::ALL, 1);
         let symbols = std::sync::Arc::new(super::super::symbols::Symbols::new(&config.host.proc));
         for probe in probes::ALL {
-            settings.add(super::super::engine::set_up(probe, &config, btf.as_ref(), &symbols).globals);
+            settings.add(super::super::engine::set_up(probe, &config, None, btf.as_ref(), &symbols).globals);
         }
         let mut object = match Object::new(btf_facts, &settings) {
             Ok(object) => object,
@@ -444,5 +447,19 @@ mod tests {
         assert_eq!(*tried.borrow(), ["a", "b"]);
         assert!(attempt("x").is_err());
         assert_eq!(*tried.borrow(), ["a", "b", "c"]);
+        let unknown = |name: &str| {
+            let type_name = name.to_owned();
+            ProgramError::Btf(aya_obj::btf::BtfError::UnknownBtfTypeName { type_name })
+        };
+        for refused in ["a", "b"] {
+            let result = first(&["a", "b"], |name| {
+                Err(if name == refused {
+                    ProgramError::NotLoaded
+                } else {
+                    unknown(name)
+                })
+            });
+            assert!(matches!(result, Err(ProgramError::NotLoaded)), "{refused}: {result:?}");
+        }
     }
 }

@@ -23,7 +23,6 @@ mod doctor;
 mod engine;
 mod facts;
 mod gaps;
-#[cfg_attr(not(test), expect(dead_code, reason = "for the probes of latencies"))]
 mod latency;
 mod listing;
 mod load;
@@ -46,7 +45,7 @@ pub use clock::{Clock, clock};
 pub use doctor::{DoctorReport, doctor};
 
 use engine::Engine;
-use plan::{Rung, Signal, plan};
+use plan::{Signal, Step, plan};
 
 /// What one signal (a probe's counts, or its events) runs on, for the log, `/status` and `doctor`.
 #[derive(Clone, Debug, Serialize)]
@@ -140,19 +139,19 @@ impl Kernel {
         Self::start_on(config, index, events, |_| true)
     }
 
-    /// With the rungs that `allowed` lets through.
+    /// With the steps that `allowed` lets through.
     fn start_on(
         config: &Config,
         index: Arc<PodIndex>,
         events: Sender<Vec<Observation>>,
-        allowed: impl Fn(Rung) -> bool,
+        allowed: impl Fn(&Step) -> bool,
     ) -> (Self, Vec<SignalStatus>) {
         let (facts, btf) = facts::gather(config);
         let mut wanted = Vec::new();
         let mut signals = Vec::new();
         for signal in probes::signals() {
             let mut decision = plan(signal, &facts, config);
-            decision.candidates.retain(|at| allowed(signal.steps[*at].rung));
+            decision.candidates.retain(|at| allowed(&signal.steps[*at]));
             if decision.candidates.is_empty() {
                 let reason = decision.reason(signal, None);
                 signals.push((signal, None, status_of(signal, None, reason, decision.chosen)));

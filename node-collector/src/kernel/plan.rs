@@ -35,7 +35,6 @@ impl Rung {
 /// Where a program is attached. Functions are given by all names that kernels have for them: the first that is there
 /// is taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[cfg_attr(not(test), expect(dead_code, reason = "probes that hook functions come one by one"))]
 pub(crate) enum Attach {
     TpBtf(&'static str),
     RawTracepoint(&'static str),

@@ -46,6 +46,11 @@ pub(crate) struct Defaults {
     pub sample: u32,
 }
 
+/// From which time on a softirq or command is slow, as KubeSkoop has it.
+pub(crate) const THRESHOLD_10_MS: Duration = Duration::from_millis(10);
+/// From which time on a read or send is slow.
+pub(crate) const THRESHOLD_100_MS: Duration = Duration::from_millis(100);
+
 impl Defaults {
     /// For probes that see what is seldom, and measure no time.
     pub(crate) const ON: Self = Self {
@@ -87,8 +92,9 @@ impl KernelProbe {
 /// What a probe may look at before its programs are loaded.
 pub(crate) struct Host<'a> {
     pub config: &'a Config,
-    #[expect(dead_code, reason = "for probes that have settings beside the common ones")]
     pub settings: ProbeSettings,
+    /// The host's network namespace, where it is known.
+    pub node: Option<NetnsKey>,
     /// The running kernel's types, for names of enumerators.
     pub btf: Option<&'a Btf>,
     /// Kept by who names addresses.
@@ -112,6 +118,13 @@ impl Setup {
         }
     }
 
+    /// For programs that tell of the node as a whole: its place.
+    pub(crate) fn of_node(self, host: &Host<'_>) -> Self {
+        let node = host.node.unwrap_or_default();
+        self.global("NODE_NETNS", &node.inode)
+            .global("NODE_COOKIE", &node.cookie)
+    }
+
     /// Sets a `static` of the programs, which must be there.
     pub(crate) fn global(mut self, name: &'static str, value: &(impl IntoBytes + Immutable + ?Sized)) -> Self {
         self.globals.push((name, value.as_bytes().to_vec()));
@@ -130,6 +143,12 @@ pub(crate) struct Opened {
 pub(crate) trait Reader: Send {
     /// Rows of a round. A table without rows is not sent.
     fn read(&mut self, round: &Round<'_>) -> io::Result<Table>;
+
+    /// What only a look at its maps finds: observations, with the positions of their types in
+    /// `sonde_ebpf_common::limit`. Asked once a round.
+    fn observe(&mut self) -> io::Result<Vec<(usize, Observation)>> {
+        Ok(Vec::new())
+    }
 
     /// Everything its maps count at this moment, of any namespace: for `doctor`, which waits for it to grow.
     fn seen(&mut self) -> io::Result<u64>;
@@ -168,6 +187,11 @@ pub(crate) enum Decoded {
     Event(usize, Box<Observation>),
     /// A record that turned out to be none.
     Nothing,
+}
+
+/// Entries of a map of histograms, of which each takes some 300 bytes on every CPU: 10 MB at most up to 64 CPUs.
+pub(crate) fn latency_keys(cpus: usize) -> u32 {
+    (32_768 / cpus.max(1)).clamp(512, 2048) as u32
 }
 
 /// Entries of a map of counts: each takes 16 bytes or more on every CPU.

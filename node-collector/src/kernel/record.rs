@@ -3,6 +3,8 @@
 use sonde_ebpf_common::record::{Head, STACK_FRAMES, Start};
 use zerocopy::{FromBytes, Immutable, KnownLayout};
 
+use std::sync::Arc;
+
 use crate::event::NetnsKey;
 
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -64,6 +66,12 @@ pub(crate) fn stack(taken: i32, room: &[u8]) -> Result<Vec<u64>, RecordError> {
         .filter_map(|word| word.try_into().ok().map(u64::from_ne_bytes))
         .take_while(|at| *at != 0)
         .collect())
+}
+
+/// The name of a task.
+pub(crate) fn comm(bytes: &[u8; 16]) -> Option<Arc<str>> {
+    let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
+    (end != 0).then(|| String::from_utf8_lossy(&bytes[..end]).into())
 }
 
 /// Where the record is from; `None`: the kernel side could not tell.

@@ -54,6 +54,11 @@ impl RingCounters {
         self.events[bucket].load(Ordering::Relaxed)
     }
 
+    /// One event of that type was given on.
+    pub(super) fn event(&self, bucket: usize) {
+        self.events[bucket].fetch_add(1, Ordering::Relaxed);
+    }
+
     /// By probe.
     pub(super) fn bad_records(&self) -> BTreeMap<&'static str, u64> {
         let load = |(name, count): (&&'static str, &AtomicU64)| (*name, count.load(Ordering::Relaxed));

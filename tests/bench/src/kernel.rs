@@ -94,8 +94,8 @@ fn flood(client: &Pod, server: &Pod, packets: u64) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Runs and nanoseconds of each program that hangs on `kfree_skb`, by id and name.
-fn ours() -> anyhow::Result<BTreeMap<(u32, String), (u64, u64)>> {
+/// Runs and nanoseconds of each loaded program, by id and name.
+pub(crate) fn ours() -> anyhow::Result<BTreeMap<(u32, String), (u64, u64)>> {
     let mut all = BTreeMap::new();
     for program in aya::programs::loaded_programs() {
         // A program may end between the listing and the look.
@@ -110,12 +110,12 @@ fn ours() -> anyhow::Result<BTreeMap<(u32, String), (u64, u64)>> {
 }
 
 /// The kernel's statistics, as they were when dropped.
-struct Statistics(String);
+pub(crate) struct Statistics(String);
 
 const SWITCH: &str = "/proc/sys/kernel/bpf_stats_enabled";
 
 impl Statistics {
-    fn on() -> anyhow::Result<Self> {
+    pub(crate) fn on() -> anyhow::Result<Self> {
         let before = std::fs::read_to_string(SWITCH).context(SWITCH)?;
         std::fs::write(SWITCH, "1").context(SWITCH)?;
         Ok(Self(before))

@@ -10,6 +10,7 @@ mod page;
 mod programs;
 mod report;
 mod round;
+mod sockets;
 
 use anyhow::Context as _;
 
@@ -24,6 +25,9 @@ async fn main() -> anyhow::Result<()> {
     let mut report = report::Report::new()?;
     if wanted("kernel") {
         kernel::run(&mut report).context("kernel side")?;
+    }
+    if wanted("sockets") {
+        sockets::run(&mut report).context("sockets")?;
     }
     if wanted("round") {
         round::run(&mut report).context("rounds")?;

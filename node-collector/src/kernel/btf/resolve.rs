@@ -110,6 +110,11 @@ pub(crate) fn resolve_argument(btf: &Btf, decl: &ArgumentDecl) -> Result<u32, Ab
             .ok_or(absent);
     }
     let fits = |id: &TypeId| btf.is_named(*id, decl.type_name);
+    // Of several plain numbers nothing tells which one it is.
+    let numbers = types.iter().filter(|id| fits(id) && btf.is_number(**id)).count();
+    if numbers > 1 {
+        return Err(absent);
+    }
     types.iter().position(fits).map(|at| at as u32).ok_or(absent)
 }
 
@@ -151,6 +156,10 @@ impl Btf {
             Some("void") => self.strip_to_void(found),
             Some(target) => self.strip(found.size_or_type).is_some_and(|(_, t)| t.name() == target),
         }
+    }
+
+    fn is_number(&self, id: TypeId) -> bool {
+        self.strip(id).is_some_and(|(_, found)| found.kind == Kind::Int)
     }
 
     fn strip_to_void(&self, pointer: Type<'_>) -> bool {

@@ -271,6 +271,24 @@ fn an_argument_in_another_place_is_found_by_its_name() {
 }
 
 #[test]
+fn a_number_without_a_name_is_found_where_it_is_the_only_one() {
+    let w = &mut Writer::new();
+    let sock = w.structure(STRUCT, "sock", 8, &[]);
+    let (sock, number, vector) = (w.pointer(sock), w.int("int", 4), w.int("unsigned int", 4));
+    w.tracepoint("softirq_raise", &[("vec_nr", vector)], false);
+    w.tracepoint(
+        "inet_sock_set_state",
+        &[("sk", sock), ("oldstate", number), ("newstate", number)],
+        false,
+    );
+    let btf = Btf::parse(w.finish()).unwrap();
+    assert_eq!(argument(&btf, "SOFTIRQ_RAISE_VECTOR"), 0);
+    assert_eq!(argument(&btf, "SET_STATE_SK"), 0);
+    let states = ["SET_STATE_OLD", "SET_STATE_NEW"].map(|name| argument(&btf, name));
+    assert_eq!(states, [NO_ARGUMENT; 2], "nobody can tell which is which");
+}
+
+#[test]
 fn a_member_that_changed_its_size_is_absent_and_says_so() {
     let w = &mut Writer::new();
     let wide = w.int("u64", 8);

@@ -22,7 +22,7 @@ fn without_any_right_everything_is_off_and_says_why() {
     assert_eq!(signals.len(), probes::signals().count());
     for signal in signals {
         assert!(
-            signal.rung.is_none() && signal.reason.contains("no permission"),
+            signal.rung.is_none() && (signal.chosen || signal.reason.contains("no permission")),
             "{signal:?}"
         );
     }
@@ -30,6 +30,34 @@ fn without_any_right_everything_is_off_and_says_why() {
         report.contains("no permission: loading programs needs CAP_BPF and CAP_PERFMON"),
         "{report}"
     );
+}
+
+#[test]
+fn doctor_sees_the_probes_of_times_fire_on_every_rung_that_is_there() {
+    let mut config = Config::default();
+    for probe in ["socketlatency", "connect", "net_softirq"] {
+        config.probes.entry(probe.into()).or_default().enabled = Some(true);
+    }
+    let report = doctor(&config);
+    for name in [
+        "socketlatency.read",
+        "socketlatency.send",
+        "connect.times",
+        "net_softirq.times",
+    ] {
+        let signal = report.signals.iter().find(|signal| signal.name == name).unwrap();
+        if signal.state.contains("no permission") {
+            println!("SKIPPED: {}", signal.state);
+            return;
+        }
+        for rung in signal
+            .rungs
+            .iter()
+            .filter(|rung| !matches!(rung.rung, "fentry" | "kprobe"))
+        {
+            assert_eq!(rung.finding, "loads and attaches, and fires", "{name} {}", rung.rung);
+        }
+    }
 }
 
 /// All of this thread's, which cannot get them back.
@@ -77,7 +105,14 @@ fn maps_take_little_and_those_of_probes_that_are_off_next_to_nothing() {
         let live = start(config, PodIndex::default(), None)?;
         Some(live.kernel.status().map_bytes)
     };
-    let (Some(all), Some(one)) = (bytes(&Config::default()), bytes(&config())) else {
+    let mut everything = Config::default();
+    for probe in probes::ALL.iter().filter(|probe| probe.spec.name != "virtcmdlatency") {
+        let settings = everything.probes.entry(probe.spec.name.into()).or_default();
+        settings.enabled = Some(true);
+    }
+    // Its functions are not to be had everywhere.
+    everything.probes.entry("virtcmdlatency".into()).or_default().enabled = Some(false);
+    let (Some(all), Some(one)) = (bytes(&everything), bytes(&config())) else {
         return;
     };
     println!("all: {all} bytes, packetloss alone: {one} bytes");

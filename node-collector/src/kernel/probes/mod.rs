@@ -1,14 +1,26 @@
 //! The probes of the kernel side: one file each, one line in [`ALL`].
 
+mod connect;
+mod net_softirq;
 mod packetloss;
+mod socketlatency;
 mod tcpreset;
 mod tcpretrans;
+mod virtcmdlatency;
 
 use super::plan::Signal;
 use super::probe::KernelProbe;
 
 /// Every probe of this kind.
-pub(crate) const ALL: &[&KernelProbe] = &[&packetloss::PROBE, &tcpretrans::PROBE, &tcpreset::PROBE];
+pub(crate) const ALL: &[&KernelProbe] = &[
+    &packetloss::PROBE,
+    &tcpretrans::PROBE,
+    &tcpreset::PROBE,
+    &socketlatency::PROBE,
+    &connect::PROBE,
+    &net_softirq::PROBE,
+    &virtcmdlatency::PROBE,
+];
 
 /// The probe of that name.
 pub(crate) fn find(name: &str) -> Option<&'static KernelProbe> {

@@ -95,6 +95,7 @@ impl Raw {
                 inode: record.netns,
                 cookie: record.cookie,
             }),
+            of_socket: false,
             ifindex: if record.ifindex != 0 {
                 record.ifindex
             } else {
