@@ -16,7 +16,7 @@ macro_rules! counters {
         &[$(Entry::counter(
             concat!("kubeskoop_rdma_", $driver, "_", $name),
             "rdma",
-            &["count"],
+            &["value"],
             concat!("Counter ", $name, " of an RDMA port of driver ", $driver),
         )
         .rows(Rows::Of("counter", &[$name]))

@@ -10,16 +10,10 @@ const LOSS: Rows = Rows::Except("class", &["benign"]);
 /// Those that it tells by the function `nf_hook_slow`.
 const BY_NETFILTER: Rows = Rows::Only("reason", &["NETFILTER_DROP"]);
 const READ: Rows = Rows::Only("operation", &["read"]);
-const WRITE: Rows = Rows::Only("operation", &["write"]);
-const RECEIVED: Rows = Rows::Only("direction", &["receive"]);
-const SENT: Rows = Rows::Only("direction", &["transmit"]);
-const IN_QDISC: Rows = Rows::Only("stage", &["qdisc"]);
-const IN_DRIVER: Rows = Rows::Only("stage", &["xmit"]);
-const RAISED: Rows = Rows::Only("phase", &["schedule"]);
-const RUN: Rows = Rows::Only("phase", &["execute"]);
+const WRITE: Rows = Rows::Only("operation", &["send"]);
 /// It hooks the tracepoint of segments, not the one of SYN-ACKs.
 const SEGMENTS: Rows = Rows::Except("kind", &["syn_ack"]);
-const SOFTIRQ: Labels = Labels::NodeAnd(&[("softirq_type", "softirq")]);
+const SOFTIRQ: Labels = Labels::NodeAnd(&[("softirq_type", "vector")]);
 
 #[rustfmt::skip]
 pub(super) const ENTRIES: &[Entry] = &[
@@ -153,21 +147,21 @@ pub(super) const ENTRIES: &[Entry] = &[
     Entry::gauge("kubeskoop_socketlatency_read100ms", "socketlatency", &["over_100ms"], "Readers that came more than 100 ms after their data").rows(READ),
     Entry::gauge("kubeskoop_socketlatency_write1ms", "socketlatency", &["over_1ms"], "Data sent more than 1 ms after it was written").rows(WRITE),
     Entry::gauge("kubeskoop_socketlatency_write100ms", "socketlatency", &["over_100ms"], "Data sent more than 100 ms after it was written").rows(WRITE),
-    Entry::gauge("kubeskoop_kernellatency_rxslow", "kernellatency", &["over_10ms"], "Packets that took more than 10 ms to the socket").rows(RECEIVED),
-    Entry::gauge("kubeskoop_kernellatency_txslow", "kernellatency", &["over_10ms"], "Packets that took more than 10 ms from the socket").rows(SENT),
-    Entry::gauge("kubeskoop_kernellatency_rxslow100ms", "kernellatency", &["over_100ms"], "Packets that took more than 100 ms to the socket").rows(RECEIVED),
-    Entry::gauge("kubeskoop_kernellatency_txslow100ms", "kernellatency", &["over_100ms"], "Packets that took more than 100 ms from the socket").rows(SENT),
-    Entry::gauge("kubeskoop_netiftxlat_qdiscslow100ms", "netiftxlat", &["over_100ms"], "Packets that waited more than 100 ms in a queueing discipline").rows(IN_QDISC),
-    Entry::gauge("kubeskoop_netiftxlat_netdevslow100ms", "netiftxlat", &["over_100ms"], "Packets for which the driver took more than 100 ms").rows(IN_DRIVER),
+    Entry::gauge("kubeskoop_kernellatency_rxslow", "kernellatency", &["receive_over_10ms"], "Packets that took more than 10 ms to the socket"),
+    Entry::gauge("kubeskoop_kernellatency_txslow", "kernellatency", &["send_over_10ms"], "Packets that took more than 10 ms from the socket"),
+    Entry::gauge("kubeskoop_kernellatency_rxslow100ms", "kernellatency", &["receive_over_100ms"], "Packets that took more than 100 ms to the socket"),
+    Entry::gauge("kubeskoop_kernellatency_txslow100ms", "kernellatency", &["send_over_100ms"], "Packets that took more than 100 ms from the socket"),
+    Entry::gauge("kubeskoop_netiftxlat_qdiscslow100ms", "netiftxlat", &["qdisc_over_100ms"], "Packets that waited more than 100 ms in a queueing discipline"),
+    Entry::gauge("kubeskoop_netiftxlat_netdevslow100ms", "netiftxlat", &["xmit_over_100ms"], "Packets for which the driver took more than 100 ms"),
     Entry::counter("kubeskoop_packetloss_total", "packetloss", &["drops"], "Packets dropped, buffers freed on close left out").rows(LOSS).labels(Labels::Nobody),
     Entry::counter("kubeskoop_packetloss_netfilter", "packetloss", &["drops"], "Packets dropped by netfilter").rows(BY_NETFILTER).labels(Labels::Nobody),
     Entry::counter("kubeskoop_tcpretrans_total", "tcpretrans", &["segments"], "Segments sent again").rows(SEGMENTS).labels(Labels::Sender),
     Entry::counter("kubeskoop_flow_bytes", "flow", &["bytes"], "Bytes of a flow").labels(Labels::Flow),
     Entry::counter("kubeskoop_flow_packets", "flow", &["packets"], "Packets of a flow").labels(Labels::Flow),
-    Entry::counter("kubeskoop_softirq_schedslow", "net_softirq", &["over_10ms"], "Soft interrupts that began more than 10 ms after they were raised").rows(RAISED).labels(SOFTIRQ),
-    Entry::counter("kubeskoop_softirq_schedslow100ms", "net_softirq", &["over_100ms"], "Soft interrupts that began more than 100 ms after they were raised").rows(RAISED).labels(SOFTIRQ),
-    Entry::counter("kubeskoop_softirq_excuteslow", "net_softirq", &["over_10ms"], "Soft interrupts that ran for more than 10 ms").rows(RUN).labels(SOFTIRQ),
-    Entry::counter("kubeskoop_softirq_excuteslow100ms", "net_softirq", &["over_100ms"], "Soft interrupts that ran for more than 100 ms").rows(RUN).labels(SOFTIRQ),
+    Entry::counter("kubeskoop_softirq_schedslow", "net_softirq", &["sched_over_10ms"], "Soft interrupts that began more than 10 ms after they were raised").labels(SOFTIRQ),
+    Entry::counter("kubeskoop_softirq_schedslow100ms", "net_softirq", &["sched_over_100ms"], "Soft interrupts that began more than 100 ms after they were raised").labels(SOFTIRQ),
+    Entry::counter("kubeskoop_softirq_excuteslow", "net_softirq", &["execute_over_10ms"], "Soft interrupts that ran for more than 10 ms").labels(SOFTIRQ),
+    Entry::counter("kubeskoop_softirq_excuteslow100ms", "net_softirq", &["execute_over_100ms"], "Soft interrupts that ran for more than 100 ms").labels(SOFTIRQ),
     Entry::gauge("kubeskoop_virtcmdlatency_latency", "virtcmdlatency", &["over_10ms"], "Commands to the virtual network card that took more than 10 ms").of_node(),
     Entry::gauge("kubeskoop_virtcmdlatency_latency100ms", "virtcmdlatency", &["over_100ms"], "Commands to the virtual network card that took more than 100 ms").of_node(),
 ];

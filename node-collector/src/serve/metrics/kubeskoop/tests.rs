@@ -217,7 +217,7 @@ static RDMA: ProbeSpec = ProbeSpec {
             help: "",
         },
     ],
-    columns: &[ColumnSpec::counter("count", "", "")],
+    columns: &[ColumnSpec::counter("value", "", "")],
     event_types: &[],
 };
 
