@@ -447,6 +447,26 @@ fn a_send_that_goes_out_at_once_took_no_time() {
 }
 
 #[test]
+fn without_events_slow_reads_are_counted_all_the_same() {
+    let Some(lab) = Lab::for_test("kernel-waits-silent") else {
+        return;
+    };
+    let silent = |config: &mut Config| config.probes.get_mut("socketlatency").unwrap().events = false;
+    let Some(mut scene) = scene(&lab, "silent", WAYS[0], silent) else {
+        return;
+    };
+    let (mut client, mut server) = scene.pair(Family::V4);
+    client.write_all(b"12345").unwrap();
+    dawdle(&server);
+    std::thread::sleep(Duration::from_millis(1000));
+    let rows = scene.live.rows("socketlatency");
+    assert_eq!(rows["server read tcp"]["over_100ms"], [0], "not read yet");
+    server.read_exact(&mut [0; 5]).unwrap();
+    assert_eq!(scene.live.rows("socketlatency")["server read tcp"]["over_100ms"], [1]);
+    assert!(scene.slow("SOCKETLAT_READSLOW").is_empty());
+}
+
+#[test]
 fn healthy_traffic_waits_for_nobody() {
     let Some(lab) = Lab::for_test("kernel-waits-healthy") else {
         return;
