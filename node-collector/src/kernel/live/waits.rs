@@ -213,7 +213,9 @@ fn the_end_of_a_stream_and_a_mere_look_are_no_read() {
             // An end alone, found late.
             let (client, mut server) = scene.pair(family);
             client.shutdown(Shutdown::Write).unwrap();
-            std::thread::sleep(PAUSE);
+            std::thread::sleep(Duration::from_millis(1050));
+            let _ = scene.live.rows("socketlatency");
+            assert_eq!(scene.slow("SOCKETLAT_READSLOW").len(), 0, "{way:?}: nothing is unread");
             assert_eq!(server.read(&mut [0; 8]).unwrap(), 0);
             assert_eq!(scene.slow("SOCKETLAT_READSLOW").len(), 0, "{way:?}");
 
