@@ -213,7 +213,9 @@ fn the_end_of_a_stream_and_a_mere_look_are_no_read() {
             // An end alone, found late.
             let (client, mut server) = scene.pair(family);
             client.shutdown(Shutdown::Write).unwrap();
-            std::thread::sleep(PAUSE);
+            std::thread::sleep(Duration::from_millis(1050));
+            let _ = scene.live.rows("socketlatency");
+            assert_eq!(scene.slow("SOCKETLAT_READSLOW").len(), 0, "{way:?}: nothing is unread");
             assert_eq!(server.read(&mut [0; 8]).unwrap(), 0);
             assert_eq!(scene.slow("SOCKETLAT_READSLOW").len(), 0, "{way:?}");
 
@@ -444,6 +446,26 @@ fn a_send_that_goes_out_at_once_took_no_time() {
     assert_eq!(slots(&after) - slots(&before), 50, "each send is counted");
     assert!(after[0] - before[0] >= 40, "{after:?}");
     assert!(scene.slow("SOCKETLAT_SENDSLOW").is_empty());
+}
+
+#[test]
+fn without_events_slow_reads_are_counted_all_the_same() {
+    let Some(lab) = Lab::for_test("kernel-waits-silent") else {
+        return;
+    };
+    let silent = |config: &mut Config| config.probes.get_mut("socketlatency").unwrap().events = false;
+    let Some(mut scene) = scene(&lab, "silent", WAYS[0], silent) else {
+        return;
+    };
+    let (mut client, mut server) = scene.pair(Family::V4);
+    client.write_all(b"12345").unwrap();
+    dawdle(&server);
+    std::thread::sleep(Duration::from_millis(1000));
+    let rows = scene.live.rows("socketlatency");
+    assert_eq!(rows["server read tcp"]["over_100ms"], [0], "not read yet");
+    server.read_exact(&mut [0; 5]).unwrap();
+    assert_eq!(scene.live.rows("socketlatency")["server read tcp"]["over_100ms"], [1]);
+    assert!(scene.slow("SOCKETLAT_READSLOW").is_empty());
 }
 
 #[test]
