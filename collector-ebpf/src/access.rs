@@ -12,7 +12,13 @@ pub trait Access {
     /// # Safety
     /// `T` is plain data, for which every bit pattern is a value.
     unsafe fn load<T: Copy>(address: *const u8) -> T;
+
+    /// The pointer as a number to calculate with and to find it again by; not its address.
+    fn number(pointer: *const u8) -> u64;
 }
+
+/// What a typed pointer is counted from.
+static ANCHOR: Setting<u64> = Setting::new(0);
 
 /// A load that the verifier types by BTF: for pointers that are arguments of a `tp_btf` program or come from such
 /// ones. A bad pointer reads as 0.
@@ -26,6 +32,21 @@ impl Access for Typed {
     unsafe fn load<T: Copy>(address: *const u8) -> T {
         unsafe { address.cast::<T>().read_volatile() }
     }
+
+    /// The verifier permits no calculation with such a pointer, except the distance of two.
+    #[inline(always)]
+    fn number(pointer: *const u8) -> u64 {
+        let mut number = pointer as u64;
+        unsafe {
+            core::arch::asm!(
+                "{number} -= {anchor}",
+                number = inout(reg) number,
+                anchor = in(reg) &raw const ANCHOR,
+                options(pure, nomem, nostack),
+            );
+        }
+        number
+    }
 }
 
 impl Access for Probed {
@@ -37,6 +58,11 @@ impl Access for Probed {
             generated::bpf_probe_read_kernel(value.as_mut_ptr().cast(), size_of::<T>() as u32, address.cast());
             value.assume_init()
         }
+    }
+
+    #[inline(always)]
+    fn number(pointer: *const u8) -> u64 {
+        pointer as u64
     }
 }
 

@@ -43,10 +43,23 @@ pub fn listed(place: &Place) -> Option<u32> {
     Some(UNKNOWN)
 }
 
+/// Whether [`wanted`] can be false.
+#[inline(always)]
+pub fn some_are_unwanted() -> bool {
+    ONLY_LISTED.get() != 0
+}
+
 /// For counting, which needs no key: no look-up where everything is counted.
 #[inline(always)]
 pub fn wanted(place: &Place) -> bool {
     ONLY_LISTED.get() == 0 || listed(place).is_some()
+}
+
+/// For probes of every packet, which look at nobody's but the listed ones'.
+#[inline(always)]
+pub fn is_listed(place: &Place) -> bool {
+    place.netns != 0
+        && unsafe { NAMESPACES.get(place.netns) }.is_some_and(|known| known.cookie == place.cookie || known.cookie == 0)
 }
 
 /// Takes a token (GCRA). Without compare-and-swap, which kernels before 5.12 do not load: two CPUs at the same instant may

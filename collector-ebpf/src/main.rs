@@ -7,11 +7,12 @@
 
 mod access;
 mod connection;
-#[allow(dead_code, reason = "for the probes of latencies")]
 mod latency;
 mod limit;
+mod netiftxlat;
 mod packet;
 mod packetloss;
+mod per_packet;
 mod place;
 mod ring;
 mod tcpreset;

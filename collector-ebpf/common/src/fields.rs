@@ -59,6 +59,7 @@ macro_rules! for_each_field {
             SKB_DATA: u64 = "sk_buff" ["data"];
             SKB_TAIL: u32 = "sk_buff" ["tail"];
             SKB_END: u32 = "sk_buff" ["end"];
+            SKB_TSTAMP: u64 = "sk_buff" ["tstamp"];
             SHARED_GSO_SEGS: u16 = "skb_shared_info" ["gso_segs"];
             DEV_NET: u64 = "net_device" ["nd_net.net"];
             DEV_IFINDEX: u32 = "net_device" ["ifindex"];
@@ -111,6 +112,10 @@ macro_rules! for_each_argument {
             SET_STATE_SK: "inet_sock_set_state" "sk" "*sock";
             SET_STATE_OLD: "inet_sock_set_state" "oldstate" "int";
             SET_STATE_NEW: "inet_sock_set_state" "newstate" "int";
+            NET_DEV_QUEUE_SKB: "net_dev_queue" "skb" "*sk_buff";
+            START_XMIT_SKB: "net_dev_start_xmit" "skb" "*sk_buff";
+            START_XMIT_DEV: "net_dev_start_xmit" "dev" "*net_device";
+            NET_DEV_XMIT_SKB: "net_dev_xmit" "skb" "*sk_buff";
         }
     };
 }

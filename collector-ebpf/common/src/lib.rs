@@ -38,6 +38,8 @@ pub mod fields;
 pub mod latency;
 pub mod limit;
 pub mod lost;
+pub mod netiftxlat;
+pub mod packet;
 pub mod record;
 pub mod reset;
 pub mod retransmit;

@@ -10,6 +10,8 @@ positions! {
     TCPRESET_PROCESS,
     TCPRESET_ACTIVE,
     TCPRESET_RECEIVE,
+    NETIFTXLAT_QDISC,
+    NETIFTXLAT_XMIT,
 }
 
 /// The inode under which everything goes that belongs to no listed namespace.

@@ -7,6 +7,7 @@ positions! {
     PACKETLOSS,
     TCPRETRANS,
     TCPRESET,
+    NETIFTXLAT,
 }
 
 record! {

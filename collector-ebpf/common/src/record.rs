@@ -8,6 +8,10 @@ pub mod kind {
     pub const DROP: u32 = 1;
     pub const RETRANSMIT: u32 = 2;
     pub const RESET: u32 = 3;
+    pub const NETIFTXLAT_QDISC: u32 = 10;
+    pub const NETIFTXLAT_XMIT: u32 = 11;
+    pub const RXKERNEL: u32 = 12;
+    pub const TXKERNEL: u32 = 13;
 }
 
 record! {

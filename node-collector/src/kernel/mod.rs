@@ -23,11 +23,11 @@ mod doctor;
 mod engine;
 mod facts;
 mod gaps;
-#[cfg_attr(not(test), expect(dead_code, reason = "for the probes of latencies"))]
 mod latency;
 mod listing;
 mod load;
 mod metrics;
+mod packets;
 mod plan;
 mod probe;
 pub(crate) mod probes;

@@ -87,7 +87,6 @@ impl KernelProbe {
 /// What a probe may look at before its programs are loaded.
 pub(crate) struct Host<'a> {
     pub config: &'a Config,
-    #[expect(dead_code, reason = "for probes that have settings beside the common ones")]
     pub settings: ProbeSettings,
     /// The running kernel's types, for names of enumerators.
     pub btf: Option<&'a Btf>,
@@ -168,6 +167,11 @@ pub(crate) enum Decoded {
     Event(usize, Box<Observation>),
     /// A record that turned out to be none.
     Nothing,
+}
+
+/// Entries of a per-CPU map of large values: 8 MiB of them on all CPUs, but no fewer than a node's pods need.
+pub(crate) fn key_budget(cpus: usize, value: usize) -> u32 {
+    ((8 << 20) / (cpus.max(1) * value)).clamp(256, 2048) as u32
 }
 
 /// Entries of a map of counts: each takes 16 bytes or more on every CPU.

@@ -1,5 +1,6 @@
 //! The probes of the kernel side: one file each, one line in [`ALL`].
 
+mod netiftxlat;
 mod packetloss;
 mod tcpreset;
 mod tcpretrans;
@@ -8,7 +9,12 @@ use super::plan::Signal;
 use super::probe::KernelProbe;
 
 /// Every probe of this kind.
-pub(crate) const ALL: &[&KernelProbe] = &[&packetloss::PROBE, &tcpretrans::PROBE, &tcpreset::PROBE];
+pub(crate) const ALL: &[&KernelProbe] = &[
+    &packetloss::PROBE,
+    &tcpretrans::PROBE,
+    &tcpreset::PROBE,
+    &netiftxlat::PROBE,
+];
 
 /// The probe of that name.
 pub(crate) fn find(name: &str) -> Option<&'static KernelProbe> {
