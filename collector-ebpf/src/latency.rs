@@ -6,6 +6,13 @@ use sonde_ebpf_common::latency::{Latency, SLOTS, THRESHOLDS, slot};
 
 use crate::access::add;
 
+/// No time yet: for values that are too large for a program's stack.
+pub const NONE: Latency = Latency {
+    sum_ns: 0,
+    slots: [0; SLOTS],
+    over: [0; THRESHOLDS.len()],
+};
+
 /// Counts a time. `latency` is a value of a map.
 #[inline(always)]
 pub fn observe(latency: *mut Latency, ns: u64) {

@@ -7,6 +7,7 @@
 
 mod access;
 mod connection;
+mod kernellatency;
 mod latency;
 mod limit;
 mod netiftxlat;

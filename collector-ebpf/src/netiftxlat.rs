@@ -12,7 +12,6 @@ use aya_ebpf::macros::{btf_tracepoint, map, raw_tracepoint};
 use aya_ebpf::maps::{Array, PerCpuArray, PerCpuHashMap};
 use aya_ebpf::programs::{BtfTracePointContext, RawTracePointContext};
 use core::ptr::{addr_of, addr_of_mut};
-use sonde_ebpf_common::latency::{Latency, SLOTS, THRESHOLDS};
 use sonde_ebpf_common::netiftxlat::{Drivers, InDriver, Key, NESTED, QUEUED, Queued, Record, Times};
 use sonde_ebpf_common::packet::Packet;
 use sonde_ebpf_common::record::kind;
@@ -51,14 +50,9 @@ static NETIFTXLAT_SAMPLE: Setting<u32> = Setting::new(1);
 
 /// Too large for a program's stack.
 static NOTHING: Times = Times {
-    qdisc: NO_TIME,
-    xmit: NO_TIME,
+    qdisc: latency::NONE,
+    xmit: latency::NONE,
     unmatched: 0,
-};
-const NO_TIME: Latency = Latency {
-    sum_ns: 0,
-    slots: [0; SLOTS],
-    over: [0; THRESHOLDS.len()],
 };
 
 /// A vlan tag that is put into the packet on its way.

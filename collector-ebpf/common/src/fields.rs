@@ -60,6 +60,9 @@ macro_rules! for_each_field {
             SKB_TAIL: u32 = "sk_buff" ["tail"];
             SKB_END: u32 = "sk_buff" ["end"];
             SKB_TSTAMP: u64 = "sk_buff" ["tstamp"];
+            SKB_TSTAMP_TYPE: u8 = "sk_buff" ["tstamp_type", "mono_delivery_time"];
+            SKB_TRUESIZE: u32 = "sk_buff" ["truesize"];
+            SOCK_PROTOCOL: u16 = "sock" ["sk_protocol"];
             SHARED_GSO_SEGS: u16 = "skb_shared_info" ["gso_segs"];
             DEV_NET: u64 = "net_device" ["nd_net.net"];
             DEV_IFINDEX: u32 = "net_device" ["ifindex"];
@@ -116,6 +119,10 @@ macro_rules! for_each_argument {
             START_XMIT_SKB: "net_dev_start_xmit" "skb" "*sk_buff";
             START_XMIT_DEV: "net_dev_start_xmit" "dev" "*net_device";
             NET_DEV_XMIT_SKB: "net_dev_xmit" "skb" "*sk_buff";
+            NETIF_RX_SKB: "netif_rx" "skb" "*sk_buff";
+            RECEIVE_SKB: "netif_receive_skb" "skb" "*sk_buff";
+            TCP_PROBE_SK: "tcp_probe" "sk" "*sock";
+            TCP_PROBE_SKB: "tcp_probe" "skb" "*sk_buff";
         }
     };
 }

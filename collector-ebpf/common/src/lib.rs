@@ -35,6 +35,7 @@ macro_rules! positions {
 pub mod connection;
 pub mod drop;
 pub mod fields;
+pub mod kernellatency;
 pub mod latency;
 pub mod limit;
 pub mod lost;

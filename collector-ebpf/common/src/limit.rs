@@ -12,6 +12,8 @@ positions! {
     TCPRESET_RECEIVE,
     NETIFTXLAT_QDISC,
     NETIFTXLAT_XMIT,
+    RXKERNEL_SLOW,
+    TXKERNEL_SLOW,
 }
 
 /// The inode under which everything goes that belongs to no listed namespace.

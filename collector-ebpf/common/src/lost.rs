@@ -8,6 +8,7 @@ positions! {
     TCPRETRANS,
     TCPRESET,
     NETIFTXLAT,
+    KERNELLATENCY,
 }
 
 record! {

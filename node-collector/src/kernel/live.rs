@@ -11,6 +11,7 @@ use sonde_lab::{Family, Lab, healthy};
 use tokio::sync::mpsc::{Receiver, channel};
 
 mod drops;
+mod kernellatency;
 mod limits;
 mod netiftxlat;
 mod places;

@@ -64,15 +64,39 @@ impl Scene {
         times
     }
 
-    /// Until everything that `tc -s` says the device has passed on is counted.
-    fn settle(&mut self, passed: u64) -> Times {
-        let mut times = Times::default();
-        let deadline = Instant::now() + Duration::from_secs(20);
-        while times.xmit < passed {
-            assert!(Instant::now() < deadline, "{passed} packets to be timed: {times:?}");
-            times = self.times("client", "eth0");
+    /// What the device and we have counted at the same time.
+    fn both(&mut self) -> (u64, Times) {
+        loop {
+            let before = device(&self.client, "eth0");
+            let times = self.times("client", "eth0");
+            if before == device(&self.client, "eth0") {
+                return (before.sent_packets, times);
+            }
         }
-        times
+    }
+
+    /// How much the device has sent since then, once we have counted as much, and what we have counted.
+    fn grown(&mut self, since: (u64, Times)) -> (u64, Times) {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        loop {
+            let (sent, now) = self.both();
+            let grown = Times {
+                qdisc: now.qdisc - since.1.qdisc,
+                qdisc_over_100ms: now.qdisc_over_100ms - since.1.qdisc_over_100ms,
+                xmit: now.xmit - since.1.xmit,
+                unmatched: now.unmatched - since.1.unmatched,
+            };
+            if sent - since.0 == grown.xmit {
+                return (grown.xmit, grown);
+            }
+            assert!(
+                Instant::now() < deadline,
+                "{} sent, {grown:?} counted since {since:?}; {now:?} {:?} {:?}",
+                sent - since.0,
+                device(&self.client, "eth0"),
+                self.live.kernel.status().probes
+            );
+        }
     }
 }
 
@@ -112,19 +136,16 @@ fn datagrams_that_a_token_bucket_holds_are_told_with_their_ports_and_counted_as_
                 .client
                 .tc("qdisc replace dev eth0 root tbf rate 256kbit burst 2200 limit 100000")
                 .unwrap();
-            let before = scene.times("client", "eth0");
+            let before = scene.both();
             let to = scene.server.socket(family, PORT);
             let sent = sockets::send(&socket, to, 25, 1000);
             assert_eq!(sent.accepted, 25);
-            let passed = passed(&scene.client);
-            assert!(passed >= 25);
-            let after = scene.settle(before.xmit + passed);
-            assert_eq!(after.xmit - before.xmit, passed, "{before:?} {after:?}");
-            let unmatched = after.unmatched - before.unmatched;
-            assert_eq!(after.qdisc - before.qdisc + unmatched, passed, "{before:?} {after:?}");
-            assert!(unmatched <= 1, "seldom another packet takes a place: {after:?}");
-            let long = after.qdisc_over_100ms - before.qdisc_over_100ms;
-            assert!(long >= 15, "{after:?}");
+            assert!(passed(&scene.client) >= 25, "tc counts them too");
+            let (sent, grown) = scene.grown(before);
+            assert_eq!(grown.qdisc + grown.unmatched, sent, "{grown:?}");
+            assert!(grown.unmatched <= 1, "seldom another packet takes a place: {grown:?}");
+            let long = grown.qdisc_over_100ms;
+            assert!(long >= 15, "{grown:?}");
             let events = scene.live.wait_for(long as usize, |_| true);
             assert_eq!(events.len() as u64, long);
             for event in &events {
@@ -164,10 +185,7 @@ fn large_segments_that_a_token_bucket_cuts_up_keep_their_time() {
                 .client
                 .tc("qdisc replace dev eth0 root tbf rate 2mbit burst 1600 limit 400000")
                 .unwrap();
-            let (before, sent_before) = (
-                scene.times("client", "eth0"),
-                device(&scene.client, "eth0").sent_packets,
-            );
+            let before = scene.both();
             let reader = std::thread::spawn(move || {
                 let mut left = 200_000;
                 let mut buffer = vec![0; 65_536];
@@ -179,25 +197,15 @@ fn large_segments_that_a_token_bucket_cuts_up_keep_their_time() {
             pair.client.write_all(&vec![7; 200_000]).unwrap();
             let server = reader.join().unwrap();
             passed(&scene.client);
-            // The device's own count and not that of tc: a last pair of segments that is small enough is not cut up, and
-            // tc counts it twice.
-            let passed = device(&scene.client, "eth0").sent_packets - sent_before;
-            assert!(passed > 130, "the bucket passes segments of one frame each: {passed}");
-            let after = scene.settle(before.xmit + passed);
-            assert_eq!(after.xmit - before.xmit, passed, "{before:?} {after:?}");
-            let matched = after.qdisc - before.qdisc;
-            assert_eq!(
-                matched + after.unmatched - before.unmatched,
-                passed,
-                "{before:?} {after:?}"
-            );
+            // As the device counts, and not tc: a last pair of segments that is small enough is not cut up, and tc counts it
+            // twice.
+            let (sent, grown) = scene.grown(before);
+            assert!(sent > 130, "the bucket passes segments of one frame each: {sent}");
+            assert_eq!(grown.qdisc + grown.unmatched, sent, "{grown:?}");
             // Every segment carries the time stamp of what it was cut from; now and then another packet takes a place.
-            assert!(
-                after.unmatched - before.unmatched <= passed / 20,
-                "{before:?} {after:?}"
-            );
-            let long = after.qdisc_over_100ms - before.qdisc_over_100ms;
-            assert!(long > 50, "{after:?}");
+            assert!(grown.unmatched <= sent / 20, "{grown:?}");
+            let long = grown.qdisc_over_100ms;
+            assert!(long > 50, "{grown:?}");
             let events = scene.live.wait_for(long as usize, |_| true);
             assert_eq!(events.len() as u64, long);
             for event in &events {

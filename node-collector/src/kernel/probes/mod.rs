@@ -1,5 +1,6 @@
 //! The probes of the kernel side: one file each, one line in [`ALL`].
 
+mod kernellatency;
 mod netiftxlat;
 mod packetloss;
 mod tcpreset;
@@ -14,6 +15,7 @@ pub(crate) const ALL: &[&KernelProbe] = &[
     &tcpretrans::PROBE,
     &tcpreset::PROBE,
     &netiftxlat::PROBE,
+    &kernellatency::PROBE,
 ];
 
 /// The probe of that name.
