@@ -7,6 +7,8 @@
 
 mod access;
 mod connection;
+mod dns;
+mod flow;
 mod kernellatency;
 mod latency;
 mod limit;

@@ -5,6 +5,7 @@ use core::ptr::addr_of_mut;
 
 use aya_ebpf::helpers::generated;
 use aya_ebpf::maps::PerCpuArray;
+use sonde_ebpf_common::flow::family;
 use sonde_ebpf_common::packet::{PACKET_BYTES, Packet};
 
 use crate::access::{Access, DEV_NAME, SKB_DATA, SKB_MAC_HEADER, SKB_NETWORK_HEADER, SKB_PROTOCOL, SKB_TAIL};
@@ -47,6 +48,8 @@ pub fn name<A: Access>(device: *const u8) -> [u64; 2] {
 #[derive(Clone, Copy)]
 pub struct Layer3 {
     pub start: *const u8,
+    /// From the beginning of the buffer.
+    pub offset: u32,
     /// Bytes from there on that are the packet's. 0: there is no such place.
     pub available: u32,
     /// What begins there, network byte order.
@@ -80,6 +83,7 @@ pub fn received<A: Access>(skb: *const u8, head: *const u8) -> Layer3 {
 
 const NOWHERE: Layer3 = Layer3 {
     start: core::ptr::null(),
+    offset: 0,
     available: 0,
     ethertype: 0,
 };
@@ -102,6 +106,7 @@ fn layer3<A: Access>(skb: *const u8, head: *const u8, mut offset: u32, mut ether
     }
     Layer3 {
         start: head.wrapping_add(offset as usize),
+        offset,
         available: tail - offset,
         ethertype,
     }
@@ -125,4 +130,122 @@ pub unsafe fn capture(layer3: Layer3, to: *mut Packet) {
         addr_of_mut!((*to).captured).write(captured as u16);
         addr_of_mut!((*to).pad).write(0);
     }
+}
+
+/// What the IP header says, and the ports behind it.
+#[derive(Clone, Copy)]
+pub struct Ends {
+    /// See `sonde_ebpf_common::flow::family`.
+    pub family: u8,
+    /// Behind extension headers.
+    pub protocol: u8,
+    pub saddr: [u32; 4],
+    pub daddr: [u32; 4],
+    /// Host byte order; 0 where there are none.
+    pub sport: u16,
+    pub dport: u16,
+    /// Bytes from the IP header to the transport header. 0: there is none in this packet.
+    pub transport: u32,
+}
+
+/// Both headers without options and the ports, in one go.
+const HEADERS: usize = 48;
+const IPV4_HEADER: u32 = 20;
+const IPV6_HEADER: u32 = 40;
+
+pub const TCP: u8 = 6;
+pub const UDP: u8 = 17;
+const SCTP: u8 = 132;
+const UDPLITE: u8 = 136;
+
+#[inline(always)]
+pub fn ends(layer3: Layer3) -> Ends {
+    let mut ends = Ends {
+        family: family::OTHER,
+        protocol: 0,
+        saddr: [0; 4],
+        daddr: [0; 4],
+        sport: 0,
+        dport: 0,
+        transport: 0,
+    };
+    let is_ipv4 = layer3.ethertype == packet::ETH_P_IP;
+    let needed = if is_ipv4 { IPV4_HEADER } else { IPV6_HEADER };
+    if (!is_ipv4 && layer3.ethertype != packet::ETH_P_IPV6) || layer3.available < needed {
+        return ends;
+    }
+    let mut words = [0u32; HEADERS / 4];
+    let read =
+        unsafe { generated::bpf_probe_read_kernel(words.as_mut_ptr().cast(), HEADERS as u32, layer3.start.cast()) };
+    let version = words[0].to_ne_bytes()[0] >> 4;
+    if read != 0 || version != if is_ipv4 { 4 } else { 6 } {
+        return ends;
+    }
+    let ports;
+    if is_ipv4 {
+        ends.family = family::IPV4;
+        ends.saddr[0] = words[3];
+        ends.daddr[0] = words[4];
+        ends.protocol = words[2].to_ne_bytes()[1];
+        let length = (words[0].to_ne_bytes()[0] & 0xf) as u32 * 4;
+        let [_, _, flags, offset] = words[1].to_ne_bytes();
+        let is_later_fragment = (flags & 0x1f) | offset != 0;
+        if is_later_fragment || length < IPV4_HEADER {
+            return ends;
+        }
+        ends.transport = length;
+        ports = words[5];
+    } else {
+        ends.family = family::IPV6;
+        ends.saddr = [words[2], words[3], words[4], words[5]];
+        ends.daddr = [words[6], words[7], words[8], words[9]];
+        let (protocol, transport) = behind_extensions(&layer3, words[1].to_ne_bytes()[2]);
+        ends.protocol = protocol;
+        ends.transport = transport;
+        ports = words[10];
+    }
+    if matches!(ends.protocol, TCP | UDP | SCTP | UDPLITE)
+        && ends.transport != 0
+        && ends.transport + 4 <= layer3.available
+    {
+        let ports = if ends.transport == needed {
+            ports.to_ne_bytes()
+        } else {
+            packet::read::<4>(layer3.start.wrapping_add(ends.transport as usize)).unwrap_or([0; 4])
+        };
+        ends.sport = u16::from_be_bytes([ports[0], ports[1]]);
+        ends.dport = u16::from_be_bytes([ports[2], ports[3]]);
+    }
+    ends
+}
+
+/// The protocol behind IPv6's extension headers and where it begins, 0: in another fragment, or behind more of them than
+/// anybody sends.
+#[inline(always)]
+fn behind_extensions(layer3: &Layer3, first: u8) -> (u8, u32) {
+    const FRAGMENT: u8 = 44;
+    const AUTHENTICATION: u8 = 51;
+    let (mut next, mut at) = (first, IPV6_HEADER);
+    for _ in 0..4 {
+        if !matches!(next, 0 | 43 | 60 | FRAGMENT | AUTHENTICATION) {
+            return (next, at);
+        }
+        let Some(header) = packet::read::<4>(layer3.start.wrapping_add(at as usize)) else {
+            return (next, 0);
+        };
+        if at + 8 > layer3.available {
+            return (next, 0);
+        }
+        let is = next;
+        next = header[0];
+        at += match is {
+            FRAGMENT => 8,
+            AUTHENTICATION => (header[1] as u32 + 2) * 4,
+            _ => (header[1] as u32 + 1) * 8,
+        };
+        if is == FRAGMENT && (header[2] != 0 || header[3] & 0xf8 != 0) {
+            return (next, 0);
+        }
+    }
+    (next, 0)
 }

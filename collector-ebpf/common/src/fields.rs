@@ -61,6 +61,10 @@ macro_rules! for_each_field {
             SKB_END: u32 = "sk_buff" ["end"];
             SKB_TSTAMP: u64 = "sk_buff" ["tstamp"];
             SKB_TSTAMP_TYPE: u8 = "sk_buff" ["tstamp_type", "mono_delivery_time"];
+            SKB_ENCAPSULATION: u8 = "sk_buff" ["encapsulation"];
+            SKB_INNER_TRANSPORT: u16 = "sk_buff" ["inner_transport_header"];
+            SHARED_GSO_SIZE: u16 = "skb_shared_info" ["gso_size"];
+            SHARED_GSO_TYPE: u32 = "skb_shared_info" ["gso_type"];
             SKB_TRUESIZE: u32 = "sk_buff" ["truesize"];
             SOCK_PROTOCOL: u16 = "sock" ["sk_protocol"];
             SHARED_GSO_SEGS: u16 = "skb_shared_info" ["gso_segs"];

@@ -33,8 +33,10 @@ macro_rules! positions {
 }
 
 pub mod connection;
+pub mod dns;
 pub mod drop;
 pub mod fields;
+pub mod flow;
 pub mod kernellatency;
 pub mod latency;
 pub mod limit;

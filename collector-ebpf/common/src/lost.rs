@@ -9,6 +9,8 @@ positions! {
     TCPRESET,
     NETIFTXLAT,
     KERNELLATENCY,
+    FLOW,
+    DNS,
 }
 
 record! {

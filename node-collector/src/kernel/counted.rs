@@ -72,6 +72,15 @@ impl<K: Key, V: Value> Counted<K, V> {
         self
     }
 
+    /// Keys of each namespace that are left in the map, by inode.
+    pub(crate) fn left(&self) -> HashMap<u32, u64> {
+        let mut left = HashMap::new();
+        for key in self.still.keys() {
+            *left.entry(key.netns().inode).or_default() += 1;
+        }
+        left
+    }
+
     pub(crate) fn standing(&self) -> Standing {
         self.standing
     }

@@ -10,7 +10,9 @@ use sonde_lab::faults::{self, Fault, Signal};
 use sonde_lab::{Family, Lab, healthy};
 use tokio::sync::mpsc::{Receiver, channel};
 
+mod dns;
 mod drops;
+mod flow;
 mod kernellatency;
 mod limits;
 mod netiftxlat;

@@ -193,7 +193,14 @@ fn argument(btf: &Btf, symbol: &str) -> u32 {
 
 /// The made-up kernels have what the programs of drops read; the running one has everything.
 fn of_drops(symbol: &str) -> bool {
-    const OTHERS: [&str; 3] = ["SKB_CB", "SKB_TSTAMP_TYPE", "SKB_TRUESIZE"];
+    const OTHERS: [&str; 6] = [
+        "SKB_CB",
+        "SKB_TSTAMP_TYPE",
+        "SKB_TRUESIZE",
+        "SKB_ENCAPSULATION",
+        "SKB_INNER_TRANSPORT",
+        "SHARED_GSO_TYPE",
+    ];
     let prefixes = ["SKB_", "SHARED_", "DEV_", "DST_", "NET_"];
     symbol == "SOCK_NET" || !OTHERS.contains(&symbol) && prefixes.iter().any(|prefix| symbol.starts_with(prefix))
 }

@@ -1,5 +1,7 @@
 //! The probes of the kernel side: one file each, one line in [`ALL`].
 
+mod dns;
+mod flow;
 mod kernellatency;
 mod netiftxlat;
 mod packetloss;
@@ -16,6 +18,8 @@ pub(crate) const ALL: &[&KernelProbe] = &[
     &tcpreset::PROBE,
     &netiftxlat::PROBE,
     &kernellatency::PROBE,
+    &flow::PROBE,
+    &dns::PROBE,
 ];
 
 /// The probe of that name.
