@@ -223,10 +223,10 @@ struct Namespaces(Counted<Key, Times>);
 
 impl Reader for Namespaces {
     fn read(&mut self, round: &Round<'_>) -> io::Result<Table> {
-        let sums = self.0.read(round, |_| ())?;
+        let sums = self.0.read(round, |key| key.netns)?;
         let mut table = Table::with_capacity(&SPEC, round.time_ns, sums.len());
         let mut values = Vec::new();
-        for (subject, (), times) in sums {
+        for (subject, _, times) in sums {
             values.clear();
             latency::push(&mut values, &times.receive);
             latency::push(&mut values, &times.send);
