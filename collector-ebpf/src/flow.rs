@@ -150,7 +150,9 @@ fn make(mut key: Key, one: &Count) -> bool {
     let used = match FLOW_USED.get_ptr_mut(key.netns) {
         Some(used) => Some(used),
         None => {
-            let _ = FLOW_USED.insert(key.netns, &0, BPF_NOEXIST as u64);
+            // On the stack: a constant may share its place with one that user space sets before loading.
+            let none = 0u64;
+            let _ = FLOW_USED.insert(key.netns, core::hint::black_box(&none), BPF_NOEXIST as u64);
             FLOW_USED.get_ptr_mut(key.netns)
         }
     };
