@@ -15,7 +15,13 @@ pub trait Access {
 
     /// The same socket, so that what only TCP sockets have can be read of it. NULL: it is none.
     fn tcp_sock(sk: *const u8) -> *const u8;
+
+    /// The pointer as a number to calculate with and to find it again by; not its address.
+    fn number(pointer: *const u8) -> u64;
 }
+
+/// What a typed pointer is counted from.
+static ANCHOR: Setting<u64> = Setting::new(0);
 
 /// A load that the verifier types by BTF: for pointers that are arguments of a `tp_btf` program or come from such
 /// ones. A bad pointer reads as 0.
@@ -34,6 +40,21 @@ impl Access for Typed {
     fn tcp_sock(sk: *const u8) -> *const u8 {
         unsafe { generated::bpf_skc_to_tcp_sock(sk.cast_mut().cast()).cast_const().cast() }
     }
+
+    /// The verifier permits no calculation with such a pointer, except the distance of two.
+    #[inline(always)]
+    fn number(pointer: *const u8) -> u64 {
+        let mut number = pointer as u64;
+        unsafe {
+            core::arch::asm!(
+                "{number} -= {anchor}",
+                number = inout(reg) number,
+                anchor = in(reg) &raw const ANCHOR,
+                options(pure, nomem, nostack),
+            );
+        }
+        number
+    }
 }
 
 impl Access for Probed {
@@ -50,6 +71,11 @@ impl Access for Probed {
     #[inline(always)]
     fn tcp_sock(sk: *const u8) -> *const u8 {
         sk
+    }
+
+    #[inline(always)]
+    fn number(pointer: *const u8) -> u64 {
+        pointer as u64
     }
 }
 
@@ -120,7 +146,8 @@ impl KernelField<u8> {
 
 macro_rules! statics {
     ($($name:ident: $type:ty = $structure:literal [$($path:literal),+];)*) => {
-        $(#[unsafe(no_mangle)]
+        $(#[used]
+        #[unsafe(no_mangle)]
         pub static $name: KernelField<$type> = KernelField::absent();)*
     };
 }
@@ -128,13 +155,17 @@ sonde_ebpf_common::for_each_field!(statics);
 
 macro_rules! argument_statics {
     ($($name:ident: $tracepoint:literal $argument:literal $type:literal;)*) => {
-        $(#[unsafe(no_mangle)]
+        $(#[used]
+        #[unsafe(no_mangle)]
         pub static $name: Setting<u32> = Setting::new(NO_ARGUMENT);)*
     };
 }
 sonde_ebpf_common::for_each_argument!(argument_statics);
 
 /// A number that user space sets before loading.
+///
+/// A `static` of it is `#[used]`: else LLVM takes it for any other constant of its initial value too, such as the zero in
+/// `map.insert(&key, &0)`, which then changes with the setting.
 #[repr(transparent)]
 pub struct Setting<T>(T);
 
@@ -182,6 +213,7 @@ pub fn argument(context: *const u64, number: &Setting<u32>) -> Option<u64> {
 }
 
 /// 1: a kernel whose verifier may delete NULL checks of arguments that can be NULL.
+#[used]
 #[unsafe(no_mangle)]
 static DOUBT_NULL_CHECKS: Setting<u32> = Setting::new(1);
 
@@ -214,6 +246,7 @@ pub fn plain_argument(context: *const u64, number: &Setting<u32>) -> u64 {
 }
 
 /// Where `struct pt_regs` of this machine has the first arguments of a function.
+#[used]
 #[unsafe(no_mangle)]
 static ARGUMENT_REGISTERS: Setting<[u16; 4]> = Setting::new([0; 4]);
 

@@ -31,6 +31,13 @@ pub fn observe_in<K>(map: &PerCpuHashMap<K, Latency>, key: &K, ns: u64, lost: us
     }
 }
 
+/// No time yet: for values that are too large for a program's stack.
+pub const NONE: Latency = Latency {
+    sum_ns: 0,
+    slots: [0; SLOTS],
+    over: [0; THRESHOLDS.len()],
+};
+
 /// Counts a time. `latency` is a value of a map.
 #[inline(always)]
 pub fn observe(latency: *mut Latency, ns: u64) {

@@ -16,14 +16,17 @@ static NAMESPACES: HashMap<u32, Namespace> = HashMap::with_max_entries(2048, 0);
 static HELD: PerCpuHashMap<u32, Held> = PerCpuHashMap::with_max_entries(2048, 0);
 
 /// 1: packets of other namespaces than the listed ones are none of this collector's business.
+#[used]
 #[unsafe(no_mangle)]
 static ONLY_LISTED: Setting<u32> = Setting::new(0);
 
 /// Time between two events of one namespace and type.
+#[used]
 #[unsafe(no_mangle)]
 static EVENT_INTERVAL_NS: Setting<u64> = Setting::new(10_000_000);
 
 /// How far ahead of now a bucket may be: (burst - 1) intervals.
+#[used]
 #[unsafe(no_mangle)]
 static EVENT_BURST_NS: Setting<u64> = Setting::new(1_990_000_000);
 
@@ -43,10 +46,23 @@ pub fn listed(place: &Place) -> Option<u32> {
     Some(UNKNOWN)
 }
 
+/// Whether [`wanted`] can be false.
+#[inline(always)]
+pub fn some_are_unwanted() -> bool {
+    ONLY_LISTED.get() != 0
+}
+
 /// For counting, which needs no key: no look-up where everything is counted.
 #[inline(always)]
 pub fn wanted(place: &Place) -> bool {
     ONLY_LISTED.get() == 0 || listed(place).is_some()
+}
+
+/// For probes of every packet, which look at nobody's but the listed ones'.
+#[inline(always)]
+pub fn is_listed(place: &Place) -> bool {
+    place.netns != 0
+        && unsafe { NAMESPACES.get(place.netns) }.is_some_and(|known| known.cookie == place.cookie || known.cookie == 0)
 }
 
 /// Takes a token (GCRA). Without compare-and-swap, which kernels before 5.12 do not load: two CPUs at the same instant may

@@ -8,13 +8,17 @@
 mod access;
 mod connect;
 mod connection;
-#[allow(dead_code, reason = "for the probes of latencies")]
+mod dns;
+mod flow;
+mod kernellatency;
 mod latency;
 mod limit;
 mod net_softirq;
+mod netiftxlat;
 mod node;
 mod packet;
 mod packetloss;
+mod per_packet;
 mod place;
 mod ring;
 mod socketlatency;
@@ -23,6 +27,7 @@ mod tcpretrans;
 mod virtcmdlatency;
 
 /// Helpers that read kernel memory and stacks are for GPL-compatible programs only.
+#[used]
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "license")]
 pub static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

@@ -23,14 +23,17 @@ static NET_SOFTIRQ_GOING: PerCpuArray<Going> = PerCpuArray::with_max_entries(1, 
 static NET_SOFTIRQ_TIMES: PerCpuArray<Latency> = PerCpuArray::with_max_entries(PLACES, 0);
 
 /// Whether there are events at all.
+#[used]
 #[unsafe(no_mangle)]
 static NET_SOFTIRQ_EVENTS: Setting<u32> = Setting::new(1);
 
 /// What takes longer is an event.
+#[used]
 #[unsafe(no_mangle)]
 static NET_SOFTIRQ_THRESHOLD_NS: Setting<u64> = Setting::new(10_000_000);
 
 /// Whether events carry the stack.
+#[used]
 #[unsafe(no_mangle)]
 static NET_SOFTIRQ_STACKS: Setting<u32> = Setting::new(0);
 

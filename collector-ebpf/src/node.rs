@@ -4,9 +4,11 @@ use crate::access::Setting;
 use crate::place::{Place, from};
 
 /// Inode, 0: the collector does not know it.
+#[used]
 #[unsafe(no_mangle)]
 static NODE_NETNS: Setting<u32> = Setting::new(0);
 
+#[used]
 #[unsafe(no_mangle)]
 static NODE_COOKIE: Setting<u64> = Setting::new(0);
 

@@ -107,7 +107,7 @@ fn icmp_class(protocol: u8, kind: u8) -> u32 {
 }
 
 #[inline(always)]
-fn read<const N: usize>(from: *const u8) -> Option<[u8; N]> {
+pub fn read<const N: usize>(from: *const u8) -> Option<[u8; N]> {
     let mut bytes = MaybeUninit::<[u8; N]>::uninit();
     unsafe {
         // The helper fills the bytes in any case, with zeroes when it fails.

@@ -31,10 +31,12 @@ static PACKETLOSS_COUNTS: PerCpuHashMap<CountKey, Count> = PerCpuHashMap::with_m
 static PACKETLOSS_SITES: HashMap<Site, u32> = HashMap::with_max_entries(8192, 0);
 
 /// What to do with each reason of the running kernel: see [`verdict`].
+#[used]
 #[unsafe(no_mangle)]
 static PACKETLOSS_REASONS: [u8; verdict::REASONS] = [verdict::BY_SITE; verdict::REASONS];
 
 /// Whether events carry the stack.
+#[used]
 #[unsafe(no_mangle)]
 static PACKETLOSS_STACKS: Setting<u32> = Setting::new(1);
 

@@ -74,6 +74,19 @@ pub fn of_socket<A: Access>(sk: *const u8) -> Place {
     place
 }
 
+/// Of a device that the packet is certainly on.
+#[inline(always)]
+pub fn of_device<A: Access>(device: *const u8) -> Place {
+    let mut place = Place {
+        netns: 0,
+        from: from::NOTHING,
+        cookie: 0,
+        device,
+    };
+    place.take::<A>(&DEV_NET, device, from::DEVICE);
+    place
+}
+
 impl Place {
     #[inline(always)]
     fn take<A: Access>(&mut self, net_of: &KernelField<u64>, owner: *const u8, from: u16) {

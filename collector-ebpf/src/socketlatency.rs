@@ -19,14 +19,17 @@ use crate::place::Place;
 static SOCKETLATENCY_TIMES: PerCpuHashMap<Key, Latency> = PerCpuHashMap::with_max_entries(1, 0);
 
 /// Whether there are events at all.
+#[used]
 #[unsafe(no_mangle)]
 static SOCKETLATENCY_EVENTS: Setting<u32> = Setting::new(1);
 
 /// What takes longer is an event.
+#[used]
 #[unsafe(no_mangle)]
 static SOCKETLATENCY_THRESHOLD_NS: Setting<u64> = Setting::new(100_000_000);
 
 /// Whether events carry the stack.
+#[used]
 #[unsafe(no_mangle)]
 static SOCKETLATENCY_STACKS: Setting<u32> = Setting::new(0);
 

@@ -44,6 +44,7 @@ static TCPRESET_TOLD: Array<Told> = Array::with_max_entries(HELD, 0);
 static TCPRESET_STATES: Array<Closed> = Array::with_max_entries(STATES, 0);
 
 /// Whether events carry the stack.
+#[used]
 #[unsafe(no_mangle)]
 static TCPRESET_STACKS: Setting<u32> = Setting::new(1);
 

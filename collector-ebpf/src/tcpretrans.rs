@@ -23,6 +23,7 @@ use crate::{connection, limit, ring};
 static TCPRETRANS_COUNTS: PerCpuHashMap<Key, Segments> = PerCpuHashMap::with_max_entries(1, 0);
 
 /// Whether events carry the stack.
+#[used]
 #[unsafe(no_mangle)]
 static TCPRETRANS_STACKS: Setting<u32> = Setting::new(1);
 

@@ -24,14 +24,17 @@ static VIRTCMDLATENCY_TIMES: PerCpuArray<Latency> = PerCpuArray::with_max_entrie
 static VIRTCMDLATENCY_STARTS: HashMap<u32, u64> = HashMap::with_max_entries(1, 0);
 
 /// Whether there are events at all.
+#[used]
 #[unsafe(no_mangle)]
 static VIRTCMDLATENCY_EVENTS: Setting<u32> = Setting::new(1);
 
 /// What takes longer is an event.
+#[used]
 #[unsafe(no_mangle)]
 static VIRTCMDLATENCY_THRESHOLD_NS: Setting<u64> = Setting::new(10_000_000);
 
 /// Whether events carry the stack.
+#[used]
 #[unsafe(no_mangle)]
 static VIRTCMDLATENCY_STACKS: Setting<u32> = Setting::new(0);
 

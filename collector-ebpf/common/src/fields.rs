@@ -59,6 +59,14 @@ macro_rules! for_each_field {
             SKB_DATA: u64 = "sk_buff" ["data"];
             SKB_TAIL: u32 = "sk_buff" ["tail"];
             SKB_END: u32 = "sk_buff" ["end"];
+            SKB_TSTAMP: u64 = "sk_buff" ["tstamp"];
+            SKB_TSTAMP_TYPE: u8 = "sk_buff" ["tstamp_type", "mono_delivery_time"];
+            SKB_ENCAPSULATION: u8 = "sk_buff" ["encapsulation"];
+            SKB_INNER_TRANSPORT: u16 = "sk_buff" ["inner_transport_header"];
+            SHARED_GSO_SIZE: u16 = "skb_shared_info" ["gso_size"];
+            SHARED_GSO_TYPE: u32 = "skb_shared_info" ["gso_type"];
+            SKB_TRUESIZE: u32 = "sk_buff" ["truesize"];
+            SOCK_PROTOCOL: u16 = "sock" ["sk_protocol"];
             SHARED_GSO_SEGS: u16 = "skb_shared_info" ["gso_segs"];
             DEV_NET: u64 = "net_device" ["nd_net.net"];
             DEV_IFINDEX: u32 = "net_device" ["ifindex"];
@@ -81,7 +89,6 @@ macro_rules! for_each_field {
             SOCK_ERROR: u32 = "sock" ["sk_err"];
             SOCK_SOFT_ERROR: u32 = "sock" ["sk_err_soft"];
             SOCK_FLAGS: u64 = "sock" ["__sk_common.skc_flags"];
-            SOCK_PROTOCOL: u16 = "sock" ["sk_protocol"];
             SOCK_OWNED: u32 = "sock" ["sk_lock.owned"];
             SOCK_QUEUED: u32 = "sock" ["sk_receive_queue.qlen"];
             UDP_QUEUED: u32 = "udp_sock" ["reader_queue.qlen"];
@@ -139,8 +146,13 @@ macro_rules! for_each_argument {
             DESTROY_SOCK_SK: "tcp_destroy_sock" "sk" "*sock";
             TCP_PROBE_SK: "tcp_probe" "sk" "*sock";
             TCP_PROBE_SKB: "tcp_probe" "skb" "*sk_buff";
-            DEV_QUEUE_SKB: "net_dev_queue" "skb" "*sk_buff";
+            NET_DEV_QUEUE_SKB: "net_dev_queue" "skb" "*sk_buff";
             SENDMSG_SK: "tcp_sendmsg_locked()" "sk" "*sock";
+            START_XMIT_SKB: "net_dev_start_xmit" "skb" "*sk_buff";
+            START_XMIT_DEV: "net_dev_start_xmit" "dev" "*net_device";
+            NET_DEV_XMIT_SKB: "net_dev_xmit" "skb" "*sk_buff";
+            NETIF_RX_SKB: "netif_rx" "skb" "*sk_buff";
+            RECEIVE_SKB: "netif_receive_skb" "skb" "*sk_buff";
         }
     };
 }

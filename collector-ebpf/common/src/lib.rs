@@ -34,11 +34,16 @@ macro_rules! positions {
 
 pub mod connect;
 pub mod connection;
+pub mod dns;
 pub mod drop;
 pub mod fields;
+pub mod flow;
+pub mod kernellatency;
 pub mod latency;
 pub mod limit;
 pub mod lost;
+pub mod netiftxlat;
+pub mod packet;
 pub mod record;
 pub mod reset;
 pub mod retransmit;

@@ -18,6 +18,10 @@ positions! {
     SOCKETLAT_SENDSLOW,
     VIRTCMDEXCUTE,
     VIRTCMDEXCUTE_100MS,
+    NETIFTXLAT_QDISC,
+    NETIFTXLAT_XMIT,
+    RXKERNEL_SLOW,
+    TXKERNEL_SLOW,
 }
 
 /// The inode under which everything goes that belongs to no listed namespace.

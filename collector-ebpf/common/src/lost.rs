@@ -10,6 +10,10 @@ positions! {
     SOCKETLATENCY,
     CONNECT,
     VIRTCMDLATENCY,
+    NETIFTXLAT,
+    KERNELLATENCY,
+    FLOW,
+    DNS,
 }
 
 record! {

@@ -11,6 +11,10 @@ pub mod kind {
     pub const NET_SOFTIRQ: u32 = 4;
     pub const SOCKET_LATENCY: u32 = 5;
     pub const VIRTCMD: u32 = 6;
+    pub const NETIFTXLAT_QDISC: u32 = 7;
+    pub const NETIFTXLAT_XMIT: u32 = 8;
+    pub const RXKERNEL: u32 = 9;
+    pub const TXKERNEL: u32 = 10;
 }
 
 record! {

@@ -18,7 +18,7 @@ use sonde_ebpf_common::{limit as types, lost, record};
 use super::read::is_before;
 use super::{SOCKETLATENCY_STACKS, count, is_slow, place, protocol};
 use crate::access::{
-    Access, DESTROY_SOCK_SK, DEV_QUEUE_SKB, Probed, SEND_LENGTH_RET, SEND_LENGTH_SK, SENDMSG_SK, SKB_DATA, SKB_LEN,
+    Access, DESTROY_SOCK_SK, NET_DEV_QUEUE_SKB, Probed, SEND_LENGTH_RET, SEND_LENGTH_SK, SENDMSG_SK, SKB_DATA, SKB_LEN,
     SKB_SK, SKB_TRANSPORT_HEADER, SOCK_PEER_PORT, SOCK_PORT, SOCK_STATE, TCP_CHRONO, TCP_CHRONO_START,
     TCP_CHRONO_STATS, TCP_SND_NXT, TCP_WRITE_SEQ, Typed, add, argument,
 };
@@ -206,7 +206,7 @@ fn out<A: Access>(context: *const u64) -> i32 {
     if unsent() == 0 {
         return 0;
     }
-    let Some(skb) = argument(context, &DEV_QUEUE_SKB) else {
+    let Some(skb) = argument(context, &NET_DEV_QUEUE_SKB) else {
         return 0;
     };
     let skb = skb as *const u8;

@@ -237,6 +237,8 @@ pub struct Probe {
     pub threshold: Option<Span>,
     /// One in so many packets is looked at, for probes that look at every packet. Not set: the probe's own default.
     pub sample: Option<NonZeroU32>,
+    /// Whether flows are told apart by port, which makes many more of them. For probe `flow`.
+    pub ports: bool,
 }
 
 impl Default for Probe {
@@ -247,6 +249,7 @@ impl Default for Probe {
             stacks: true,
             threshold: None,
             sample: None,
+            ports: false,
         }
     }
 }

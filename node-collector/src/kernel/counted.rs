@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::io;
+use std::time::Duration;
 
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
@@ -38,6 +39,10 @@ pub(crate) struct Counted<K, V> {
     entries: Vec<(K, V)>,
     /// Of keys that are no pod's: what they were at, and for how many rounds.
     idle: HashMap<K, (V, u32)>,
+    /// How long any key stays that does not grow; `None`: for ever, only those of nobody go.
+    idle_limit: Option<Duration>,
+    /// What keys were at, and since when, if they are to go one day.
+    still: HashMap<K, (u64, u64)>,
     /// What such keys that were forgotten counted.
     forgotten: u64,
     standing: Standing,
@@ -53,9 +58,27 @@ impl<K: Key, V: Value> Counted<K, V> {
             buffer: BatchBuffer::default(),
             entries: Vec::new(),
             idle: HashMap::new(),
+            idle_limit: None,
+            still: HashMap::new(),
             forgotten: 0,
             standing: Standing::default(),
         }
+    }
+
+    /// Any key that has not grown for that long goes: for keys of things that come and go while their namespace stays. Its
+    /// series ends, and begins at 0 should it come back.
+    pub(crate) fn forgets_idle(mut self, limit: Duration) -> Self {
+        self.idle_limit = Some(limit);
+        self
+    }
+
+    /// Keys of each namespace that are left in the map, by inode.
+    pub(crate) fn left(&self) -> HashMap<u32, u64> {
+        let mut left = HashMap::new();
+        for key in self.still.keys() {
+            *left.entry(key.netns().inode).or_default() += 1;
+        }
+        left
     }
 
     pub(crate) fn standing(&self) -> Standing {
@@ -93,6 +116,7 @@ impl<K: Key, V: Value> Counted<K, V> {
         self.standing.keys = self.entries.len();
         let (sums, strangers) = sums(&self.entries, group, round.owner);
         self.forget(&strangers, round.gone);
+        self.forget_idle(round.time_ns);
         Ok(sums)
     }
 
@@ -114,6 +138,23 @@ impl<K: Key, V: Value> Counted<K, V> {
             }
             entries.push((*key, sum));
         })
+    }
+
+    fn forget_idle(&mut self, now_ns: u64) {
+        let Some(limit) = self.idle_limit else { return };
+        let mut still = HashMap::with_capacity(self.entries.len());
+        for (key, value) in &self.entries {
+            let count = value.count();
+            let since = match self.still.get(key) {
+                Some((before, since)) if *before == count => *since,
+                _ => now_ns,
+            };
+            let idle = u128::from(now_ns.saturating_sub(since)) >= limit.as_nanos();
+            if !idle || !self.map.delete(key).unwrap_or(false) {
+                still.insert(*key, (count, since));
+            }
+        }
+        self.still = still;
     }
 
     fn forget(&mut self, strangers: &[usize], gone: &[NetnsKey]) {

@@ -194,25 +194,26 @@ impl Object {
         let program = self.ebpf.program_mut(name).ok_or(LoadError::NoProgram(name))?;
         match (program, at) {
             (Program::BtfTracePoint(program), Attach::TpBtf(tracepoint)) => {
-                program.load(tracepoint, types.get()?).map_err(refused)?;
+                let types = types.get()?;
+                patiently(|| program.load(tracepoint, types)).map_err(refused)?;
                 program.attach().map(drop).map_err(attach)
             }
             (Program::RawTracePoint(program), Attach::RawTracepoint(tracepoint)) => {
-                program.load().map_err(refused)?;
+                patiently(|| program.load()).map_err(refused)?;
                 program.attach(tracepoint).map(drop).map_err(attach)
             }
             (Program::FEntry(program), Attach::Fentry(functions)) => {
                 let types = types.get()?;
-                first(functions, |function| program.load(function, types)).map_err(refused)?;
+                first(functions, |function| patiently(|| program.load(function, types))).map_err(refused)?;
                 program.attach().map(drop).map_err(attach)
             }
             (Program::FExit(program), Attach::Fexit(functions)) => {
                 let types = types.get()?;
-                first(functions, |function| program.load(function, types)).map_err(refused)?;
+                first(functions, |function| patiently(|| program.load(function, types))).map_err(refused)?;
                 program.attach().map(drop).map_err(attach)
             }
             (Program::KProbe(program), Attach::Kprobe(functions) | Attach::Kretprobe(functions)) => {
-                program.load().map_err(refused)?;
+                patiently(|| program.load()).map_err(refused)?;
                 first(functions, |function| program.attach(function, 0).map(drop)).map_err(attach)
             }
             _ => Err(LoadError::NoProgram(name)),
@@ -318,6 +319,21 @@ fn data(map: &Map) -> Option<&MapData> {
         | Map::RingBuf(data) => Some(data),
         _ => None,
     }
+}
+
+/// The verifier leaves off with EAGAIN when a signal waits for the thread: that says nothing about the program.
+fn patiently(mut load: impl FnMut() -> Result<(), ProgramError>) -> Result<(), ProgramError> {
+    const TRIES: usize = 5;
+    let mut result = load();
+    for _ in 1..TRIES {
+        match &result {
+            Err(ProgramError::LoadError { io_error, .. }) if io_error.raw_os_error() == Some(libc::EAGAIN) => {
+                result = load();
+            }
+            _ => break,
+        }
+    }
+    result
 }
 
 /// The first function that this kernel has and permits; else why not the first that it has.
@@ -427,6 +443,27 @@ mod tests {
                 Err(error) => panic!("{}: {}", hook.0, chain(&error)),
             }
         }
+    }
+
+    #[test]
+    fn a_load_that_a_signal_broke_off_is_tried_again_and_no_other() {
+        let tries = |errno: i32, good_after: usize| {
+            let mut tried = 0;
+            let result = patiently(|| {
+                tried += 1;
+                if tried > good_after {
+                    return Ok(());
+                }
+                Err(ProgramError::LoadError {
+                    io_error: io::Error::from_raw_os_error(errno),
+                    verifier_log: aya_obj::VerifierLog::new(String::new()),
+                })
+            });
+            (tried, result.is_ok())
+        };
+        assert_eq!(tries(libc::EAGAIN, 2), (3, true));
+        assert_eq!(tries(libc::EAGAIN, 9), (5, false));
+        assert_eq!(tries(libc::EACCES, 2), (1, false));
     }
 
     #[test]

@@ -27,6 +27,7 @@ mod latency;
 mod listing;
 mod load;
 mod metrics;
+mod packets;
 mod plan;
 mod probe;
 pub(crate) mod probes;

@@ -189,9 +189,14 @@ pub(crate) enum Decoded {
     Nothing,
 }
 
-/// Entries of a map of histograms, of which each takes some 300 bytes on every CPU: 10 MB at most up to 64 CPUs.
+/// Entries of a map of histograms.
 pub(crate) fn latency_keys(cpus: usize) -> u32 {
-    (32_768 / cpus.max(1)).clamp(512, 2048) as u32
+    key_budget(cpus, size_of::<sonde_ebpf_common::latency::Latency>())
+}
+
+/// Entries of a per-CPU map of large values: 8 MiB of them on all CPUs, but no fewer than a node's pods need.
+pub(crate) fn key_budget(cpus: usize, value: usize) -> u32 {
+    ((8 << 20) / (cpus.max(1) * value)).clamp(256, 2048) as u32
 }
 
 /// Entries of a map of counts: each takes 16 bytes or more on every CPU.

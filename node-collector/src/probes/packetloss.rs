@@ -2,11 +2,12 @@
 
 mod classify;
 mod decode;
-mod headers;
+pub(crate) mod headers;
 #[cfg(test)]
 mod tests;
 
 pub use classify::{Class, classify, verdict_of_reason};
+pub(crate) use decode::protocol;
 pub use decode::{DecodeError, Names, Raw};
 
 use crate::catalogue::{ColumnSpec, EventTypeSpec, LabelSpec, ProbeSpec};

@@ -27,6 +27,9 @@ const CASES: [(&str, &str, &str); 3] = [
     ),
 ];
 
+/// Probes that look at every packet, each alone.
+const PER_PACKET: [&str; 4] = ["netiftxlat", "kernellatency", "flow", "dns"];
+
 pub(crate) fn run(report: &mut Report) -> anyhow::Result<()> {
     let _statistics = Statistics::on()?;
     let lab = Lab::new("bench")?;
@@ -75,6 +78,50 @@ pub(crate) fn run(report: &mut Report) -> anyhow::Result<()> {
             &format!("{name}: resident memory of the collector"),
             mebibytes(collector.resident()?),
         );
+    }
+    per_packet(report)
+}
+
+/// What a datagram that arrives costs in the programs that look at every packet.
+fn per_packet(report: &mut Report) -> anyhow::Result<()> {
+    let lab = Lab::new("bench-packets")?;
+    let (client, server) = (lab.pod("bench", "client")?, lab.pod("bench", "server")?);
+    lab.link(&client, &server)?;
+    let _sink = sonde_lab::sockets::udp(&server, Family::V4, PORT)?;
+    report.section(
+        "Programs of every packet",
+        &format!("{PACKETS} UDP packets over veth; time a run of each program, as above."),
+    );
+    for probe in PER_PACKET {
+        let dir = tempfile::tempdir()?;
+        let http = programs::free_address()?;
+        let env = [
+            ("SONDE_COLLECTOR_HTTP", http.to_string()),
+            ("SONDE_COLLECTOR_AGGREGATOR", String::new()),
+            ("SONDE_COLLECTOR_DATA_DIR", dir.path().display().to_string()),
+            ("SONDE_PODS_NETNS_INCLUDE", lab.glob()),
+            ("SONDE_PODS_INCLUDE_HOST", "false".into()),
+            (
+                "SONDE_PROBES",
+                format!("{{packetloss: {{enabled: false}}, {probe}: {{enabled: true}}}}"),
+            ),
+            ("SONDE_LOG_LEVEL", "warn".into()),
+        ];
+        let others: Vec<u32> = ours()?.into_keys().map(|(id, _)| id).collect();
+        let _collector = Program::start("sonde-collector", "run", http, dir.path(), &env)?;
+        flood(&client, &server, 1000)?;
+        let before = ours()?;
+        flood(&client, &server, PACKETS)?;
+        for ((id, program), (runs, nanos)) in ours()?.into_iter().filter(|((id, _), _)| !others.contains(id)) {
+            let (runs_before, nanos_before) = before.get(&(id, program.clone())).copied().unwrap_or_default();
+            let (runs, nanos) = (runs - runs_before, nanos - nanos_before);
+            if runs >= PACKETS {
+                report.row(
+                    &format!("{probe}: `{program}`"),
+                    format!("{:.0} ns", nanos as f64 / runs as f64),
+                );
+            }
+        }
     }
     Ok(())
 }

@@ -193,8 +193,16 @@ fn argument(btf: &Btf, symbol: &str) -> u32 {
 
 /// The made-up kernels have what the programs of drops read; the running one has everything.
 fn of_drops(symbol: &str) -> bool {
+    const OTHERS: [&str; 6] = [
+        "SKB_CB",
+        "SKB_TSTAMP_TYPE",
+        "SKB_TRUESIZE",
+        "SKB_ENCAPSULATION",
+        "SKB_INNER_TRANSPORT",
+        "SHARED_GSO_TYPE",
+    ];
     let prefixes = ["SKB_", "SHARED_", "DEV_", "DST_", "NET_"];
-    symbol == "SOCK_NET" || symbol != "SKB_CB" && prefixes.iter().any(|prefix| symbol.starts_with(prefix))
+    symbol == "SOCK_NET" || !OTHERS.contains(&symbol) && prefixes.iter().any(|prefix| symbol.starts_with(prefix))
 }
 
 #[test]
@@ -322,6 +330,28 @@ fn a_bit_field_of_old_btf_has_its_width_in_the_integer() {
             pad: 0
         })
     );
+}
+
+#[test]
+fn the_clock_of_a_time_stamp_is_one_bit_or_two_or_not_told() {
+    let kernel = |member: Option<(&str, u32)>| {
+        let w = &mut Writer::new();
+        let byte = w.int("u8", 1);
+        let members: Vec<_> = member.map(|(name, width)| (name, byte, 9, width)).into_iter().collect();
+        w.structure(STRUCT, "sk_buff", 8, &members);
+        field(&Btf::parse(w.finish()).unwrap(), "SKB_TSTAMP_TYPE")
+    };
+    let at = |width| {
+        Ok(Field {
+            offset: 1,
+            shift: 1,
+            width,
+            pad: 0,
+        })
+    };
+    assert_eq!(kernel(Some(("tstamp_type", 2))), at(2), "since 6.10");
+    assert_eq!(kernel(Some(("mono_delivery_time", 1))), at(1), "since 5.18");
+    assert!(kernel(None).is_err());
 }
 
 #[test]

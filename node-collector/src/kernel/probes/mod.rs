@@ -1,7 +1,11 @@
 //! The probes of the kernel side: one file each, one line in [`ALL`].
 
 mod connect;
+mod dns;
+mod flow;
+mod kernellatency;
 mod net_softirq;
+mod netiftxlat;
 mod packetloss;
 mod socketlatency;
 mod tcpreset;
@@ -20,6 +24,10 @@ pub(crate) const ALL: &[&KernelProbe] = &[
     &connect::PROBE,
     &net_softirq::PROBE,
     &virtcmdlatency::PROBE,
+    &netiftxlat::PROBE,
+    &kernellatency::PROBE,
+    &flow::PROBE,
+    &dns::PROBE,
 ];
 
 /// The probe of that name.

@@ -163,7 +163,7 @@ fn is_forwarded(record: &Record, names: &impl Names) -> bool {
         )
 }
 
-fn protocol(headers: &Headers) -> Option<Arc<str>> {
+pub(crate) fn protocol(headers: &Headers) -> Option<Arc<str>> {
     let name = match (headers.ethertype, headers.protocol) {
         (_, Some(headers::TCP)) => "TCP",
         (_, Some(headers::UDP)) => "UDP",

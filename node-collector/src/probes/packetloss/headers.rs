@@ -3,22 +3,22 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// EtherTypes.
-pub(super) const IPV4: u16 = 0x0800;
-pub(super) const ARP: u16 = 0x0806;
-pub(super) const IPV6: u16 = 0x86dd;
+pub(crate) const IPV4: u16 = 0x0800;
+pub(crate) const ARP: u16 = 0x0806;
+pub(crate) const IPV6: u16 = 0x86dd;
 const VLAN: [u16; 2] = [0x8100, 0x88a8];
 const ETHERNET_HEADER: usize = 14;
 
 /// IP protocol numbers.
-pub(super) const ICMP: u8 = 1;
-pub(super) const TCP: u8 = 6;
-pub(super) const UDP: u8 = 17;
-pub(super) const ICMPV6: u8 = 58;
+pub(crate) const ICMP: u8 = 1;
+pub(crate) const TCP: u8 = 6;
+pub(crate) const UDP: u8 = 17;
+pub(crate) const ICMPV6: u8 = 58;
 const SCTP: u8 = 132;
 const UDPLITE: u8 = 136;
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Headers {
+pub(crate) struct Headers {
     /// What the frame carries, VLAN tags removed. 0: not known.
     pub ethertype: u16,
     pub vlan: Option<u16>,
@@ -38,7 +38,7 @@ pub(super) struct Headers {
 }
 
 /// `bytes` begin with an Ethernet header.
-pub(super) fn parse_frame(bytes: &[u8]) -> Headers {
+pub(crate) fn parse_frame(bytes: &[u8]) -> Headers {
     match be16(bytes, 12) {
         Some(ethertype) => parse(ethertype, &bytes[ETHERNET_HEADER..]),
         None => Headers::default(),
@@ -46,7 +46,7 @@ pub(super) fn parse_frame(bytes: &[u8]) -> Headers {
 }
 
 /// `bytes` begin with the header that `ethertype` names.
-pub(super) fn parse(ethertype: u16, bytes: &[u8]) -> Headers {
+pub(crate) fn parse(ethertype: u16, bytes: &[u8]) -> Headers {
     let mut headers = Headers {
         ethertype,
         ..Headers::default()
@@ -157,7 +157,7 @@ fn be16(bytes: &[u8], at: usize) -> Option<u16> {
 }
 
 /// `SYN,ACK`.
-pub(super) fn tcp_flags(flags: u8) -> String {
+pub(crate) fn tcp_flags(flags: u8) -> String {
     let names = ["FIN", "SYN", "RST", "PSH", "ACK", "URG", "ECE", "CWR"];
     let set = names.iter().enumerate().filter(|(bit, _)| flags >> bit & 1 != 0);
     set.map(|(_, name)| *name).collect::<Vec<_>>().join(",")

@@ -159,7 +159,7 @@ pub(super) const SEND: Signal = Signal {
     ],
     needs: &[
         "DESTROY_SOCK_SK",
-        "DEV_QUEUE_SKB",
+        "NET_DEV_QUEUE_SKB",
         "SKB_SK",
         "SKB_HEAD",
         "SKB_DATA",

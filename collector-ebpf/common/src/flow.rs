@@ -1,0 +1,56 @@
+//! Probe `flow`: what traffic is counted by, and how much of it.
+
+pub mod direction {
+    pub const INGRESS: u8 = 0;
+    pub const EGRESS: u8 = 1;
+}
+
+pub mod family {
+    /// Not an IP packet, or its header is not at hand.
+    pub const OTHER: u8 = 0;
+    pub const IPV4: u8 = 4;
+    pub const IPV6: u8 = 6;
+    /// Everything for which a namespace has no room left, of any address.
+    pub const REST: u8 = 255;
+}
+
+/// Flows that one namespace may have in the map: what it has beyond goes to [`family::REST`], so that nobody who speaks
+/// to everybody takes the room of others.
+pub const PER_NAMESPACE: u64 = 1024;
+
+record! {
+    /// What traffic is counted by. 72 bytes.
+    #[derive(Debug, PartialEq, Eq, Hash)]
+    pub struct Key {
+        pub cookie: u64,
+        pub netns: u32,
+        /// Host byte order. 0: none, or not asked for.
+        pub sport: u16,
+        pub dport: u16,
+        /// IPv4 in the first four bytes.
+        pub saddr: [u32; 4],
+        pub daddr: [u32; 4],
+        /// Name.
+        pub device: [u64; 2],
+        /// IP protocol number, behind extension headers.
+        pub protocol: u8,
+        /// See [`family`].
+        pub family: u8,
+        /// See [`direction`].
+        pub direction: u8,
+        pub pad: [u8; 5],
+    }
+}
+
+record! {
+    /// One CPU's count of a key. Only ever grows.
+    #[derive(Debug, Default, PartialEq, Eq)]
+    pub struct Count {
+        /// As they are on the wire: segments of a GSO buffer count each.
+        pub packets: u64,
+        /// With link-layer header, without frame check sequence.
+        pub bytes: u64,
+    }
+}
+
+const _: () = assert!(size_of::<Key>() == 72);

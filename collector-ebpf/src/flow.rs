@@ -1,0 +1,233 @@
+//! Probe `flow`: packets and bytes of the listed namespaces by address, at tracepoints net:net_dev_start_xmit and
+//! net:netif_receive_skb: on all devices, beside whatever other programs hang on them.
+
+use aya_ebpf::EbpfContext;
+use aya_ebpf::bindings::BPF_NOEXIST;
+use aya_ebpf::macros::{btf_tracepoint, map, raw_tracepoint};
+use aya_ebpf::maps::{HashMap, PerCpuArray, PerCpuHashMap};
+use aya_ebpf::programs::{BtfTracePointContext, RawTracePointContext};
+use core::ptr::addr_of_mut;
+use sonde_ebpf_common::flow::{Count, Key, PER_NAMESPACE, direction, family};
+use sonde_ebpf_common::lost;
+
+use crate::access::{
+    Access, Probed, RECEIVE_SKB, SHARED_GSO_SEGS, SHARED_GSO_SIZE, SHARED_GSO_TYPE, SKB_DATA, SKB_DATA_LEN, SKB_DEV,
+    SKB_ENCAPSULATION, SKB_END, SKB_INNER_TRANSPORT, SKB_LEN, SKB_MAC_HEADER, START_XMIT_DEV, START_XMIT_SKB, Setting,
+    Typed, add, argument,
+};
+use crate::per_packet::{Ends, Layer3, TCP};
+use crate::{limit, packet, per_packet, place, ring};
+
+#[map]
+static FLOW_COUNTS: PerCpuHashMap<Key, Count> = PerCpuHashMap::with_max_entries(1, 0);
+
+/// Flows of each namespace, by inode; user space corrects it when flows are forgotten.
+#[map]
+static FLOW_USED: HashMap<u32, u64> = HashMap::with_max_entries(1, 0);
+
+#[map]
+static FLOW_TURNS: PerCpuArray<u32> = PerCpuArray::with_max_entries(1, 0);
+
+#[used]
+#[unsafe(no_mangle)]
+static FLOW_SAMPLE: Setting<u32> = Setting::new(1);
+
+/// 1: flows are told apart by port too.
+#[used]
+#[unsafe(no_mangle)]
+static FLOW_PORTS: Setting<u32> = Setting::new(0);
+
+#[btf_tracepoint(function = "net_dev_start_xmit")]
+pub fn flow_sent_btf(ctx: BtfTracePointContext) -> i32 {
+    sent::<Typed>(ctx.as_ptr().cast())
+}
+
+#[raw_tracepoint(tracepoint = "net_dev_start_xmit")]
+pub fn flow_sent_raw(ctx: RawTracePointContext) -> i32 {
+    sent::<Probed>(ctx.as_ptr().cast())
+}
+
+#[btf_tracepoint(function = "netif_receive_skb")]
+pub fn flow_received_btf(ctx: BtfTracePointContext) -> i32 {
+    received::<Typed>(ctx.as_ptr().cast())
+}
+
+#[raw_tracepoint(tracepoint = "netif_receive_skb")]
+pub fn flow_received_raw(ctx: RawTracePointContext) -> i32 {
+    received::<Probed>(ctx.as_ptr().cast())
+}
+
+#[inline(always)]
+fn sent<A: Access>(context: *const u64) -> i32 {
+    let (Some(skb), Some(device)) = (argument(context, &START_XMIT_SKB), argument(context, &START_XMIT_DEV)) else {
+        return 0;
+    };
+    count::<A>(skb as *const u8, device as *const u8, direction::EGRESS)
+}
+
+#[inline(always)]
+fn received<A: Access>(context: *const u64) -> i32 {
+    let Some(skb) = argument(context, &RECEIVE_SKB) else {
+        return 0;
+    };
+    let skb = skb as *const u8;
+    count::<A>(skb, SKB_DEV.pointer::<A>(skb), direction::INGRESS)
+}
+
+#[inline(always)]
+fn count<A: Access>(skb: *const u8, device: *const u8, direction: u8) -> i32 {
+    let sample = FLOW_SAMPLE.get();
+    if !per_packet::is_its_turn(&FLOW_TURNS, sample) {
+        return 0;
+    }
+    let place = place::of_device::<A>(device);
+    if !limit::is_listed(&place) {
+        return 0;
+    }
+    let head = packet::head::<A>(skb);
+    let data = SKB_DATA.read::<A>(skb).unwrap_or(0).wrapping_sub(head as u64) as u32;
+    let mut bytes = SKB_LEN.read::<A>(skb).unwrap_or(0);
+    // What is sent begins with its link-layer header; of what is received it was cut off already.
+    let (layer3, link) = if direction == direction::EGRESS {
+        (per_packet::sent::<A>(skb, head), data)
+    } else {
+        let link = match SKB_MAC_HEADER.read::<A>(skb) {
+            Some(mac) if (mac as u32) < data => mac as u32,
+            _ => data,
+        };
+        bytes += data - link;
+        (per_packet::received::<A>(skb, head), link)
+    };
+    let ends = per_packet::ends(layer3);
+    let mut one = Count {
+        packets: 1,
+        bytes: bytes as u64,
+    };
+    let mut pages = SKB_DATA_LEN.read::<A>(skb) != Some(0);
+    pages |= bytes > 1514;
+    if pages {
+        let segments = Segments::read::<A>(skb, head, &layer3, &ends, link, bytes);
+        one.packets = segments.count as u64;
+        one.bytes += (segments.count - 1) as u64 * segments.headers as u64;
+    }
+    if sample > 1 {
+        one.packets *= sample as u64;
+        one.bytes *= sample as u64;
+    }
+    let with_ports = FLOW_PORTS.get() != 0;
+    let key = Key {
+        cookie: place.cookie,
+        netns: place.netns,
+        sport: if with_ports { ends.sport } else { 0 },
+        dport: if with_ports { ends.dport } else { 0 },
+        saddr: ends.saddr,
+        daddr: ends.daddr,
+        device: per_packet::name::<A>(device),
+        protocol: ends.protocol,
+        family: ends.family,
+        direction,
+        pad: [0; 5],
+    };
+    if !add_to(&key, &one) && !make(key, &one) {
+        ring::uncounted(lost::FLOW);
+    }
+    0
+}
+
+#[inline(always)]
+fn add_to(key: &Key, one: &Count) -> bool {
+    let Some(counter) = FLOW_COUNTS.get_ptr_mut(key) else {
+        return false;
+    };
+    unsafe {
+        add(addr_of_mut!((*counter).packets), one.packets);
+        add(addr_of_mut!((*counter).bytes), one.bytes);
+    }
+    true
+}
+
+/// Makes a new flow of it, or counts it with those for which there is no room.
+#[inline(always)]
+fn make(mut key: Key, one: &Count) -> bool {
+    let used = match FLOW_USED.get_ptr_mut(key.netns) {
+        Some(used) => Some(used),
+        None => {
+            // On the stack: a constant may share its place with one that user space sets before loading.
+            let none = 0u64;
+            let _ = FLOW_USED.insert(key.netns, core::hint::black_box(&none), BPF_NOEXIST as u64);
+            FLOW_USED.get_ptr_mut(key.netns)
+        }
+    };
+    let Some(used) = used else { return false };
+    if unsafe { *used } < PER_NAMESPACE {
+        if FLOW_COUNTS.insert(&key, one, BPF_NOEXIST as u64).is_ok() {
+            add(used, 1);
+            return true;
+        }
+        // Full, or another CPU was first.
+        if add_to(&key, one) {
+            return true;
+        }
+    }
+    key.family = family::REST;
+    key.sport = 0;
+    key.dport = 0;
+    key.saddr = [0; 4];
+    key.daddr = [0; 4];
+    add_to(&key, one) || FLOW_COUNTS.insert(&key, one, BPF_NOEXIST as u64).is_ok() || add_to(&key, one)
+}
+
+/// What a large buffer becomes on the wire.
+struct Segments {
+    count: u32,
+    /// Bytes of headers that each of them has.
+    headers: u32,
+}
+
+impl Segments {
+    #[inline(always)]
+    fn read<A: Access>(skb: *const u8, head: *const u8, layer3: &Layer3, ends: &Ends, link: u32, bytes: u32) -> Self {
+        const TCP_TYPES: u32 = 1 | 1 << 4;
+        const UDP_HEADER: u32 = 8;
+        let mut segments = Self { count: 1, headers: 0 };
+        let Some(end) = SKB_END.read::<A>(skb) else {
+            return segments;
+        };
+        let shared = head.wrapping_add(end as usize);
+        let size = SHARED_GSO_SIZE.read::<Probed>(shared).unwrap_or(0) as u32;
+        if size == 0 {
+            return segments;
+        }
+        let (transport, is_tcp) = if SKB_ENCAPSULATION.bits::<A>(skb).unwrap_or(0) != 0 {
+            let kind = SHARED_GSO_TYPE.read::<Probed>(shared).unwrap_or(0);
+            let inner = SKB_INNER_TRANSPORT.read::<A>(skb).unwrap_or(0);
+            (inner as u32, kind & TCP_TYPES != 0)
+        } else if ends.transport != 0 {
+            (layer3.offset + ends.transport, ends.protocol == TCP)
+        } else {
+            (0, false)
+        };
+        if transport > link {
+            let own = if is_tcp {
+                match packet::read::<1>(head.wrapping_add(transport as usize + 12)) {
+                    Some([length]) => (length >> 4) as u32 * 4,
+                    None => 20,
+                }
+            } else {
+                UDP_HEADER
+            };
+            segments.headers = transport - link + own;
+        }
+        let told = SHARED_GSO_SEGS.read::<Probed>(shared).unwrap_or(0) as u32;
+        if told > 1 {
+            segments.count = told;
+        } else if bytes > segments.headers {
+            // A guest's packet is not always counted before it is cut up.
+            segments.count = (bytes - segments.headers).div_ceil(size);
+        }
+        if segments.count == 0 {
+            segments.count = 1;
+        }
+        segments
+    }
+}
