@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use sonde_collector::catalogue::{ColumnSpec, Kind, ProbeSpec};
-use sonde_collector::probes::{is_node_only, is_on_by_default, specs};
+use sonde_collector::probes::{Whose, is_on_by_default, specs, whose};
 use sonde_collector::serve::metrics::kubeskoop::{Entry, Labels, Rows, entries};
 
 fn docs() -> PathBuf {
@@ -51,10 +51,10 @@ fn code(text: &str) -> String {
 }
 
 fn page(spec: &ProbeSpec) -> String {
-    let whose = if is_node_only(spec.name) {
-        "the node alone: the kernel has one number for all network namespaces"
-    } else {
-        "the node and each pod"
+    let whose = match whose(spec.name) {
+        Whose::Node => "the node alone: the kernel has one number for all network namespaces",
+        Whose::Pods => "each pod: the sum over its processes",
+        Whose::NodeAndPods => "the node and each pod",
     };
     let (default, switch) = if is_on_by_default(spec.name) {
         ("on", false)
@@ -133,7 +133,7 @@ fn made_of(entry: &Entry) -> String {
     if entry.in_pages {
         text += ", in pages";
     }
-    if entry.of_node && !is_node_only(entry.probe) {
+    if entry.of_node && whose(entry.probe) != Whose::Node {
         text += ", of the node";
     }
     text
@@ -145,7 +145,11 @@ fn index(specs: &[&ProbeSpec]) -> String {
          | probe | what it tells | rows |\n|---|---|---|\n",
     );
     for spec in specs {
-        let whose = if is_node_only(spec.name) { "node" } else { "node, pods" };
+        let whose = match whose(spec.name) {
+            Whose::Node => "node",
+            Whose::Pods => "pods",
+            Whose::NodeAndPods => "node, pods",
+        };
         let _ = writeln!(out, "| [{0}]({0}.md) | {1} | {whose} |", spec.name, cell(spec.help));
     }
     out

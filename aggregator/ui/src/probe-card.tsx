@@ -61,7 +61,7 @@ export function ProbeCard({ probe, subject, range, bounds, everyMs, gaps, marks,
   const empty = rows.data !== null && [...lines.values()].every((all) => all.length === 0);
   const quiet = probe.columns.length - moving.length;
   return (
-    <article className={`card ${rows.data !== null && drawn.length === 0 ? "small" : ""}`} aria-labelledby={`h-${probe.name}`} data-testid={`probe-${probe.name}`}>
+    <article className={`card ${rows.data !== null && drawn.length === 0 ? "small" : ""} ${empty ? "empty" : ""}`} aria-labelledby={`h-${probe.name}`} data-testid={`probe-${probe.name}`}>
       <header>
         <h3 id={`h-${probe.name}`}>{probe.name}</h3>
         <p title={probe.help}>{probe.help}</p>

@@ -22,6 +22,8 @@ use crate::table::Table;
 #[derive(Debug)]
 pub(crate) struct KernelProbe {
     pub spec: &'static ProbeSpec,
+    /// What it sees belongs to no network namespace.
+    pub node_only: bool,
     pub defaults: Defaults,
     /// Each is tried, and runs or not, by itself.
     pub signals: &'static [&'static Signal],

@@ -109,9 +109,25 @@ pub fn specs() -> Vec<&'static ProbeSpec> {
         .collect()
 }
 
-/// Whether only the node has rows of a probe.
-pub fn is_node_only(name: &str) -> bool {
-    PROBES.iter().any(|probe| probe.spec.name == name && probe.node_only)
+/// Whose rows a probe has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Whose {
+    NodeAndPods,
+    Node,
+    Pods,
+}
+
+/// Whose rows a probe has, by its name.
+pub fn whose(name: &str) -> Whose {
+    let of_node = PROBES.iter().any(|probe| probe.spec.name == name && probe.node_only)
+        || crate::kernel::probes::find(name).is_some_and(|probe| probe.node_only);
+    if of_node {
+        Whose::Node
+    } else if PROCESS_PROBES.iter().any(|probe| probe.spec.name == name) {
+        Whose::Pods
+    } else {
+        Whose::NodeAndPods
+    }
 }
 
 /// Whether a probe runs where the configuration says nothing of it.

@@ -75,9 +75,9 @@ impl Scene {
         }
     }
 
-    /// What we have counted since then, once it is as much as the device has sent. On a busy machine a packet in a hundred
-    /// that a queue's timer sends reaches no program, without the kernel counting it as missed: so after a while that few may
-    /// be missing, but never is there one too many.
+    /// What we have counted since then, once it is as much as the device has sent. Of the packets that the timer of tbf
+    /// sends, one in a hundred or so is sometimes not counted, and the kernel counts no missed run for it; why is not known
+    /// (the tracepoint itself fires). So after a while that few may be missing, but never is there one too many.
     fn grown(&mut self, since: (u64, Times)) -> (u64, Times) {
         let deadline = Instant::now() + Duration::from_secs(3);
         loop {

@@ -67,6 +67,7 @@ const _: () = assert!(result::OTHER as usize == RESULTS.len() - 1);
 
 pub(super) const PROBE: KernelProbe = KernelProbe {
     spec: &SPEC,
+    node_only: false,
     defaults: Defaults::ON,
     signals: &[&TIMES],
     maps: &[("CONNECT_TIMES", latency_keys), ("CONNECT_STARTS", count_keys)],

@@ -78,6 +78,7 @@ const SPEC: ProbeSpec = ProbeSpec {
 
 pub(super) const PROBE: KernelProbe = KernelProbe {
     spec: &SPEC,
+    node_only: false,
     defaults: Defaults {
         enabled: false,
         threshold: Duration::ZERO,

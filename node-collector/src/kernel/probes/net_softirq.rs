@@ -84,6 +84,7 @@ const EXCUTE_100MS: &str = "NETSOFTIRQ_EXCUTE_100MS";
 
 pub(super) const PROBE: KernelProbe = KernelProbe {
     spec: &SPEC,
+    node_only: true,
     // Three programs run for each softirq, of which a veth pair makes one a packet: some 300 ns, where a small packet takes
     // 5,000.
     defaults: Defaults {

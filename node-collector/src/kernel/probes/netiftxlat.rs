@@ -5,8 +5,10 @@
 //! purpose: the pacing of fq, the shaping of tbf. Devices upon devices (VLAN, tunnel, bond) have each their own times, and
 //! the driver's time of the upper holds that of the lower. Not matched are packets that a discipline or the device's lack of
 //! features had cut up and that carry no time stamp (UDP GSO), those that went by the queue (AF_XDP, PACKET_QDISC_BYPASS),
-//! and those whose place in a table of 65,536 another packet took while
-//! they waited.
+//! and those whose place in a table of 65,536 another packet took while they waited.
+//!
+//! Known fault: under tbf, about one packet in a hundred of those that its timer sends is sometimes in no count, matched
+//! or not, although the tracepoint fires and the kernel counts no missed run. Seen on 6.18; the cause is not found.
 
 use std::error::Error;
 use std::io;
@@ -39,7 +41,8 @@ const IDLE: Duration = Duration::from_secs(3600);
 const SPEC: ProbeSpec = ProbeSpec {
     name: "netiftxlat",
     help: "Time of sent packets in queueing disciplines and drivers; of a sample where probes.netiftxlat.sample is above 1",
-    source: "eBPF on tracepoints net:net_dev_queue, net:net_dev_start_xmit and net:net_dev_xmit (Linux net/core/dev.c)",
+    source: "eBPF on tracepoints net:net_dev_queue, net:net_dev_start_xmit and net:net_dev_xmit (Linux net/core/dev.c); known \
+             fault: of packets that tbf's timer sends about one in a hundred is sometimes in no count, why is not known",
     labels: &[LabelSpec {
         name: "device",
         help: "Name of the device in its network namespace",
@@ -109,6 +112,7 @@ const SPEC: ProbeSpec = ProbeSpec {
 
 pub(super) const PROBE: KernelProbe = KernelProbe {
     spec: &SPEC,
+    node_only: false,
     defaults: Defaults {
         enabled: false,
         threshold: Duration::from_millis(100),

@@ -23,6 +23,7 @@ use crate::table::Table;
 
 pub(super) const PROBE: KernelProbe = KernelProbe {
     spec: &SPEC,
+    node_only: false,
     defaults: Defaults::ON,
     signals: &[&COUNT, &EVENTS],
     maps: &[("PACKETLOSS_COUNTS", count_keys), ("PACKETLOSS_SITES", |_| 8192)],

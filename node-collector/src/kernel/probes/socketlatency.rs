@@ -80,6 +80,7 @@ const SENDSLOW: &str = "SOCKETLAT_SENDSLOW";
 
 pub(super) const PROBE: KernelProbe = KernelProbe {
     spec: &SPEC,
+    node_only: false,
     // Five programs run for each message that is sent and read: some 600 ns, where a small one takes 5,000.
     defaults: Defaults {
         enabled: false,

@@ -71,6 +71,7 @@ const _: () = assert!(kind::RECEIVE as usize == KINDS.len() - 1);
 
 pub(super) const PROBE: KernelProbe = KernelProbe {
     spec: &SPEC,
+    node_only: false,
     defaults: Defaults::ON,
     signals: &[&COUNT, &EVENTS],
     maps: &[

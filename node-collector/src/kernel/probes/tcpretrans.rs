@@ -46,6 +46,7 @@ const _: () = assert!(kind::OTHER as usize == KINDS.len() - 1);
 
 pub(super) const PROBE: KernelProbe = KernelProbe {
     spec: &SPEC,
+    node_only: false,
     defaults: Defaults::ON,
     signals: &[&COUNT, &EVENTS],
     maps: &[("TCPRETRANS_COUNTS", count_keys)],

@@ -58,6 +58,7 @@ const SLOW_100MS: &str = "VIRTCMDEXCUTE_100MS";
 
 pub(super) const PROBE: KernelProbe = KernelProbe {
     spec: &SPEC,
+    node_only: true,
     defaults: Defaults {
         threshold: THRESHOLD_10_MS,
         ..Defaults::ON
