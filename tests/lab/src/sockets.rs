@@ -73,13 +73,14 @@ pub fn send(socket: &UdpSocket, to: SocketAddr, count: u64, length: usize) -> Se
 
 /// Reads what waits at a socket, without waiting, and says how many datagrams it was.
 pub fn drain(socket: &UdpSocket) -> Result<u64> {
+    Ok(lengths(socket)?.len() as u64)
+}
+
+/// The same, and how long each was.
+pub fn lengths(socket: &UdpSocket) -> Result<Vec<usize>> {
     socket.set_nonblocking(true).at(|| "udp socket".into())?;
     let mut buffer = [0; 2048];
-    let mut count = 0;
-    while socket.recv(&mut buffer).is_ok() {
-        count += 1;
-    }
-    Ok(count)
+    Ok(std::iter::from_fn(|| socket.recv(&mut buffer).ok()).collect())
 }
 
 /// A listening socket. `backlog` + 1 connections fit before the kernel drops further SYNs.

@@ -4,6 +4,7 @@ use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 
 use sonde_lab::sockets::{self, Connected};
+use sonde_lab::wait::Look;
 
 use super::*;
 
@@ -82,11 +83,16 @@ impl Scene {
             counters.get("Tcp.RetransSegs").unwrap() - counters.get("TcpExt.TCPRetransFail").unwrap()
         };
         let mut counts = HashMap::new();
-        until(&format!("{what}: our counts to be the kernel's"), || {
-            let before = segments(&pod.counters().unwrap());
+        sonde_lab::wait::until(&format!("{what}: our counts to be the kernel's"), LIMIT, || {
+            let before = segments(&pod.counters()?);
             counts = self.counts(pod.name());
-            before == segments(&pod.counters().unwrap()) && counts.values().sum::<i64>() == before
-        });
+            let after = segments(&pod.counters()?);
+            Ok(match before == after && counts.values().sum::<i64>() == before {
+                true => Look::Found(()),
+                false => Look::NotYet(format!("ours {counts:?}, the kernel's {before} to {after}")),
+            })
+        })
+        .unwrap();
         assert!(
             counts.get(kind).copied().unwrap_or(0) >= at_least as i64,
             "{what}: {counts:?}"
