@@ -1,9 +1,11 @@
 //! The kernel side on the kernel that runs here: real namespaces, real drops, counted by a second source.
 
 use std::collections::HashMap;
+use std::ops::Deref;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use parking_lot::{ReentrantMutex, ReentrantMutexGuard};
 use sonde_common::config::{Config, UnknownNetns};
 use sonde_common::time::now_ns;
 use sonde_lab::faults::{self, Fault, Signal};
@@ -66,6 +68,33 @@ fn start_on(config: &Config, index: PodIndex, allowed: impl Fn(&plan::Step) -> b
         return None;
     }
     Some(Live { kernel, events, index })
+}
+
+/// Programs on the kernel's tracepoints see the packets of all: tests that load some take turns, so that none finds
+/// another's in its numbers.
+static TURN: ReentrantMutex<()> = ReentrantMutex::new(());
+
+/// A lab, and the turn of this test.
+struct LabAlone {
+    lab: Lab,
+    _turn: ReentrantMutexGuard<'static, ()>,
+}
+
+impl Deref for LabAlone {
+    type Target = Lab;
+
+    fn deref(&self) -> &Lab {
+        &self.lab
+    }
+}
+
+/// Like [`Lab::for_test`], when it is this test's turn.
+fn lab_alone(test: &str) -> Option<LabAlone> {
+    let turn = TURN.lock();
+    Some(LabAlone {
+        lab: Lab::for_test(test)?,
+        _turn: turn,
+    })
 }
 
 /// Drops alone: see [`config_of`].

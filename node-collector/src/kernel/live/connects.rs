@@ -50,7 +50,7 @@ fn label(family: Family) -> &'static str {
 
 #[test]
 fn connections_are_counted_by_family_and_result_and_agree_with_the_kernels_own_counters() {
-    let Some(lab) = Lab::for_test("kernel-connect") else {
+    let Some(lab) = lab_alone("kernel-connect") else {
         return;
     };
     for rung in BOTH {
@@ -83,7 +83,7 @@ fn connections_are_counted_by_family_and_result_and_agree_with_the_kernels_own_c
 
 #[test]
 fn a_dual_stack_socket_that_speaks_ipv4_is_counted_as_ipv4() {
-    let Some(lab) = Lab::for_test("kernel-connect-dual") else {
+    let Some(lab) = lab_alone("kernel-connect-dual") else {
         return;
     };
     let Some(mut scene) = scene(&lab, "dual", Rung::TpBtf) else {
@@ -102,7 +102,7 @@ fn a_dual_stack_socket_that_speaks_ipv4_is_counted_as_ipv4() {
 
 #[test]
 fn an_attempt_without_an_answer_says_why_it_ended() {
-    let Some(lab) = Lab::for_test("kernel-connect-fail") else {
+    let Some(lab) = lab_alone("kernel-connect-fail") else {
         return;
     };
     for rung in BOTH {

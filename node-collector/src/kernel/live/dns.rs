@@ -74,7 +74,7 @@ fn answer_all(socket: UdpSocket, stop: &AtomicBool) {
 
 #[test]
 fn every_answer_is_counted_by_its_code_and_what_never_comes_as_a_timeout() {
-    let Some(lab) = Lab::for_test("dns-codes") else {
+    let Some(lab) = lab_alone("dns-codes") else {
         return;
     };
     for rung in BOTH {
@@ -151,7 +151,7 @@ fn counts_or(scene: &mut Scene, last: &mut HashMap<&'static str, i64>) -> HashMa
 
 #[test]
 fn what_a_router_passes_on_is_not_its_own() {
-    let Some(lab) = Lab::for_test("dns-router") else {
+    let Some(lab) = lab_alone("dns-router") else {
         return;
     };
     let name = "router";

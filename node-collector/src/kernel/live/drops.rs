@@ -79,7 +79,7 @@ fn check_fault(lab: &Lab, fault: &'static Fault, rung: Rung) {
 
 #[test]
 fn every_fault_of_the_lab_is_counted_exactly_and_told_with_its_reason_and_connection() {
-    let Some(lab) = Lab::for_test("kernel-faults") else {
+    let Some(lab) = lab_alone("kernel-faults") else {
         return;
     };
     for rung in BOTH {
@@ -91,7 +91,7 @@ fn every_fault_of_the_lab_is_counted_exactly_and_told_with_its_reason_and_connec
 
 #[test]
 fn healthy_traffic_makes_no_event() {
-    let Some(lab) = Lab::for_test("kernel-healthy") else {
+    let Some(lab) = lab_alone("kernel-healthy") else {
         return;
     };
     for rung in BOTH {
@@ -127,7 +127,7 @@ fn healthy_traffic_makes_no_event() {
 
 #[test]
 fn the_sender_is_named_where_it_drops_its_own_packets() {
-    let Some(lab) = Lab::for_test("kernel-sender") else {
+    let Some(lab) = lab_alone("kernel-sender") else {
         return;
     };
     let scene = Fault::find("nft-drop-output").unwrap().scene(&lab, "out").unwrap();
@@ -166,7 +166,7 @@ fn the_sender_is_named_where_it_drops_its_own_packets() {
 
 #[test]
 fn without_stacks_an_event_has_none_and_names_no_process() {
-    let Some(lab) = Lab::for_test("kernel-stacks") else {
+    let Some(lab) = lab_alone("kernel-stacks") else {
         return;
     };
     let scene = Fault::find("nft-drop-output").unwrap().scene(&lab, "out").unwrap();

@@ -70,7 +70,7 @@ fn talk(pair: &mut sockets::Connected, messages: usize) {
 
 #[test]
 fn every_segment_is_timed_on_both_sides_and_told_with_its_ports() {
-    let Some(lab) = Lab::for_test("kernellatency-all") else {
+    let Some(lab) = lab_alone("kernellatency-all") else {
         return;
     };
     for rung in BOTH {
@@ -131,7 +131,7 @@ fn every_segment_is_timed_on_both_sides_and_told_with_its_ports() {
 
 #[test]
 fn healthy_traffic_makes_no_event_of_the_stack() {
-    let Some(lab) = Lab::for_test("kernellatency-healthy") else {
+    let Some(lab) = lab_alone("kernellatency-healthy") else {
         return;
     };
     for rung in BOTH {

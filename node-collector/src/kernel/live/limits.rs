@@ -4,7 +4,7 @@ use super::*;
 
 #[test]
 fn what_the_bucket_holds_back_is_told_with_events_and_in_gaps() {
-    let Some(lab) = Lab::for_test("kernel-bucket") else {
+    let Some(lab) = lab_alone("kernel-bucket") else {
         return;
     };
     for rung in BOTH {
@@ -50,7 +50,7 @@ fn what_the_bucket_holds_back_is_told_with_events_and_in_gaps() {
 
 #[test]
 fn a_reader_that_stands_still_makes_losses_that_are_counted_and_blocks_nobody() {
-    let Some(lab) = Lab::for_test("kernel-still") else {
+    let Some(lab) = lab_alone("kernel-still") else {
         return;
     };
     let scene = Fault::find("nft-drop-input").unwrap().scene(&lab, "still").unwrap();

@@ -116,7 +116,7 @@ fn passed(pod: &Pod) -> u64 {
 
 #[test]
 fn datagrams_that_a_token_bucket_holds_are_told_with_their_ports_and_counted_as_tc_counts() {
-    let Some(lab) = Lab::for_test("netiftxlat-udp") else {
+    let Some(lab) = lab_alone("netiftxlat-udp") else {
         return;
     };
     for rung in BOTH {
@@ -171,7 +171,7 @@ fn datagrams_that_a_token_bucket_holds_are_told_with_their_ports_and_counted_as_
 
 #[test]
 fn large_segments_that_a_token_bucket_cuts_up_keep_their_time() {
-    let Some(lab) = Lab::for_test("netiftxlat-tcp") else {
+    let Some(lab) = lab_alone("netiftxlat-tcp") else {
         return;
     };
     for rung in BOTH {
@@ -225,7 +225,7 @@ fn large_segments_that_a_token_bucket_cuts_up_keep_their_time() {
 
 #[test]
 fn the_drivers_time_belongs_to_the_sender_although_veth_hands_the_packet_to_its_peer() {
-    let Some(lab) = Lab::for_test("netiftxlat-xmit") else {
+    let Some(lab) = lab_alone("netiftxlat-xmit") else {
         return;
     };
     for rung in BOTH {
@@ -255,7 +255,7 @@ fn the_drivers_time_belongs_to_the_sender_although_veth_hands_the_packet_to_its_
 
 #[test]
 fn fragments_and_packets_inside_a_tunnel_have_the_right_ports_or_none() {
-    let Some(lab) = Lab::for_test("netiftxlat-odd") else {
+    let Some(lab) = lab_alone("netiftxlat-odd") else {
         return;
     };
     for rung in BOTH {
@@ -327,7 +327,7 @@ fn fragments_and_packets_inside_a_tunnel_have_the_right_ports_or_none() {
 
 #[test]
 fn a_sample_says_so_and_counts_only_what_it_looked_at() {
-    let Some(lab) = Lab::for_test("netiftxlat-sample") else {
+    let Some(lab) = lab_alone("netiftxlat-sample") else {
         return;
     };
     for rung in BOTH {
@@ -353,7 +353,7 @@ fn a_sample_says_so_and_counts_only_what_it_looked_at() {
 
 #[test]
 fn healthy_traffic_makes_no_event_of_time() {
-    let Some(lab) = Lab::for_test("netiftxlat-healthy") else {
+    let Some(lab) = lab_alone("netiftxlat-healthy") else {
         return;
     };
     for rung in BOTH {

@@ -4,7 +4,7 @@ use super::*;
 
 #[test]
 fn counts_of_a_pod_that_ended_do_not_go_to_the_next_owner_of_its_inode() {
-    let Some(lab) = Lab::for_test("kernel-reuse") else {
+    let Some(lab) = lab_alone("kernel-reuse") else {
         return;
     };
     let drop_one = |pod: &sonde_lab::Pod| {
@@ -56,7 +56,7 @@ fn counts_of_a_pod_that_ended_do_not_go_to_the_next_owner_of_its_inode() {
 
 #[test]
 fn a_drop_on_the_hosts_side_is_told_of_the_pod_behind_it_and_counted_where_it_was() {
-    let Some(lab) = Lab::for_test("kernel-host") else {
+    let Some(lab) = lab_alone("kernel-host") else {
         return;
     };
     let node = lab.node("n1").unwrap();
@@ -118,7 +118,7 @@ fn a_drop_on_the_hosts_side_is_told_of_the_pod_behind_it_and_counted_where_it_wa
 
 #[test]
 fn namespaces_that_are_not_listed_are_none_of_our_business() {
-    let Some(lab) = Lab::for_test("kernel-others") else {
+    let Some(lab) = lab_alone("kernel-others") else {
         return;
     };
     let scene = Fault::find("udp-closed-port").unwrap().scene(&lab, "mine").unwrap();

@@ -153,7 +153,7 @@ fn receive(stream: &mut TcpStream, segments: usize) {
 }
 
 fn each(test: &str, run: impl Fn(&mut Scene, Family, u16)) {
-    let Some(lab) = Lab::for_test(&format!("kernel-{test}")) else {
+    let Some(lab) = lab_alone(&format!("kernel-{test}")) else {
         return;
     };
     for rung in BOTH {
@@ -265,7 +265,7 @@ fn what_follows_a_time_out_is_loss_recovery() {
 
 #[test]
 fn a_buffer_of_several_segments_counts_each() {
-    let Some(lab) = Lab::for_test("kernel-retrans-gso") else {
+    let Some(lab) = lab_alone("kernel-retrans-gso") else {
         return;
     };
     let Some(mut scene) = scene(&lab, "gso", Rung::TpBtf) else {
@@ -296,7 +296,7 @@ fn a_buffer_of_several_segments_counts_each() {
 
 #[test]
 fn an_ipv6_socket_that_speaks_ipv4_is_told_as_ipv4() {
-    let Some(lab) = Lab::for_test("kernel-retrans-mapped") else {
+    let Some(lab) = lab_alone("kernel-retrans-mapped") else {
         return;
     };
     let Some(mut scene) = scene(&lab, "mapped", Rung::TpBtf) else {
@@ -320,7 +320,7 @@ fn an_ipv6_socket_that_speaks_ipv4_is_told_as_ipv4() {
 
 #[test]
 fn a_connection_without_loss_sends_nothing_again() {
-    let Some(lab) = Lab::for_test("kernel-retrans-none") else {
+    let Some(lab) = lab_alone("kernel-retrans-none") else {
         return;
     };
     let Some(mut scene) = scene(&lab, "none", Rung::TpBtf) else {

@@ -126,7 +126,7 @@ fn maps_take_little_and_those_of_probes_that_are_off_next_to_nothing() {
 
 #[test]
 fn with_btf_from_a_file_the_raw_tracepoint_sees_the_same() {
-    let Some(lab) = Lab::for_test("kernel-btf-file") else {
+    let Some(lab) = lab_alone("kernel-btf-file") else {
         return;
     };
     let scene = Fault::find("udp-closed-port").unwrap().scene(&lab, "file").unwrap();

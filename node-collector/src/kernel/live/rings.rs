@@ -4,7 +4,7 @@ use super::*;
 
 #[test]
 fn a_storm_of_drops_does_not_cost_a_reset() {
-    let Some(lab) = Lab::for_test("kernel-rings") else {
+    let Some(lab) = lab_alone("kernel-rings") else {
         return;
     };
     let storm = Fault::find("nft-drop-input").unwrap().scene(&lab, "storm").unwrap();
@@ -39,7 +39,7 @@ fn a_storm_of_drops_does_not_cost_a_reset() {
 
 #[test]
 fn each_type_has_a_bucket_of_its_own() {
-    let Some(lab) = Lab::for_test("kernel-types") else {
+    let Some(lab) = lab_alone("kernel-types") else {
         return;
     };
     let scene = Fault::find("tcp-closed-port").unwrap().scene(&lab, "types").unwrap();

@@ -137,7 +137,7 @@ fn check_slow_read(scene: &mut Scene, (mut client, mut server): (TcpStream, TcpS
 
 #[test]
 fn a_reader_that_comes_late_is_told_once_with_how_late() {
-    let Some(lab) = Lab::for_test("kernel-late") else {
+    let Some(lab) = lab_alone("kernel-late") else {
         return;
     };
     for way in WAYS {
@@ -157,7 +157,7 @@ fn a_reader_that_comes_late_is_told_once_with_how_late() {
 
 #[test]
 fn time_in_which_there_is_nothing_to_read_is_nobodys() {
-    let Some(lab) = Lab::for_test("kernel-think") else {
+    let Some(lab) = lab_alone("kernel-think") else {
         return;
     };
     for way in WAYS {
@@ -202,7 +202,7 @@ fn time_in_which_there_is_nothing_to_read_is_nobodys() {
 
 #[test]
 fn the_end_of_a_stream_and_a_mere_look_are_no_read() {
-    let Some(lab) = Lab::for_test("kernel-fin") else {
+    let Some(lab) = lab_alone("kernel-fin") else {
         return;
     };
     for way in WAYS {
@@ -245,7 +245,7 @@ fn the_end_of_a_stream_and_a_mere_look_are_no_read() {
 
 #[test]
 fn one_pause_is_one_event_however_many_pieces_wait() {
-    let Some(lab) = Lab::for_test("kernel-pieces") else {
+    let Some(lab) = lab_alone("kernel-pieces") else {
         return;
     };
     let Some(mut scene) = scene(&lab, "pieces", WAYS[0], |_| ()) else {
@@ -282,7 +282,7 @@ fn one_pause_is_one_event_however_many_pieces_wait() {
 
 #[test]
 fn an_application_that_never_reads_is_found_by_the_age_of_what_waits() {
-    let Some(lab) = Lab::for_test("kernel-unread") else {
+    let Some(lab) = lab_alone("kernel-unread") else {
         return;
     };
     let Some(mut scene) = scene(&lab, "unread", WAYS[0], |_| ()) else {
@@ -321,7 +321,7 @@ fn an_application_that_never_reads_is_found_by_the_age_of_what_waits() {
 
 #[test]
 fn a_datagram_that_waits_is_told_and_one_that_was_never_read_is_forgotten() {
-    let Some(lab) = Lab::for_test("kernel-datagram") else {
+    let Some(lab) = lab_alone("kernel-datagram") else {
         return;
     };
     for way in &WAYS[..2] {
@@ -387,7 +387,7 @@ fn fill(stream: &mut TcpStream) -> u64 {
 
 #[test]
 fn a_sender_that_the_peers_window_holds_back_is_told_with_what_held_it() {
-    let Some(lab) = Lab::for_test("kernel-window") else {
+    let Some(lab) = lab_alone("kernel-window") else {
         return;
     };
     for way in &WAYS[..2] {
@@ -429,7 +429,7 @@ fn a_sender_that_the_peers_window_holds_back_is_told_with_what_held_it() {
 
 #[test]
 fn a_send_that_goes_out_at_once_took_no_time() {
-    let Some(lab) = Lab::for_test("kernel-sends") else {
+    let Some(lab) = lab_alone("kernel-sends") else {
         return;
     };
     let Some(mut scene) = scene(&lab, "sends", WAYS[0], |_| ()) else {
@@ -450,7 +450,7 @@ fn a_send_that_goes_out_at_once_took_no_time() {
 
 #[test]
 fn without_events_slow_reads_are_counted_all_the_same() {
-    let Some(lab) = Lab::for_test("kernel-waits-silent") else {
+    let Some(lab) = lab_alone("kernel-waits-silent") else {
         return;
     };
     let silent = |config: &mut Config| config.probes.get_mut("socketlatency").unwrap().events = false;
@@ -470,7 +470,7 @@ fn without_events_slow_reads_are_counted_all_the_same() {
 
 #[test]
 fn healthy_traffic_waits_for_nobody() {
-    let Some(lab) = Lab::for_test("kernel-waits-healthy") else {
+    let Some(lab) = lab_alone("kernel-waits-healthy") else {
         return;
     };
     // Longer than a busy machine lets a thread wait.
