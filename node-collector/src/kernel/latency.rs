@@ -4,9 +4,12 @@
 //! `ColumnSpec::histogram("latency_seconds", "seconds", "...", LATENCY_BOUNDS).scaled(1e-9)`, then three counters
 //! for what took longer than 1, 10 and 100 ms; [`push`] gives their values.
 
+use std::io;
+
 use sonde_ebpf_common::latency::{Latency, SLOTS};
 
 use super::counted::Value;
+use super::sys::RawMap;
 
 /// Upper bounds of all slots but the last, in seconds: 1.024 us, 2.048 us, ... 17.2 s.
 pub(crate) const LATENCY_BOUNDS: &[f64] = &bounds();
@@ -25,6 +28,15 @@ const fn bounds() -> [f64; SLOTS - 1] {
 pub(crate) fn push(values: &mut Vec<i64>, latency: &Latency) {
     let slots = latency.slots.iter();
     values.extend(slots.chain([&latency.sum_ns]).chain(&latency.over).map(|n| *n as i64));
+}
+
+/// All CPUs together, of a per-CPU array of times.
+pub(crate) fn sum(times: &RawMap<u32, Latency>, at: u32) -> io::Result<Latency> {
+    let mut sum = Latency::default();
+    for copy in times.get(&at)?.unwrap_or_default() {
+        sum.add(&copy);
+    }
+    Ok(sum)
 }
 
 impl Value for Latency {

@@ -170,11 +170,7 @@ struct Times {
 
 impl Times {
     fn of(&self, vector: u32, phase: u32) -> io::Result<Latency> {
-        let mut sum = Latency::default();
-        for copy in self.times.get(&place(vector, phase))?.unwrap_or_default() {
-            sum.add(&copy);
-        }
-        Ok(sum)
+        latency::sum(&self.times, place(vector, phase))
     }
 }
 

@@ -134,29 +134,19 @@ struct Times {
     rows: bool,
 }
 
-impl Times {
-    fn sum(&self) -> io::Result<Latency> {
-        let mut sum = Latency::default();
-        for copy in self.times.get(&0)?.unwrap_or_default() {
-            sum.add(&copy);
-        }
-        Ok(sum)
-    }
-}
-
 impl Reader for Times {
     fn read(&mut self, round: &Round<'_>) -> io::Result<Table> {
         let mut table = Table::new(&SPEC, round.time_ns);
         if self.rows {
             let mut values = Vec::new();
-            latency::push(&mut values, &self.sum()?);
+            latency::push(&mut values, &latency::sum(&self.times, 0)?);
             table.push(Subject::Node, [], &values);
         }
         Ok(table)
     }
 
     fn seen(&mut self) -> io::Result<u64> {
-        Ok(self.sum()?.count())
+        Ok(latency::sum(&self.times, 0)?.count())
     }
 
     fn standing(&self) -> Standing {
