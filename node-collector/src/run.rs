@@ -79,7 +79,7 @@ pub async fn run(mut config: Config, mut shutdown: Shutdown) -> anyhow::Result<(
         include_host: config.pods.include_host,
         pod: Wanted::of(enabled.iter().copied().filter(|p| !p.node_only)),
         node: Wanted::of(enabled.iter().copied()),
-        keep_handles: handles,
+        keep_handles: handles / 4 * 3,
         on_change: Box::new({
             let kernel = Arc::clone(&kernel);
             move |live| kernel.lock().netns_changed(live)
@@ -111,7 +111,7 @@ pub async fn run(mut config: Config, mut shutdown: Shutdown) -> anyhow::Result<(
     let round_log = Arc::new(RoundLog::default());
     let on = PROCESS_PROBES.iter().filter(|p| is_enabled(&config, p.spec.name));
     let host = config.host.paths();
-    let processes = ProcessRounds::new(on, &host, Finder::new(&host));
+    let processes = ProcessRounds::new(on, &host, Finder::new(&host), handles / 4);
     let probe_stats = vec![rounds.stats(), processes.stats()];
     let reading = Reading::start(
         Parts {

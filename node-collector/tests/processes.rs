@@ -1,6 +1,7 @@
 //! What processes read, write and have open, summed up by pod: hosts made of files, and real processes.
 
 use std::io::{BufRead as _, BufReader, Write as _};
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -32,7 +33,7 @@ fn pod(name: &str, inode: u32, cgroup: Option<&str>) -> Arc<Pod> {
 }
 
 fn rounds(paths: &HostPaths) -> ProcessRounds {
-    ProcessRounds::new(PROCESS_PROBES, paths, Finder::with_walks(paths, Duration::ZERO))
+    ProcessRounds::new(PROCESS_PROBES, paths, Finder::with_walks(paths, Duration::ZERO), 1_000)
 }
 
 /// The metrics of a host's pods, and the errors of its probes.
@@ -129,13 +130,17 @@ impl Scene {
         }
     }
 
+    /// Children whose parent ends become its own, as in a container they become those of its first process.
     fn shell(&self) -> Shell {
         let spawn = || {
-            Command::new("bash")
+            let mut command = Command::new("bash");
+            command
                 .args(["--noprofile", "--norc"])
                 .stdin(Stdio::piped())
-                .stdout(Stdio::piped())
-                .spawn()
+                .stdout(Stdio::piped());
+            // SAFETY: between fork and exec it makes a system call and nothing else.
+            unsafe { command.pre_exec(|| Ok(nix::sys::prctl::set_child_subreaper(true)?)) };
+            command.spawn()
         };
         let mut child = self.place.run(spawn).unwrap().unwrap();
         let said = BufReader::new(child.stdout.take().unwrap());
@@ -220,6 +225,21 @@ fn every_write_of_a_pod_is_counted_once_whoever_made_it() {
     scene.written();
     shell.run("kill $child; wait $child");
     assert_eq!(scene.written(), (1, 5), "not counted again with its parent");
+    assert_eq!(scene.last.processes, 1);
+
+    // One whose parent ended before it, and that another has waited for then.
+    shell.run("( ( printf '%0300d' 0 >&3; exec sleep 1000 ) & exec sleep 1000 ) & middle=$!");
+    let before = scene.last;
+    until("the grandchild's write", || {
+        let now = scene.read();
+        now.processes == 3 && now.write_bytes == before.write_bytes + 300 + 5
+    });
+    scene.written();
+    shell.run("read -r grandchild </proc/$middle/task/$middle/children; kill $middle; wait $middle");
+    assert_eq!(scene.written(), (1, 5));
+    assert_eq!((scene.last.processes, scene.written()), (2, (0, 0)));
+    shell.run("kill $grandchild; while [ -e /proc/$grandchild ]; do :; done");
+    assert_eq!(scene.written(), (1, 5), "not counted again with who waited for it");
     assert_eq!(scene.last.processes, 1);
 
     // One whose parent is not of the pod: what it did stays.

@@ -60,7 +60,7 @@ impl ProcessProbe for Io {
         let Subject::Pod(pod) = subject else { return Ok(()) };
         let mut seen = Vec::with_capacity(members.list.len());
         for process in members.list {
-            match members.files.io(&process.handle)? {
+            match members.files.io(&mut process.handle)? {
                 Answer::Is(io) => seen.push(Seen {
                     id: process.id,
                     parent: process.parent,

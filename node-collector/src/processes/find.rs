@@ -86,13 +86,9 @@ impl Finder {
         self.took = begun.elapsed();
     }
 
-    /// `None`: what is the pod's own cannot be told (on the host network without a control group of its own).
-    pub(super) fn of(&self, pod: &Pod, processes: &Processes) -> Result<Option<Vec<(u32, Handle)>>, Arc<ReadError>> {
-        let open = |pid: u32| match processes.open(pid) {
-            Ok(Answer::Is(handle)) => Some(Ok((pid, handle))),
-            Ok(Answer::Ended | Answer::Absent) => None,
-            Err(error) => Some(Err(Arc::new(error))),
-        };
+    /// Numbers of its processes, ended ones that nobody waited for not among them. `None`: what is the pod's own cannot
+    /// be told (on the host network without a control group of its own).
+    pub(super) fn of(&self, pod: &Pod) -> Result<Option<Vec<u32>>, Arc<ReadError>> {
         if let Some(path) = &pod.cgroup {
             let mut pids = Vec::new();
             let found = cgroup::processes(&self.hierarchies, path, &mut pids).map_err(|source| {
@@ -101,24 +97,23 @@ impl Finder {
                     source,
                 })
             })?;
-            return match found {
-                Some(()) => pids.into_iter().filter_map(open).collect::<Result<_, _>>().map(Some),
-                None => Ok(None),
-            };
+            return Ok(found.map(|()| pids));
         }
         if pod.host_network || !self.looked_for.contains(&pod.netns.inode) {
             return Ok(None);
         }
-        if let Some(error) = &self.incomplete {
+        match &self.incomplete {
             // One that may not be looked at may be this pod's.
-            return Err(Arc::clone(error));
+            Some(error) => Err(Arc::clone(error)),
+            None => Ok(Some(self.by_netns.get(&pod.netns.inode).cloned().unwrap_or_default())),
         }
-        let known = self.by_netns.get(&pod.netns.inode).into_iter().flatten().copied();
-        // One may have ended since the walk and its number be another's.
-        let is_still = |(_, process): &(u32, Handle)| matches!(processes.netns(process), Ok(Answer::Is(inode)) if inode == pod.netns.inode);
-        let known = known
-            .filter_map(open)
-            .filter(|known| known.as_ref().map_or(true, is_still));
-        known.collect::<Result<_, _>>().map(Some)
+    }
+
+    /// Whether one of those that were found is the pod's still: since the walk it may have ended or have gone elsewhere.
+    pub(super) fn is_still(&self, pod: &Pod, process: &Handle, processes: &Processes) -> bool {
+        if pod.cgroup.is_some() {
+            return processes.is_there(process);
+        }
+        matches!(processes.netns(process), Ok(Answer::Is(inode)) if inode == pod.netns.inode)
     }
 }

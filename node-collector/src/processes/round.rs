@@ -40,8 +40,19 @@ impl Process {
 /// The processes of one pod, and how to read them.
 #[derive(Debug)]
 pub struct Members<'a> {
-    pub list: &'a [Process],
+    pub list: &'a mut [Process],
     pub files: &'a mut Processes,
+}
+
+/// What was found of a pod in its last round.
+#[derive(Debug, Default)]
+struct Last {
+    /// All of them: one that is no longer listed may still be there as a zombie.
+    ids: Vec<Id>,
+    /// Those that are kept open.
+    kept: Vec<Process>,
+    /// Some came, ended or could not be looked at: who is whose parent may have changed.
+    moved: bool,
 }
 
 /// The probes that are on, and what they need from round to round.
@@ -50,17 +61,22 @@ pub struct ProcessRounds {
     probes: Vec<(&'static ProcessRegistration, Box<dyn ProcessProbe>)>,
     files: Processes,
     finder: Finder,
-    /// By sandbox: a process that is no longer listed may still be there as a zombie.
-    last: HashMap<String, Vec<Id>>,
+    /// By sandbox.
+    last: HashMap<String, Last>,
+    /// How many processes may be kept open from round to round, and how many are.
+    keep: usize,
+    kept: usize,
     failures: Failures,
     stats: Arc<Mutex<Vec<ProbeStats>>>,
 }
 
 impl ProcessRounds {
+    /// `descriptors`: how many may be held from round to round.
     pub fn new(
         registrations: impl IntoIterator<Item = &'static ProcessRegistration>,
         paths: &HostPaths,
         finder: Finder,
+        descriptors: usize,
     ) -> Self {
         let probes: Vec<_> = registrations.into_iter().map(|probe| (probe, (probe.make)())).collect();
         let stats = probes
@@ -72,6 +88,8 @@ impl ProcessRounds {
             files: Processes::new(paths.proc.clone()),
             finder,
             last: HashMap::new(),
+            keep: descriptors / Handle::DESCRIPTORS,
+            kept: 0,
             failures: Failures::default(),
             stats: Arc::new(Mutex::new(stats)),
         }
@@ -102,7 +120,13 @@ impl ProcessRounds {
             self.read_pod(pod, &mut tables, &mut stats, time_ns);
         }
         let live: HashSet<&str> = pods.iter().map(|pod| pod.sandbox.as_str()).collect();
-        self.last.retain(|sandbox, _| live.contains(sandbox.as_str()));
+        self.last.retain(|sandbox, last| {
+            let is_live = live.contains(sandbox.as_str());
+            if !is_live {
+                self.kept -= last.kept.len();
+            }
+            is_live
+        });
         for ((_, probe), (table, stats)) in self.probes.iter_mut().zip(tables.iter().zip(stats.iter_mut())) {
             probe.forget_all_but(&live);
             stats.rows = table.len();
@@ -114,12 +138,12 @@ impl ProcessRounds {
     fn read_pod(&mut self, pod: &Arc<Pod>, tables: &mut [Table], stats: &mut [ProbeStats], time_ns: u64) {
         let mut before = Instant::now();
         let subject = Subject::Pod(Arc::clone(pod));
-        let members = self.members(pod);
+        let mut members = self.members(pod);
         for ((registration, probe), (table, stats)) in self.probes.iter_mut().zip(tables.iter_mut().zip(stats)) {
             let spec = registration.spec;
-            let result = match &members {
+            let result = match &mut members {
                 Ok(None) => Ok(()),
-                Ok(Some(list)) => {
+                Ok(Some((list, _))) => {
                     let members = Members {
                         list,
                         files: &mut self.files,
@@ -136,23 +160,48 @@ impl ProcessRounds {
             stats.busy_ns += (after - before).as_nanos() as u64;
             before = after;
         }
+        if let Ok(Some((list, moved))) = members {
+            self.keep(pod, list, moved);
+        }
     }
 
-    fn members(&mut self, pod: &Pod) -> Result<Option<Vec<Process>>, Arc<ReadError>> {
-        let Some(found) = self.finder.of(pod, &self.files)? else {
+    /// Its processes as they are now, those kept of the last round used again; and whether any came or ended since.
+    fn members(&mut self, pod: &Pod) -> Result<Option<(Vec<Process>, bool)>, Arc<ReadError>> {
+        let Some(found) = self.finder.of(pod)? else {
             return Ok(None);
         };
+        let last = self.last.entry(pod.sandbox.clone()).or_default();
+        let kept = std::mem::take(&mut last.kept);
+        self.kept -= kept.len();
+        let known: HashSet<Id> = last.ids.iter().copied().collect();
+        let mut kept: HashMap<u32, Process> = kept.into_iter().map(|process| (process.id.pid, process)).collect();
         let mut list = Vec::with_capacity(found.len());
-        for (pid, handle) in found {
-            if let Answer::Is(stat) = self.files.stat(&handle).map_err(Arc::new)? {
-                list.push(Process::new(pid, handle, stat));
-            }
-        }
-        let unlisted = self.last.remove(&pod.sandbox).unwrap_or_default();
-        for Id { pid, start } in unlisted {
-            if list.iter().any(|process| process.id.pid == pid) {
+        let (mut moved, mut reused) = (false, 0);
+        for pid in found {
+            if let Some(process) = kept.remove(&pid).filter(|process| !process.is_zombie)
+                && self.finder.is_still(pod, &process.handle, &self.files)
+            {
+                list.push(process);
+                reused = list.len();
                 continue;
             }
+            let handle = match self.files.open(pid).map_err(Arc::new)? {
+                Answer::Is(handle) => handle,
+                Answer::Ended | Answer::Absent => {
+                    moved = true;
+                    continue;
+                }
+            };
+            if pod.cgroup.is_none() && !self.finder.is_still(pod, &handle, &self.files) {
+                continue;
+            }
+            match self.files.stat(&handle).map_err(Arc::new)? {
+                Answer::Is(stat) => list.push(Process::new(pid, handle, stat)),
+                Answer::Ended | Answer::Absent => moved = true,
+            }
+        }
+        let listed: HashSet<u32> = list.iter().map(|process| process.id.pid).collect();
+        for Id { pid, start } in last.ids.iter().copied().filter(|id| !listed.contains(&id.pid)) {
             let Ok(Answer::Is(handle)) = self.files.open(pid) else {
                 continue;
             };
@@ -163,8 +212,42 @@ impl ProcessRounds {
                 _ => {}
             }
         }
-        let ids = list.iter().map(|process| process.id).collect();
-        self.last.insert(pod.sandbox.clone(), ids);
-        Ok(Some(list))
+        moved |= list.len() != known.len() || list.iter().any(|process| !known.contains(&process.id));
+        if (moved || last.moved) && reused > 0 {
+            self.parents(&mut list)?;
+        }
+        Ok(Some((list, moved)))
+    }
+
+    /// When a process ends, its children get another parent.
+    fn parents(&mut self, list: &mut Vec<Process>) -> Result<(), Arc<ReadError>> {
+        let mut failed = None;
+        list.retain_mut(|process| match self.files.stat(&process.handle) {
+            Ok(Answer::Is(stat)) => {
+                process.parent = stat.parent;
+                process.is_zombie = stat.is_zombie;
+                true
+            }
+            Ok(Answer::Ended | Answer::Absent) => false,
+            Err(error) => {
+                failed = Some(Arc::new(error));
+                true
+            }
+        });
+        failed.map_or(Ok(()), Err)
+    }
+
+    /// For the next round.
+    fn keep(&mut self, pod: &Pod, list: Vec<Process>, moved: bool) {
+        let mut last = Last {
+            ids: list.iter().map(|process| process.id).collect(),
+            kept: Vec::new(),
+            moved,
+        };
+        if self.kept + list.len() <= self.keep {
+            self.kept += list.len();
+            last.kept = list;
+        }
+        self.last.insert(pod.sandbox.clone(), last);
     }
 }

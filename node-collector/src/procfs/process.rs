@@ -1,15 +1,19 @@
 //! Files of one process: `/proc/PID/stat`, `io` and `fd`. Threads are not looked at: what they did is in their process.
+//!
+//! Measured on 6.18, for each process: opening and reading `stat` 7.7 us and `io` 5.7 us, reading `io` again where it is
+//! open 2.0 us, asking how many files are open 1.2 us, listing twelve of them 9 us, and looking where they lead 30 us more.
 
-use std::collections::HashSet;
 use std::ffi::CStr;
 use std::fs::{self, File};
-use std::io::{self, Read as _};
-use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
-use std::path::PathBuf;
+use std::io;
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
 
-use nix::dir::Dir;
-use nix::fcntl::{OFlag, openat};
-use nix::sys::stat::Mode;
+use nix::fcntl::{AtFlags, OFlag, openat};
+use nix::sys::stat::{Mode, fstat};
+use nix::unistd::{AccessFlags, Whence, faccessat, lseek};
+use rustix::fs::RawDir;
 use sonde_proto::ABSENT;
 
 use super::named::Named;
@@ -48,23 +52,38 @@ pub struct Stat {
 }
 
 /// A process held open: what is read through it is its own, even if it ends and its number is used again. It also saves
-/// the kernel the look-up of `/proc/PID` for each file.
+/// the kernel the look-up of `/proc/PID` for each file. What was opened of it stays open with it.
 #[derive(Debug)]
-pub struct Handle(OwnedFd);
+pub struct Handle {
+    dir: OwnedFd,
+    io: Option<File>,
+    files: Option<OwnedFd>,
+}
+
+impl Handle {
+    /// Descriptors that one takes, at most.
+    pub const DESCRIPTORS: usize = 3;
+}
 
 /// Reads files of processes below one `/proc`.
 #[derive(Debug)]
 pub struct Processes {
     proc: PathBuf,
     buffer: Vec<u8>,
+    /// Room for a part of a directory.
+    list: Vec<u8>,
     io: Named,
+    /// Whether the size of `/proc/PID/fd` is the number of open files (Linux 6.2, proc_fd_getattr).
+    sized: bool,
 }
 
 impl Processes {
     pub fn new(proc: PathBuf) -> Self {
         Self {
+            sized: is_sized(&proc),
             proc,
-            buffer: Vec::with_capacity(1024),
+            buffer: vec![0; 4096],
+            list: Vec::with_capacity(8192),
             io: Named::new(&IO_NAMES),
         }
     }
@@ -84,7 +103,11 @@ impl Processes {
             OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC,
             Mode::empty(),
         ) {
-            Ok(dir) => Ok(Answer::Is(Handle(dir))),
+            Ok(dir) => Ok(Answer::Is(Handle {
+                dir,
+                io: None,
+                files: None,
+            })),
             Err(errno) => ended_or(errno, |source| ReadError::Open {
                 file: "/proc/PID",
                 source,
@@ -95,7 +118,7 @@ impl Processes {
     /// Inode of the network namespace of its main thread. Needs the rights of a debugger (CAP_SYS_PTRACE).
     pub fn netns(&self, process: &Handle) -> Result<Answer<u32>, ReadError> {
         let mut buffer = [0; LINK];
-        let link = match link(process.0.as_raw_fd(), c"ns/net", &mut buffer) {
+        let link = match link(process.dir.as_fd(), c"ns/net", &mut buffer) {
             Ok(link) => link,
             // Of a zombie too.
             Err(errno) => return ended_or(errno, |source| ReadError::Open { file: "ns/net", source }),
@@ -110,9 +133,19 @@ impl Processes {
         })
     }
 
+    /// Whether it is still there, if only as a zombie.
+    pub fn is_there(&self, process: &Handle) -> bool {
+        faccessat(&process.dir, "stat", AccessFlags::F_OK, AtFlags::empty()).is_ok()
+    }
+
     pub fn stat(&mut self, process: &Handle) -> Result<Answer<Stat>, ReadError> {
-        match self.read(process, "stat")? {
-            Answer::Is(()) => parse_stat(&self.buffer)
+        let opened = openat(&process.dir, "stat", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty());
+        let file = match opened {
+            Ok(file) => File::from(file),
+            Err(errno) => return ended_or(errno, |source| ReadError::Open { file: "stat", source }),
+        };
+        match self.read(&file, "stat")? {
+            Answer::Is(text) => parse_stat(text)
                 .map(Answer::Is)
                 .map_err(|source| ReadError::Parse { file: "stat", source }),
             Answer::Ended | Answer::Absent => Ok(Answer::Ended),
@@ -121,17 +154,22 @@ impl Processes {
 
     /// Includes what its ended threads did, and the children that it waited for. Needs the rights of a debugger
     /// (CAP_SYS_PTRACE).
-    pub fn io(&mut self, process: &Handle) -> Result<Answer<IoCounters>, ReadError> {
-        match self.read(process, "io")? {
-            Answer::Is(()) => {}
-            Answer::Ended => return Ok(Answer::Ended),
-            // Of one that has ended nothing is there.
-            Answer::Absent if self.stat(process)? == Answer::Ended => return Ok(Answer::Ended),
-            Answer::Absent => return Ok(Answer::Absent),
-        }
+    pub fn io(&mut self, process: &mut Handle) -> Result<Answer<IoCounters>, ReadError> {
+        let file = match process.io.take() {
+            Some(file) => file,
+            None => match openat(&process.dir, "io", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()) {
+                Ok(file) => File::from(file),
+                Err(nix::errno::Errno::ENOENT) if self.is_there(process) => return Ok(Answer::Absent),
+                Err(errno) => return ended_or(errno, |source| ReadError::Open { file: "io", source }),
+            },
+        };
+        let Answer::Is(text) = self.read(&file, "io")? else {
+            return Ok(Answer::Ended);
+        };
+        let len = text.len();
         let mut values = [ABSENT; IO_COUNTERS];
         self.io
-            .parse(&self.buffer, &mut values)
+            .parse(&self.buffer[..len], &mut values)
             .map_err(|source| ReadError::Parse { file: "io", source })?;
         if values.contains(&ABSENT) {
             let source = ParseError::Shape {
@@ -140,70 +178,105 @@ impl Processes {
             };
             return Err(ReadError::Parse { file: "io", source });
         }
+        process.io = Some(file);
         Ok(Answer::Is(values))
     }
 
-    /// How many files it has open. The inodes of those that are sockets are added to `sockets`, as long as `links`, how
-    /// many may still be looked at, is not used up: then they are not all there.
-    pub fn open_files(
-        &self,
-        process: &Handle,
-        sockets: &mut HashSet<u64>,
-        links: &mut usize,
-    ) -> Result<Answer<i64>, ReadError> {
-        let failed = |errno| ended_or(errno, |source| ReadError::Open { file: "fd", source });
-        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        let mut list = match Dir::openat(&process.0, "fd", flags, Mode::empty()) {
-            Ok(list) => list,
-            Err(errno) => return failed(errno),
-        };
-        // The same descriptor lists and leads: it is open as long as the list is.
-        let dir = list.as_raw_fd();
-        let mut count = 0;
-        let mut buffer = [0; LINK];
-        for entry in list.iter() {
-            let entry = match entry {
-                Ok(entry) => entry,
-                Err(errno) => return failed(errno),
-            };
-            if entry.file_name().to_bytes().starts_with(b".") {
-                continue;
-            }
-            count += 1;
-            *links = links.saturating_sub(1);
-            if *links == 0 {
-                continue;
-            }
-            // Closed meanwhile, if it cannot be read: it was open when it was listed.
-            let link = link(dir, entry.file_name(), &mut buffer).unwrap_or_default();
-            sockets.extend(inode(link, b"socket:["));
+    /// How many files it has open.
+    pub fn open_files(&mut self, process: &mut Handle) -> Result<Answer<i64>, ReadError> {
+        if !self.sized {
+            let mut count = 0;
+            return Ok(match self.each_file(process, |_, _| count += 1)? {
+                Answer::Is(()) => Answer::Is(count),
+                Answer::Ended | Answer::Absent => Answer::Ended,
+            });
         }
-        Ok(Answer::Is(count))
+        let files = match files_of(process) {
+            Ok(files) => files,
+            Err(errno) => return ended_or(errno, |source| ReadError::Open { file: "fd", source }),
+        };
+        match fstat(files) {
+            Ok(stat) => Ok(Answer::Is(stat.st_size)),
+            Err(errno) => ended_or(errno, |source| ReadError::Read { file: "fd", source }),
+        }
     }
 
-    /// The whole file into the buffer.
-    fn read(&mut self, process: &Handle, file: &'static str) -> Result<Answer<()>, ReadError> {
-        let mut handle = match openat(&process.0, file, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()) {
-            Ok(handle) => File::from(handle),
-            Err(nix::errno::Errno::ENOENT) => return Ok(Answer::Absent),
-            Err(errno) => return ended_or(errno, |source| ReadError::Open { file, source }),
+    /// The inodes of those of its open files that are sockets, one that has several descriptors for each. At most `links`
+    /// files are looked at, and taken from it; when it is 0 afterwards they may not be all.
+    pub fn sockets(&mut self, process: &mut Handle, links: &mut usize) -> Result<Answer<Vec<u64>>, ReadError> {
+        let mut sockets = Vec::new();
+        let mut buffer = [0; LINK];
+        let answer = self.each_file(process, |dir, name| {
+            *links = links.saturating_sub(1);
+            if *links > 0 {
+                // Closed meanwhile, if it cannot be read: it was open when it was listed.
+                let link = link(dir, name, &mut buffer).unwrap_or_default();
+                sockets.extend(inode(link, b"socket:["));
+            }
+        })?;
+        Ok(match answer {
+            Answer::Is(()) => Answer::Is(sockets),
+            Answer::Ended | Answer::Absent => Answer::Ended,
+        })
+    }
+
+    /// The directory of its open files and the name of each.
+    fn each_file(
+        &mut self,
+        process: &mut Handle,
+        mut each: impl FnMut(BorrowedFd<'_>, &CStr),
+    ) -> Result<Answer<()>, ReadError> {
+        let failed = |errno| ended_or(errno, |source| ReadError::Read { file: "fd", source });
+        let files = match files_of(process) {
+            Ok(files) => files,
+            Err(errno) => return ended_or(errno, |source| ReadError::Open { file: "fd", source }),
         };
-        self.buffer.clear();
-        match handle.read_to_end(&mut self.buffer) {
-            Ok(_) => Ok(Answer::Is(())),
+        if let Err(errno) = lseek(files, 0, Whence::SeekSet) {
+            return failed(errno);
+        }
+        let mut list = RawDir::new(files, self.list.spare_capacity_mut());
+        while let Some(entry) = list.next() {
+            match entry {
+                Ok(entry) if entry.file_name().to_bytes().starts_with(b".") => {}
+                Ok(entry) => each(files, entry.file_name()),
+                Err(errno) => return failed(nix::errno::Errno::from_raw(errno.raw_os_error())),
+            }
+        }
+        Ok(Answer::Is(()))
+    }
+
+    /// The whole file, which the kernel writes in one piece.
+    fn read(&mut self, file: &File, name: &'static str) -> Result<Answer<&[u8]>, ReadError> {
+        match file.read_at(&mut self.buffer, 0) {
+            Ok(len) => Ok(Answer::Is(&self.buffer[..len])),
             Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(Answer::Ended),
-            Err(source) => Err(ReadError::Read { file, source }),
+            Err(source) => Err(ReadError::Read { file: name, source }),
         }
     }
+}
+
+/// Its directory of open files, kept open.
+fn files_of(process: &mut Handle) -> nix::Result<BorrowedFd<'_>> {
+    if process.files.is_none() {
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        process.files = Some(openat(&process.dir, "fd", flags, Mode::empty())?);
+    }
+    Ok(process.files.as_ref().expect("it was opened above").as_fd())
+}
+
+fn is_sized(proc: &Path) -> bool {
+    let is_proc =
+        nix::sys::statfs::statfs(proc).is_ok_and(|fs| fs.filesystem_type() == nix::sys::statfs::PROC_SUPER_MAGIC);
+    is_proc && fs::metadata(proc.join("self/fd")).is_ok_and(|own| own.len() > 0)
 }
 
 /// Longer links are none of those that are looked for.
 const LINK: usize = 64;
 
 /// Where a link leads, cut to the length of the buffer.
-fn link<'a>(dir: RawFd, name: &CStr, buffer: &'a mut [u8; LINK]) -> Result<&'a [u8], nix::errno::Errno> {
+fn link<'a>(dir: BorrowedFd<'_>, name: &CStr, buffer: &'a mut [u8; LINK]) -> Result<&'a [u8], nix::errno::Errno> {
     // SAFETY: the name ends with NUL and the buffer has the length that is told.
-    let len = unsafe { libc::readlinkat(dir, name.as_ptr(), buffer.as_mut_ptr().cast(), LINK) };
+    let len = unsafe { libc::readlinkat(dir.as_raw_fd(), name.as_ptr(), buffer.as_mut_ptr().cast(), LINK) };
     let len = nix::errno::Errno::result(len)?;
     Ok(&buffer[..usize::try_from(len).unwrap_or(0).min(LINK)])
 }
@@ -297,8 +370,8 @@ mod tests {
         process(dir.path(), 9, &[("io", "rchar: 1\nwchar: 2\n")]);
         process(dir.path(), 10, &[("io", &IO.replace("syscw: 4", "syscw: 4 5"))]);
         let mut io = |pid| {
-            let handle = handle(&processes, pid);
-            processes.io(&handle)
+            let mut handle = handle(&processes, pid);
+            processes.io(&mut handle)
         };
         assert_eq!(io(7).unwrap(), Answer::Is([1, 2, 3, 4, 5, 6, 7]));
         assert_eq!(io(8).unwrap(), Answer::Absent);
@@ -312,10 +385,10 @@ mod tests {
         fs::create_dir(dir.path().join("8/io")).unwrap();
         assert_eq!(io(8).unwrap_err().kind(), "read");
         assert!(matches!(processes.open(6), Ok(Answer::Ended)));
-        let gone = handle(&processes, 7);
+        let mut gone = handle(&processes, 7);
         fs::remove_dir_all(dir.path().join("7")).unwrap();
         assert_eq!(processes.stat(&gone).unwrap(), Answer::Ended);
-        assert_eq!(processes.io(&gone).unwrap(), Answer::Ended);
+        assert_eq!(processes.io(&mut gone).unwrap(), Answer::Ended);
         let mut all = processes.all().unwrap();
         all.sort_unstable();
         assert_eq!(all, [8, 9, 10]);
@@ -324,7 +397,7 @@ mod tests {
     #[test]
     fn sockets_are_told_apart_and_bounded() {
         let dir = tempfile::tempdir().unwrap();
-        let processes = Processes::new(dir.path().to_owned());
+        let mut processes = Processes::new(dir.path().to_owned());
         process(dir.path(), 7, &[]);
         for (number, target) in ["/dev/null", "socket:[11]", "pipe:[11]", "socket:[12]", "socket:[11]"]
             .iter()
@@ -332,36 +405,81 @@ mod tests {
         {
             symlink(target, dir.path().join(format!("7/fd/{number}"))).unwrap();
         }
-        let mut sockets = HashSet::new();
         let mut links = 100;
-        let seven = handle(&processes, 7);
-        assert_eq!(
-            processes.open_files(&seven, &mut sockets, &mut links).unwrap(),
-            Answer::Is(5)
-        );
-        assert_eq!((sockets.len(), links), (2, 95));
+        let mut seven = handle(&processes, 7);
+        assert_eq!(processes.open_files(&mut seven).unwrap(), Answer::Is(5));
+        let Answer::Is(mut sockets) = processes.sockets(&mut seven, &mut links).unwrap() else {
+            panic!("it has ended")
+        };
+        sockets.sort_unstable();
+        assert_eq!((sockets, links), (vec![11, 11, 12], 95));
         let mut links = 3;
-        assert_eq!(
-            processes.open_files(&seven, &mut sockets, &mut links).unwrap(),
-            Answer::Is(5)
-        );
+        assert!(matches!(processes.sockets(&mut seven, &mut links), Ok(Answer::Is(_))));
         assert_eq!(links, 0);
+        let mut ended = handle(&processes, 7);
         fs::remove_dir_all(dir.path().join("7")).unwrap();
-        let ended = processes.open_files(&seven, &mut sockets, &mut 9).unwrap();
-        assert_eq!(ended, Answer::Ended);
+        assert_eq!(processes.open_files(&mut ended).unwrap(), Answer::Ended);
+        assert_eq!(processes.sockets(&mut ended, &mut 9).unwrap(), Answer::Ended);
+    }
+
+    #[test]
+    fn what_is_kept_open_says_what_is_now_and_when_it_has_ended() {
+        use std::io::{Read as _, Write as _};
+        let mut child = std::process::Command::new("sh")
+            .args(["-c", "echo; read x; exec 7</dev/null; echo; read x"])
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let (mut to, mut from) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+        let mut said = [0];
+        from.read_exact(&mut said).unwrap();
+        let mut processes = Processes::new("/proc".into());
+        let mut other = Processes::new("/proc".into());
+        other.sized = false;
+        let mut shell = handle(&processes, child.id());
+        let mut look = |shell: &mut Handle| {
+            let Answer::Is(io) = processes.io(shell).unwrap() else {
+                panic!("it has ended")
+            };
+            let files = processes.open_files(shell).unwrap();
+            assert_eq!(files, other.open_files(shell).unwrap(), "by its size, and listed");
+            let Answer::Is(files) = files else {
+                panic!("it has ended")
+            };
+            (io[3], files)
+        };
+        let before = look(&mut shell);
+        writeln!(to).unwrap();
+        from.read_exact(&mut said).unwrap();
+        assert_eq!(look(&mut shell), (before.0 + 1, before.1 + 1), "one write, one file");
+        assert_eq!(look(&mut shell), (before.0 + 1, before.1 + 1));
+        child.kill().unwrap();
+        let is_zombie =
+            |processes: &mut Processes| matches!(processes.stat(&shell), Ok(Answer::Is(stat)) if stat.is_zombie);
+        while !is_zombie(&mut processes) {
+            std::thread::yield_now();
+        }
+        assert!(processes.is_there(&shell));
+        child.wait().unwrap();
+        assert!(!processes.is_there(&shell));
+        assert_eq!(processes.io(&mut shell).unwrap(), Answer::Ended);
+        assert_eq!(processes.open_files(&mut shell).unwrap(), Answer::Ended);
+        assert_eq!(other.open_files(&mut shell).unwrap(), Answer::Ended);
+        assert_eq!(processes.sockets(&mut shell, &mut 9).unwrap(), Answer::Ended);
     }
 
     #[test]
     fn the_own_files_are_read() {
         let mut processes = Processes::new("/proc".into());
-        let me = handle(&processes, std::process::id());
+        let mut me = handle(&processes, std::process::id());
         let Answer::Is(stat) = processes.stat(&me).unwrap() else {
             panic!("this process has ended")
         };
         assert_eq!(stat.parent, std::os::unix::process::parent_id());
         assert!(!stat.is_zombie && stat.start > 0);
         assert!(matches!(processes.netns(&me), Ok(Answer::Is(inode)) if inode > 0));
-        let Answer::Is(before) = processes.io(&me).unwrap() else {
+        let Answer::Is(before) = processes.io(&mut me).unwrap() else {
             panic!("this kernel keeps no account")
         };
         assert!(before[2] > 0, "{before:?}");

@@ -5,16 +5,19 @@ use std::fs::File;
 use std::io::Write as _;
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::FileExt as _;
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use sonde_collector::event::Subject;
+use sonde_collector::event::{NetnsKey, Subject};
 use sonde_collector::handles::{self, Wanted};
 use sonde_collector::pods::{self, Target};
-use sonde_collector::probes::{PROBES, Registration};
+use sonde_collector::probes::{PROBES, PROCESS_PROBES, Registration};
+use sonde_collector::processes::{Finder, ProcessRounds};
 use sonde_collector::procfs::NetFile;
 use sonde_collector::round::Rounds;
+use sonde_collector::table::Table;
 use sonde_common::paths::HostPaths;
 use sonde_common::time::now_ns;
 use sonde_lab::{Family, Lab, Pod, sockets};
@@ -51,6 +54,7 @@ pub(crate) fn run(report: &mut Report) -> anyhow::Result<()> {
         }
         report.row("CPU of a round, busy", milliseconds(Reader::new(&pods, PROBES)?.cpu()?));
         drop(sockets);
+        processes(report, &pods)?;
         memory(report, &lab, count)?;
     }
     many_connections(report)
@@ -104,6 +108,81 @@ fn idle(report: &mut Report, pods: &[Pod]) -> anyhow::Result<()> {
         );
     }
     Ok(())
+}
+
+/// Three processes in each namespace, with twelve open files each.
+fn processes(report: &mut Report, pods: &[Pod]) -> anyhow::Result<()> {
+    const EACH: usize = 3;
+    let mut running = Vec::new();
+    let result = pods
+        .iter()
+        .try_for_each(|pod| -> anyhow::Result<()> {
+            for _ in 0..EACH {
+                running.push(pod.run(sleeper)??);
+            }
+            Ok(())
+        })
+        .and_then(|()| processes_cpu(pods, EACH));
+    for child in &mut running {
+        child.kill()?;
+        child.wait()?;
+    }
+    report.row(
+        &format!("CPU of `io` and `fd` with {EACH} processes of at least 12 files in each"),
+        milliseconds(result?),
+    );
+    Ok(())
+}
+
+fn sleeper() -> std::io::Result<Child> {
+    Command::new("bash")
+        .args([
+            "-c",
+            "for fd in 3 4 5 6 7 8 9 10 11; do eval \"exec $fd</dev/null\"; done; exec sleep 1000",
+        ])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+}
+
+fn processes_cpu(pods: &[Pod], each: usize) -> anyhow::Result<Duration> {
+    let paths = HostPaths::default();
+    let known = |pod: &Pod| {
+        Ok(Arc::new(pods::Pod {
+            sandbox: pod.netns().into(),
+            namespace: pod.namespace().into(),
+            name: pod.name().into(),
+            netns: NetnsKey {
+                inode: u32::try_from(pod.inode())?,
+                cookie: 0,
+            },
+            ..pods::Pod::default()
+        }))
+    };
+    let known = pods.iter().map(known).collect::<anyhow::Result<Vec<_>>>()?;
+    let mut rounds = ProcessRounds::new(PROCESS_PROBES, &paths, Finder::new(&paths), 3 * each * pods.len());
+    let mut files = || -> anyhow::Result<i64> {
+        let (tables, gaps) = rounds.read(now_ns(), &known);
+        anyhow::ensure!(gaps.is_empty(), "{gaps:?}");
+        let of = |table: &Table| table.columns[1].iter().sum();
+        Ok(tables.iter().find(|table| table.spec.name == "fd").map_or(0, of))
+    };
+    // Until every shell has opened its files and has become what it becomes; some have inherited more.
+    let least = i64::try_from(12 * each * pods.len())?;
+    let mut all = files()?;
+    for _ in 0..100 {
+        let before = std::mem::replace(&mut all, files()?);
+        if all >= least && all == before {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let start = thread_cpu()?;
+    for _ in 0..ROUNDS {
+        anyhow::ensure!(files()? == all, "the processes do not keep their files");
+    }
+    Ok((thread_cpu()? - start) / ROUNDS)
 }
 
 /// Of the hash table of established connections, by sysctl; negative where a namespace shares that of the machine.
