@@ -9,12 +9,14 @@ use sonde_common::paths::HostPaths;
 
 use crate::netlink::dump::DumpError;
 use crate::netlink::qdisc::{self, Roots};
+use crate::netlink::rdma::{self, Resources};
 use crate::netlink::socket::{AskSocket, Transport};
 use crate::netlink::tcp::{self, Known, Scratch, TcpSockets};
 use crate::probes::Registration;
 use crate::procfs::files::{Reader, Texts};
 use crate::procfs::pairs::Group;
 use crate::procfs::{NetFile, NetFiles, ParseError, ReadError, sockstat};
+use crate::sysfs::infiniband;
 
 /// A netlink family that is asked in each namespace, with one socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,15 +24,17 @@ use crate::procfs::{NetFile, NetFiles, ParseError, ReadError, sockstat};
 pub enum Netlink {
     SockDiag,
     Route,
+    Rdma,
 }
 
 impl Netlink {
-    pub const ALL: [Self; 2] = [Self::SockDiag, Self::Route];
+    pub const ALL: [Self; 3] = [Self::SockDiag, Self::Route, Self::Rdma];
 
     pub const fn name(self) -> &'static str {
         match self {
             Self::SockDiag => "sock_diag",
             Self::Route => "rtnetlink",
+            Self::Rdma => "rdma",
         }
     }
 
@@ -39,7 +43,7 @@ impl Netlink {
         match self {
             // They say whether the sockets must be listed.
             Self::SockDiag => &[NetFile::Sockstat, NetFile::Sockstat6, NetFile::Snmp],
-            Self::Route => &[],
+            Self::Route | Self::Rdma => &[],
         }
     }
 
@@ -48,7 +52,13 @@ impl Netlink {
         match self {
             Self::SockDiag => AskSocket::sock_diag(),
             Self::Route => AskSocket::route(),
+            Self::Rdma => AskSocket::rdma(),
         }
+    }
+
+    /// Not asked before it is known that there is something to ask for, as the socket alone would load a module.
+    const fn on_demand(self) -> bool {
+        matches!(self, Self::Rdma)
     }
 }
 
@@ -108,6 +118,8 @@ enum Link {
     Absent,
     /// Not kept, for want of file descriptors: made for each reading, inside the namespace.
     Reopened,
+    /// Made for each reading, of the node alone.
+    OnDemand,
     Failed(Arc<ReadError>),
     /// No probe wants it.
     Unwanted,
@@ -137,10 +149,13 @@ pub fn open(paths: &HostPaths, wanted: &Wanted, keep: bool) -> Handles {
         if !wanted.netlink.contains(&family) {
             return Link::Unwanted;
         }
+        if family.on_demand() {
+            return Link::OnDemand;
+        }
         match family.open() {
             Ok(socket) if keep => Link::Kept(Box::new(socket)),
             Ok(_) => Link::Reopened,
-            Err(e) if matches!(e.raw_os_error(), Some(libc::EPROTONOSUPPORT | libc::EAFNOSUPPORT)) => Link::Absent,
+            Err(error) if is_absent(&error) => Link::Absent,
             Err(source) => Link::Failed(Arc::new(ReadError::Open {
                 file: family.name(),
                 source,
@@ -194,6 +209,7 @@ pub struct Readers {
     segments: Group,
     tcp: (State, TcpSockets),
     qdiscs: (State, Roots),
+    rdma: Resources,
 }
 
 impl Default for Readers {
@@ -206,6 +222,7 @@ impl Default for Readers {
             segments: Group::new("Tcp:", &["InSegs", "OutSegs", "RetransSegs", "OutRsts"]),
             tcp: Default::default(),
             qdiscs: Default::default(),
+            rdma: Resources::default(),
         }
     }
 }
@@ -232,6 +249,7 @@ impl Readers {
             segments: &mut self.segments,
             tcp: &mut self.tcp,
             qdiscs: &mut self.qdiscs,
+            rdma: &mut self.rdma,
             handles,
         }
     }
@@ -246,6 +264,7 @@ pub struct Readings<'a> {
     segments: &'a mut Group,
     tcp: &'a mut (State, TcpSockets),
     qdiscs: &'a mut (State, Roots),
+    rdma: &'a mut Resources,
     handles: &'a Handles,
 }
 
@@ -295,6 +314,21 @@ impl Readings<'_> {
         }
     }
 
+    /// What is in use of RDMA devices, or `None` where there are none.
+    pub fn rdma(&mut self) -> Result<Option<&Resources>, Arc<ReadError>> {
+        if !infiniband::has_devices(self.paths()) {
+            return Ok(None);
+        }
+        let resources = &mut *self.rdma;
+        match ask(self.handles, Netlink::Rdma, |transport, _| {
+            rdma::read(transport, self.netlink, resources)
+        }) {
+            State::Present => Ok(Some(self.rdma)),
+            State::Absent | State::Unread => Ok(None),
+            State::Failed(error) => Err(error),
+        }
+    }
+
     /// What is known of the sockets without listing them; `None` where not all of it can be read.
     fn known(&mut self) -> Option<Known> {
         let (mut v4, mut v6, mut segments) = ([0; 2], [0; 1], [0; 4]);
@@ -331,6 +365,11 @@ impl Readings<'_> {
     }
 }
 
+/// This kernel does not have the family.
+fn is_absent(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EPROTONOSUPPORT | libc::EAFNOSUPPORT))
+}
+
 fn ask(
     handles: &Handles,
     family: Netlink,
@@ -339,9 +378,10 @@ fn ask(
     let what = family.name();
     let answer = match &handles.links[family as usize] {
         Link::Kept(transport) => question(transport.as_ref(), &mut handles.memory.lock()),
-        Link::Reopened => match family.open() {
+        Link::Reopened | Link::OnDemand => match family.open() {
             // A new socket has heard nothing.
             Ok(socket) => question(&socket, &mut Memory::default()),
+            Err(error) if is_absent(&error) => return State::Absent,
             Err(source) => return State::Failed(Arc::new(ReadError::Open { file: what, source })),
         },
         Link::Absent | Link::Unwanted => return State::Absent,

@@ -3,6 +3,7 @@
 pub mod dump;
 mod message;
 pub mod qdisc;
+pub mod rdma;
 pub mod route;
 pub mod socket;
 pub mod tcp;

@@ -76,6 +76,11 @@ impl AskSocket {
     pub fn route() -> io::Result<Self> {
         open(libc::NETLINK_ROUTE, ROUTE_GROUPS).map(Self)
     }
+
+    /// Where the kernel's RDMA core is a module, this loads it.
+    pub fn rdma() -> io::Result<Self> {
+        open(libc::NETLINK_RDMA, 0).map(Self)
+    }
 }
 
 impl AsFd for AskSocket {

@@ -17,6 +17,7 @@ pub mod packetloss;
 mod ports;
 mod qdisc;
 mod rdma;
+mod rdma_resources;
 mod sock;
 mod sockmem;
 mod softnet;
@@ -76,6 +77,7 @@ pub const PROBES: &[Registration] = &[
     neigh::PROBE,
     ipvs::PROBE,
     rdma::PROBE,
+    rdma_resources::PROBE,
 ];
 
 /// A probe that sums up over the processes of a pod, and how to make it.

@@ -5,6 +5,8 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
+use sonde_common::paths::HostPaths;
+
 /// One counter of one port; port 0 is the device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Counter {
@@ -73,6 +75,10 @@ pub fn read(sys: &Path) -> io::Result<Option<Found>> {
         }
     }
     Ok(Some(found))
+}
+
+pub fn has_devices(paths: &HostPaths) -> bool {
+    fs::read_dir(paths.sys.join("class/infiniband")).is_ok_and(|mut devices| devices.next().is_some())
 }
 
 fn names(dir: &Path) -> io::Result<Option<Vec<String>>> {
