@@ -9,6 +9,9 @@ use sonde_ebpf_common::fields::{Field, NO_ARGUMENT};
 
 /// How a program may read what a kernel pointer points at.
 pub trait Access {
+    /// Whether the verifier knows pointers by type, so that programs do not know their addresses.
+    const IS_TYPED: bool;
+
     /// # Safety
     /// `T` is plain data, for which every bit pattern is a value.
     unsafe fn load<T: Copy>(address: *const u8) -> T;
@@ -31,6 +34,8 @@ pub struct Typed;
 pub struct Probed;
 
 impl Access for Typed {
+    const IS_TYPED: bool = true;
+
     #[inline(always)]
     unsafe fn load<T: Copy>(address: *const u8) -> T {
         unsafe { address.cast::<T>().read_volatile() }
@@ -58,6 +63,8 @@ impl Access for Typed {
 }
 
 impl Access for Probed {
+    const IS_TYPED: bool = false;
+
     #[inline(always)]
     unsafe fn load<T: Copy>(address: *const u8) -> T {
         let mut value = MaybeUninit::<T>::uninit();

@@ -153,6 +153,15 @@ macro_rules! for_each_argument {
             NET_DEV_XMIT_SKB: "net_dev_xmit" "skb" "*sk_buff";
             NETIF_RX_SKB: "netif_rx" "skb" "*sk_buff";
             RECEIVE_SKB: "netif_receive_skb" "skb" "*sk_buff";
+            IP_RCV_CORE_SKB: "ip_rcv_core()" "skb" "*sk_buff";
+            IP6_RCV_CORE_SKB: "ip6_rcv_core()" "skb" "*sk_buff";
+            IP_DELIVER_SKB: "ip_local_deliver_finish()" "skb" "*sk_buff";
+            IP6_DELIVER_SKB: "ip6_input_finish()" "skb" "*sk_buff";
+            IP_LOCAL_OUT_SKB: "__ip_local_out()" "skb" "*sk_buff";
+            IP6_LOCAL_OUT_SKB: "__ip6_local_out()" "skb" "*sk_buff";
+            HOOK_SLOW_SKB: "nf_hook_slow()" "skb" "*sk_buff";
+            UDP_ENQUEUE_SK: "__udp_enqueue_schedule_skb()" "sk" "*sock";
+            UDP_ENQUEUE_SKB: "__udp_enqueue_schedule_skb()" "skb" "*sk_buff";
         }
     };
 }

@@ -26,8 +26,14 @@ const fn bounds() -> [f64; SLOTS - 1] {
 
 /// Values of a histogram of [`LATENCY_BOUNDS`] in nanoseconds, and of the three counters behind it.
 pub(crate) fn push(values: &mut Vec<i64>, latency: &Latency) {
+    push_histogram(values, latency);
+    values.extend(latency.over.map(|n| n as i64));
+}
+
+/// The histogram alone.
+pub(crate) fn push_histogram(values: &mut Vec<i64>, latency: &Latency) {
     let slots = latency.slots.iter();
-    values.extend(slots.chain([&latency.sum_ns]).chain(&latency.over).map(|n| *n as i64));
+    values.extend(slots.chain([&latency.sum_ns]).map(|n| *n as i64));
 }
 
 /// All CPUs together, of a per-CPU array of times.

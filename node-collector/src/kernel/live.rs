@@ -54,8 +54,8 @@ fn start_with(config: &Config, index: PodIndex, rung: Option<Rung>, room: usize)
 fn start_on(config: &Config, index: PodIndex, allowed: impl Fn(&plan::Step) -> bool, room: usize) -> Option<Live> {
     let index = Arc::new(index);
     let (sender, events) = channel(room);
-    let (kernel, signals) = Kernel::start_on(config, Arc::clone(&index), sender, allowed);
-    let wanted = |signal: &&SignalStatus| !signal.chosen;
+    let (kernel, signals) = Kernel::start_on(config, Arc::clone(&index), sender, &allowed);
+    let wanted = |status: &&SignalStatus| !status.chosen && is_due(status.name, &allowed);
     if let Some(off) = signals.iter().filter(wanted).find(|signal| signal.rung.is_none()) {
         assert!(
             !["parsing BPF object", "os error 13"]
@@ -68,6 +68,18 @@ fn start_on(config: &Config, index: PodIndex, allowed: impl Fn(&plan::Step) -> b
         return None;
     }
     Some(Live { kernel, events, index })
+}
+
+/// Whether the signal has a way that every kernel permits who permits any: functions are not to be had everywhere. Where
+/// they are all that a probe has, it is due in any case.
+fn is_due(name: &str, allowed: impl Fn(&plan::Step) -> bool) -> bool {
+    let on_tracepoints = |signal: &plan::Signal| {
+        let mut steps = signal.steps.iter().filter(|step| allowed(step));
+        steps.any(|step| matches!(step.rung, Rung::TpBtf | Rung::RawTracepoint))
+    };
+    let signal = probes::signals().find(|signal| signal.name == name).unwrap();
+    let mut siblings = probes::signals().filter(|other| other.probe == signal.probe);
+    on_tracepoints(signal) || !siblings.any(on_tracepoints)
 }
 
 /// Programs on the kernel's tracepoints see the packets of all: tests that load some take turns, so that none finds

@@ -253,6 +253,18 @@ impl Object {
         }
     }
 
+    /// Whether the program was loaded: then it is attached.
+    pub(super) fn runs(&self, name: &str) -> bool {
+        match self.ebpf.program(name) {
+            Some(Program::BtfTracePoint(program)) => program.fd().is_ok(),
+            Some(Program::RawTracePoint(program)) => program.fd().is_ok(),
+            Some(Program::FEntry(program)) => program.fd().is_ok(),
+            Some(Program::FExit(program)) => program.fd().is_ok(),
+            Some(Program::KProbe(program)) => program.fd().is_ok(),
+            _ => false,
+        }
+    }
+
     /// Counters of the step's programs, added up.
     pub(super) fn counters(&self, step: &Step) -> io::Result<ProgramCounters> {
         let mut sum = ProgramCounters::default();

@@ -52,7 +52,7 @@ impl Scene {
             times = Times {
                 receive: count(0),
                 send: count(4),
-                unmatched: table.columns[8][row] as u64,
+                unmatched: table.columns[10][row] as u64,
             };
         }
         times

@@ -1,23 +1,26 @@
-//! How long TCP segments are on their way through the stack: from the device to the socket, and from TCP to the device's
-//! queue. Off by default: it runs for every packet.
+//! How long packets are on their way through the stack: from the device to the socket, and from the protocol to the
+//! device's queue. Off by default: it runs for every packet.
 //!
 //! Receiving begins when a driver, or the other end of a veth pair, gives the packet to the stack, after GRO: what a packet
-//! waits for its CPU is in it. A bridge, a tunnel or a second device begins anew. It ends when an established connection
-//! takes the segment, the time that the socket was busy with another task included. Sending begins when TCP makes the
-//! segment and ends at the queue of each device that it passes in its own namespace; what is paced to leave later and
-//! acknowledgements without data are left out. Not here: UDP and other protocols, of which no tracepoint tells the end, and
-//! netfilter's share, which only hooks on functions of the IP layer could tell.
+//! waits for its CPU is in it. A bridge, a tunnel or a second device begins anew. It ends when an established TCP connection
+//! takes the segment, the time that the socket was busy with another task included, or when a datagram is in its UDP
+//! socket's queue. Sending begins when TCP makes the segment, of UDP when the IP layer has the datagram, and ends at the
+//! queue of each device that it passes in its own namespace; what is paced to leave later and acknowledgements without data
+//! are left out.
+//!
+//! Where functions of the IP layer can be hooked, there is UDP, netfilter's share, and what the time of a slow packet is
+//! made of; no tracepoint tells these.
 
 use std::error::Error;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sonde_ebpf_common::kernellatency::{ARRIVALS, Key, Record, Times};
+use sonde_ebpf_common::kernellatency::{ARRIVALS, Key, Record, TCP, Times, UDP, UNKNOWN};
 use sonde_ebpf_common::record::kind;
 use sonde_ebpf_common::{limit, lost};
 
-use crate::catalogue::{ColumnSpec, EventTypeSpec, ProbeSpec};
+use crate::catalogue::{ColumnSpec, EventTypeSpec, LabelSpec, ProbeSpec};
 use crate::event::{Direction, NetnsKey, Observation};
 use crate::kernel::counted::{self, Counted};
 use crate::kernel::latency::{self, LATENCY_BOUNDS};
@@ -28,76 +31,94 @@ use crate::kernel::probe::{
 };
 use crate::kernel::record::{self, RecordError};
 use crate::kernel::symbols::Symbols;
-use crate::table::Table;
+use crate::table::{ABSENT, Table};
 
 const RECEIVE: &str = "RXKERNEL_SLOW";
 const SEND: &str = "TXKERNEL_SLOW";
 
 const SPEC: ProbeSpec = ProbeSpec {
     name: "kernellatency",
-    help: "Time of TCP segments in the kernel's stack; of a sample where probes.kernellatency.sample is above 1",
+    help: "Time of packets in the kernel's stack; of a sample where probes.kernellatency.sample is above 1",
     source: "eBPF on tracepoints net:netif_rx, net:netif_receive_skb, tcp:tcp_probe and net:net_dev_queue (Linux net/core/dev.c, \
-             net/ipv4/tcp_input.c)",
-    labels: &[],
+             net/ipv4/tcp_input.c); for UDP, netfilter's share and the parts of a time also on functions ip_rcv_core, \
+             ip_local_deliver_finish, __ip_local_out, those of IPv6, nf_hook_slow and __udp_enqueue_schedule_skb",
+    labels: &[LabelSpec {
+        name: "protocol",
+        help: "tcp, or udp where functions can be hooked",
+    }],
     columns: &[
         ColumnSpec::histogram(
             "receive_seconds",
             "seconds",
-            "Time from a TCP segment's arrival at the stack until its connection took it",
+            "Time from a packet's arrival at the stack until its TCP connection took it or its UDP socket had it in its queue",
             LATENCY_BOUNDS,
         )
         .scaled(1e-9),
         ColumnSpec::counter(
             "receive_over_1ms",
             "",
-            "TCP segments that took longer than 1 ms to their connection",
+            "Packets that took longer than 1 ms to their socket",
         ),
         ColumnSpec::counter(
             "receive_over_10ms",
             "",
-            "TCP segments that took longer than 10 ms to their connection",
+            "Packets that took longer than 10 ms to their socket",
         ),
         ColumnSpec::counter(
             "receive_over_100ms",
             "",
-            "TCP segments that took longer than 100 ms to their connection",
+            "Packets that took longer than 100 ms to their socket",
         ),
         ColumnSpec::histogram(
             "send_seconds",
             "seconds",
-            "Time from the making of a TCP segment until a device's queue had it",
+            "Time from the making of a TCP segment, or from a UDP datagram's beginning in the IP layer, until a device's queue had it",
             LATENCY_BOUNDS,
         )
         .scaled(1e-9),
         ColumnSpec::counter(
             "send_over_1ms",
             "",
-            "TCP segments that took longer than 1 ms to a device's queue",
+            "Packets that took longer than 1 ms to a device's queue",
         ),
         ColumnSpec::counter(
             "send_over_10ms",
             "",
-            "TCP segments that took longer than 10 ms to a device's queue",
+            "Packets that took longer than 10 ms to a device's queue",
         ),
         ColumnSpec::counter(
             "send_over_100ms",
             "",
-            "TCP segments that took longer than 100 ms to a device's queue",
+            "Packets that took longer than 100 ms to a device's queue",
         ),
+        ColumnSpec::histogram(
+            "receive_netfilter_seconds",
+            "seconds",
+            "Of receive_seconds, what netfilter's hooks had; packets that passed none are not in it. Absent where functions cannot be hooked",
+            LATENCY_BOUNDS,
+        )
+        .scaled(1e-9),
+        ColumnSpec::histogram(
+            "send_netfilter_seconds",
+            "seconds",
+            "Of send_seconds, what netfilter's hooks had; packets that passed none are not in it. Absent where functions cannot be hooked",
+            LATENCY_BOUNDS,
+        )
+        .scaled(1e-9),
         ColumnSpec::counter(
             "unmatched",
             "",
-            "TCP segments that a connection took of which it is not known when they arrived; 0 for samples",
+            "Packets that a socket took of which it is not known when they arrived; 0 for samples",
         ),
     ],
     event_types: &[
         EventTypeSpec {
             name: RECEIVE,
-            help: "A TCP segment took longer from the device to its connection than probes.kernellatency.threshold",
+            help: "A packet took longer from the device to its socket than probes.kernellatency.threshold. Where functions can be hooked: attributes device_ns (until the IP layer had it, the wait for its CPU included), ip_ns (in the IP layer, without hooks), netfilter_ns, transport_ns (from there to the socket)",
         },
         EventTypeSpec {
             name: SEND,
-            help: "A TCP segment took longer from TCP to the device's queue than probes.kernellatency.threshold",
+            help: "A packet took longer from its protocol to the device's queue than probes.kernellatency.threshold. Where functions can be hooked: attributes transport_ns (TCP, until the IP layer had it), ip_ns (in the IP layer, without hooks), netfilter_ns",
         },
     ],
 };
@@ -110,16 +131,18 @@ pub(super) const PROBE: KernelProbe = KernelProbe {
         threshold: Duration::from_millis(10),
         sample: 1,
     },
-    signals: &[&TIME],
+    signals: &[&TIME, &STAGES],
     maps: &[
         ("KERNELLATENCY_ARRIVALS", |_| ARRIVALS as u32),
+        ("KERNELLATENCY_ANCHOR", |_| 1),
+        ("KERNELLATENCY_HOOKED", |_| 1),
         ("KERNELLATENCY_RX_TURNS", |_| 1),
         ("KERNELLATENCY_TX_TURNS", |_| 1),
         ("KERNELLATENCY_TIMES", |cpus| key_budget(cpus, size_of::<Times>())),
     ],
     uncounted: Some((
         lost::KERNELLATENCY,
-        "segments whose times are in no row: the map of namespaces was full",
+        "packets whose times are in no row: the map of namespaces was full",
     )),
     prepare,
 };
@@ -131,11 +154,11 @@ const TIME: Signal = Signal {
     buckets: &[
         Bucket {
             position: limit::RXKERNEL_SLOW,
-            held: "events of received segments beyond events.rate",
+            held: "events of received packets beyond events.rate",
         },
         Bucket {
             position: limit::TXKERNEL_SLOW,
-            held: "events of sent segments beyond events.rate",
+            held: "events of sent packets beyond events.rate",
         },
     ],
     steps: &[
@@ -174,9 +197,63 @@ const TIME: Signal = Signal {
         "DEV_NET",
         "NET_INODE",
     ],
-    missed: "segments whose times were not taken",
+    missed: "packets whose times were not taken",
     provoke: None,
 };
+
+/// Hooks of the functions of the IP layer. Exits first: what was entered before is not looked for.
+const STAGES: Signal = Signal {
+    name: "kernellatency.stages",
+    probe: SPEC.name,
+    rows: false,
+    buckets: &[],
+    steps: &[
+        Step::new(
+            Rung::Fentry,
+            &[
+                Hook("stage_hooked_fexit", Attach::Fexit(&["nf_hook_slow"])),
+                Hook("stage_hook_fentry", Attach::Fentry(&["nf_hook_slow"])),
+                Hook("stage_ip4_in_fentry", Attach::Fentry(&["ip_rcv_core"])),
+                Hook("stage_ip6_in_fentry", Attach::Fentry(&["ip6_rcv_core"])),
+                Hook("stage_ip4_up_fentry", Attach::Fentry(&["ip_local_deliver_finish"])),
+                Hook("stage_ip6_up_fentry", Attach::Fentry(&["ip6_input_finish"])),
+                Hook("stage_ip4_out_fentry", Attach::Fentry(&["__ip_local_out"])),
+                Hook("stage_ip6_out_fentry", Attach::Fentry(&["__ip6_local_out"])),
+                Hook(STAGE_PROGRAMS[0], Attach::Fentry(&["__udp_enqueue_schedule_skb"])),
+            ],
+        ),
+        Step::new(
+            Rung::Kprobe,
+            &[
+                Hook("stage_hooked_kretprobe", Attach::Kretprobe(&["nf_hook_slow"])),
+                Hook("stage_hook_kprobe", Attach::Kprobe(&["nf_hook_slow"])),
+                Hook("stage_ip4_in_kprobe", Attach::Kprobe(&["ip_rcv_core"])),
+                Hook("stage_ip6_in_kprobe", Attach::Kprobe(&["ip6_rcv_core"])),
+                Hook("stage_ip4_up_kprobe", Attach::Kprobe(&["ip_local_deliver_finish"])),
+                Hook("stage_ip6_up_kprobe", Attach::Kprobe(&["ip6_input_finish"])),
+                Hook("stage_ip4_out_kprobe", Attach::Kprobe(&["__ip_local_out"])),
+                Hook("stage_ip6_out_kprobe", Attach::Kprobe(&["__ip6_local_out"])),
+                Hook(STAGE_PROGRAMS[1], Attach::Kprobe(&["__udp_enqueue_schedule_skb"])),
+            ],
+        ),
+    ],
+    needs: &[
+        "IP_RCV_CORE_SKB",
+        "IP6_RCV_CORE_SKB",
+        "IP_DELIVER_SKB",
+        "IP6_DELIVER_SKB",
+        "IP_LOCAL_OUT_SKB",
+        "IP6_LOCAL_OUT_SKB",
+        "HOOK_SLOW_SKB",
+        "UDP_ENQUEUE_SK",
+        "UDP_ENQUEUE_SKB",
+    ],
+    missed: "packets whose way through the IP layer was not seen",
+    provoke: None,
+};
+
+/// The last programs of its steps: where one runs, all of its step do.
+const STAGE_PROGRAMS: [&str; 2] = ["stage_udp_fentry", "stage_udp_kprobe"];
 
 fn prepare(host: &Host<'_>) -> Setup {
     let symbols = Arc::clone(&host.symbols);
@@ -189,8 +266,12 @@ fn prepare(host: &Host<'_>) -> Setup {
                 symbols: Arc::clone(&symbols),
             })
         };
+        let reader = Namespaces {
+            times: Counted::new(object.map("KERNELLATENCY_TIMES")?),
+            sees_hooks: STAGE_PROGRAMS.iter().any(|program| object.runs(program)),
+        };
         Ok(Opened {
-            reader: Box::new(Namespaces(Counted::new(object.map("KERNELLATENCY_TIMES")?))),
+            reader: Box::new(reader),
             decoders: vec![
                 (kind::RXKERNEL, decoder(limit::RXKERNEL_SLOW)),
                 (kind::TXKERNEL, decoder(limit::TXKERNEL_SLOW)),
@@ -212,6 +293,8 @@ impl counted::Value for Times {
     fn add(&mut self, other: &Self) {
         self.receive.add(&other.receive);
         self.send.add(&other.send);
+        self.receive_hooks.add(&other.receive_hooks);
+        self.send_hooks.add(&other.send_hooks);
         self.unmatched += other.unmatched;
     }
 
@@ -220,29 +303,44 @@ impl counted::Value for Times {
     }
 }
 
-struct Namespaces(Counted<Key, Times>);
+struct Namespaces {
+    times: Counted<Key, Times>,
+    /// Whether netfilter's share is known.
+    sees_hooks: bool,
+}
 
 impl Reader for Namespaces {
     fn read(&mut self, round: &Round<'_>) -> io::Result<Table> {
-        let sums = self.0.read(round, |key| key.netns)?;
+        let sums = self.times.read(round, |key| key.protocol)?;
         let mut table = Table::with_capacity(&SPEC, round.time_ns, sums.len());
         let mut values = Vec::new();
-        for (subject, _, times) in sums {
+        for (subject, protocol, times) in sums {
             values.clear();
             latency::push(&mut values, &times.receive);
             latency::push(&mut values, &times.send);
+            for hooks in [&times.receive_hooks, &times.send_hooks] {
+                match self.sees_hooks {
+                    true => latency::push_histogram(&mut values, hooks),
+                    false => values.extend([ABSENT; LATENCY_BOUNDS.len() + 2]),
+                }
+            }
             values.push(times.unmatched as i64);
-            table.push(subject, [], &values);
+            let protocol = match protocol {
+                TCP => "tcp",
+                UDP => "udp",
+                _ => "other",
+            };
+            table.push(subject, [protocol.into()], &values);
         }
         Ok(table)
     }
 
     fn seen(&mut self) -> io::Result<u64> {
-        self.0.seen()
+        self.times.seen()
     }
 
     fn standing(&self) -> Standing {
-        self.0.standing()
+        self.times.standing()
     }
 }
 
@@ -280,6 +378,15 @@ fn observe(record: &Record, received: bool, sample: u32) -> Result<Observation, 
         attributes: vec![("length", record.len.to_string().into())],
         ..Observation::default()
     };
+    let parts = [
+        ("device_ns", record.device_ns),
+        ("ip_ns", record.ip_ns),
+        ("netfilter_ns", record.hooks_ns),
+        ("transport_ns", record.transport_ns),
+    ];
+    let known = parts.iter().filter(|(_, ns)| *ns != UNKNOWN);
+    seen.attributes
+        .extend(known.map(|(name, ns)| (*name, ns.to_string().into())));
     packets::sampled(&mut seen, sample);
     packets::fill(&mut seen, &record.packet)?;
     Ok(seen)
@@ -310,6 +417,10 @@ mod tests {
                 stack_bytes: 0,
             },
             latency_ns: 20_000_000,
+            device_ns: 15_000_000,
+            ip_ns: 1_000_000,
+            hooks_ns: UNKNOWN,
+            transport_ns: 4_000_000,
             ifindex: 3,
             len: 100,
             packet: Packet {
@@ -345,6 +456,8 @@ mod tests {
                 (Some("TCP"), Some(20_000_000))
             );
             assert!(seen.attributes.contains(&("tcp_flags", "PSH,ACK".into())));
+            assert!(seen.attributes.contains(&("device_ns", "15000000".into())));
+            assert!(!seen.attributes.iter().any(|(name, _)| *name == "netfilter_ns"));
             assert!(!seen.attributes.iter().any(|(name, _)| *name == "sample"));
         }
     }
