@@ -116,13 +116,52 @@ impl Host {
     }
 }
 
-#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, Default)]
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Kernel {
     /// A BTF file for a kernel that has no `/sys/kernel/btf/vmlinux`. Empty: the kernel's own.
     pub btf_path: PathBuf,
     /// Whether to load eBPF programs: `auto` uses what the host permits and says what is missing, `off` loads none.
     pub ebpf: Switch,
+    /// Ways to hook into the kernel that may be taken: leave out one that does harm on a kernel. Of those that are left, each signal takes the best that the kernel has.
+    pub rungs: Vec<Rung>,
+}
+
+impl Default for Kernel {
+    fn default() -> Self {
+        Self {
+            btf_path: PathBuf::new(),
+            ebpf: Switch::default(),
+            rungs: Rung::ALL.into(),
+        }
+    }
+}
+
+/// A way to hook into the kernel, best first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Rung {
+    /// A tracepoint whose arguments the verifier knows by type: fields are plain loads.
+    TpBtf,
+    /// The same tracepoint, every field read through a helper.
+    RawTracepoint,
+    /// Entry and exit of functions, whose arguments the verifier knows by type.
+    Fentry,
+    /// Entry and exit of functions, by breakpoint.
+    Kprobe,
+}
+
+impl Rung {
+    pub const ALL: [Self; 4] = [Self::TpBtf, Self::RawTracepoint, Self::Fentry, Self::Kprobe];
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::TpBtf => "tp_btf",
+            Self::RawTracepoint => "raw_tracepoint",
+            Self::Fentry => "fentry",
+            Self::Kprobe => "kprobe",
+        }
+    }
 }
 
 /// `auto` uses what the host permits and says what is missing.

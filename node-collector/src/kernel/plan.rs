@@ -1,36 +1,11 @@
 //! Which rung of its ladder each signal takes: a pure function of facts and configuration.
 
-use serde::Serialize;
+pub(crate) use sonde_common::config::Rung;
 use sonde_common::config::{Config, Switch};
 
 use super::facts::{Answer, BtfFacts, CAP_BPF, CAP_PERFMON, CAP_SYS_ADMIN, CAP_SYS_RESOURCE, Facts, Release};
 use super::probe::ProbeSettings;
 use super::probes;
-
-/// A way to hook into the kernel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum Rung {
-    /// A tracepoint whose arguments the verifier knows by type: fields are plain loads.
-    TpBtf,
-    /// The same tracepoint, every field read through a helper.
-    RawTracepoint,
-    /// Entry and exit of functions, whose arguments the verifier knows by type.
-    Fentry,
-    /// Entry and exit of functions, by breakpoint.
-    Kprobe,
-}
-
-impl Rung {
-    pub(super) const fn name(self) -> &'static str {
-        match self {
-            Self::TpBtf => "tp_btf",
-            Self::RawTracepoint => "raw_tracepoint",
-            Self::Fentry => "fentry",
-            Self::Kprobe => "kprobe",
-        }
-    }
-}
 
 /// Where a program is attached. Functions are given by all names that kernels have for them: the first that is there
 /// is taken.
@@ -179,6 +154,10 @@ pub(super) fn plan(signal: &Signal, facts: &Facts, config: &Config) -> Decision 
     if signal.only_events() && !probe.events {
         return Decision::off_by_choice(format!("probes.{}.events is false", signal.probe));
     }
+    let may_be_taken = |step: &Step| config.kernel.rungs.contains(&step.rung);
+    if !signal.steps.iter().any(may_be_taken) {
+        return Decision::off_by_choice("kernel.rungs leaves out every way to it");
+    }
     if let Some(why) = forbidden(facts) {
         return Decision::off(why);
     }
@@ -200,7 +179,8 @@ pub(super) fn plan(signal: &Signal, facts: &Facts, config: &Config) -> Decision 
         chosen: false,
     };
     for (at, step) in signal.steps.iter().enumerate() {
-        match unfit(step, btf, facts) {
+        let left_out = || (!may_be_taken(step)).then(|| "kernel.rungs leaves it out".to_owned());
+        match left_out().or_else(|| unfit(step, btf, facts)) {
             None => decision.candidates.push(at),
             Some(why) => decision.rejected.push((at, why)),
         }
@@ -368,6 +348,23 @@ mod tests {
     fn a_capable_host_takes_the_best_rung_and_keeps_the_next_as_a_fallback() {
         assert_eq!(drop_rungs(&capable()), [Rung::TpBtf, Rung::RawTracepoint]);
         assert_eq!(decide(&capable()).reason(signal("packetloss.count"), Some(0)), "");
+    }
+
+    #[test]
+    fn a_rung_that_is_left_out_is_not_taken_and_that_is_said() {
+        let mut config = Config::default();
+        config.kernel.rungs.retain(|rung| *rung != Rung::TpBtf);
+        let signal = signal("packetloss.count");
+        let decision = plan(signal, &capable(), &config);
+        assert_eq!(rungs(signal, &decision), [Rung::RawTracepoint]);
+        assert_eq!(
+            decision.reason(signal, Some(1)),
+            "tp_btf: kernel.rungs leaves it out"
+        );
+        config.kernel.rungs = vec![Rung::Kprobe];
+        let decision = plan(signal, &capable(), &config);
+        assert!(decision.candidates.is_empty() && decision.chosen, "{decision:?}");
+        assert_eq!(decision.reason(signal, None), "kernel.rungs leaves out every way to it");
     }
 
     #[test]

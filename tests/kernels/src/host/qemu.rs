@@ -1,0 +1,142 @@
+//! Boots a kernel under QEMU and reads what the guest says.
+//!
+//! Emulated, without KVM: it needs no device and runs anywhere. One CPU, and `cx16` masked: QEMU 7.2 emulates that
+//! instruction wrongly, and kernels from 6.12 on die of it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+
+use super::image::{Image, is_program};
+use super::kernels::Kernel;
+use crate::Line;
+
+/// For a guest that hangs. A run takes a minute or two.
+const LIMIT: Duration = Duration::from_secs(900);
+const QEMU: &str = "qemu-system-x86_64";
+
+/// What a guest said, and how it went.
+#[derive(Debug)]
+pub struct Ran {
+    pub lines: Vec<Line>,
+    pub verdict: Verdict,
+    /// What the kernel said.
+    pub console: PathBuf,
+    pub took: Duration,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It came to its end.
+    Ended,
+    /// The kernel fell over, or the guest never came to its end: with what is known.
+    Failed(String),
+}
+
+/// Boots it; once more if the guest's kernel fell over, which is mostly the emulator's fault. Logs of all boots stay in `logs`.
+pub fn boot(kernel: &Kernel, image: &Image, logs: &Path) -> Result<Ran> {
+    fs::create_dir_all(logs)?;
+    let first = boot_once(kernel, image, logs, 1)?;
+    let Verdict::Failed(why) = &first.verdict else {
+        return Ok(first);
+    };
+    println!(
+        "{}: the guest did not come to its end ({why}; see {}): one more boot",
+        kernel.series.name,
+        first.console.display()
+    );
+    boot_once(kernel, image, logs, 2)
+}
+
+fn boot_once(kernel: &Kernel, image: &Image, logs: &Path, number: u32) -> Result<Ran> {
+    if !is_program(QEMU) {
+        bail!("no {QEMU}");
+    }
+    let log = |what: &str| logs.join(format!("{}-{number}.{what}", kernel.series.name));
+    let (console, said) = (log("console.log"), log("said.jsonl"));
+    for file in [&console, &said] {
+        fs::write(file, "")?;
+    }
+    let initramfs = tempfile::NamedTempFile::new()?;
+    image.write(kernel, initramfs.path())?;
+    let mut command = Command::new(QEMU);
+    command
+        .args(["-accel", "tcg", "-cpu", "max,-cx16", "-smp", "1", "-m", "1024", "-M", "q35"])
+        .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"])
+        .arg("-serial")
+        .arg(format!("file:{}", console.display()))
+        .arg("-serial")
+        .arg(format!("file:{}", said.display()))
+        .arg("-kernel")
+        .arg(&kernel.vmlinuz)
+        .arg("-initrd")
+        .arg(initramfs.path())
+        .args(["-append", "console=ttyS0 panic=-1 quiet"]);
+    // Two NICs on one hub: nothing leaves the emulator.
+    for n in 0..2 {
+        command
+            .arg("-netdev")
+            .arg(format!("hubport,hubid=0,id=n{n}"))
+            .arg("-device")
+            .arg(format!("virtio-net-pci,netdev=n{n},mac=52:54:00:12:34:0{n}"));
+    }
+    let start = Instant::now();
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("cannot start {QEMU}"))?;
+    let mut late = false;
+    while child.try_wait()?.is_none() {
+        if start.elapsed() > LIMIT {
+            late = true;
+            child.kill()?;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let output = child.wait_with_output()?;
+    let text = String::from_utf8_lossy(&fs::read(&said)?).into_owned();
+    // One that was cut off is none.
+    let lines: Vec<Line> = text.lines().filter_map(|line| serde_json::from_str(line.trim()).ok()).collect();
+    let kernel_said = String::from_utf8_lossy(&fs::read(&console)?).into_owned();
+    let verdict = judge(&lines, &kernel_said, late, &String::from_utf8_lossy(&output.stderr));
+    Ok(Ran {
+        lines,
+        verdict,
+        console,
+        took: start.elapsed(),
+    })
+}
+
+/// Beginnings of what a kernel says when it falls over.
+const DEATHS: [&str; 5] = ["Oops:", "Kernel panic", "BUG:", "general protection fault", "double fault"];
+
+fn judge(lines: &[Line], console: &str, late: bool, qemu: &str) -> Verdict {
+    if let Some(line) = console.lines().find(|line| DEATHS.iter().any(|death| line.contains(death))) {
+        return Verdict::Failed(line.trim().to_owned());
+    }
+    match lines.last() {
+        Some(Line::End) => Verdict::Ended,
+        Some(Line::Broken { why }) => Verdict::Failed(why.clone()),
+        _ if late => Verdict::Failed(format!("nothing for {} s", LIMIT.as_secs())),
+        _ => Verdict::Failed(format!("it ended early; QEMU says {:?}", qemu.trim())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_guest_that_says_so_has_ended() {
+        assert_eq!(judge(&[Line::End], "", false, ""), Verdict::Ended);
+        let oops = judge(&[Line::End], "x\n[ 1.0] Oops: int3: 0000\n", false, "");
+        assert_eq!(oops, Verdict::Failed("[ 1.0] Oops: int3: 0000".into()));
+        assert!(matches!(judge(&[], "", false, "no disk"), Verdict::Failed(why) if why.contains("no disk")));
+        assert!(matches!(judge(&[], "", true, ""), Verdict::Failed(why) if why.contains("900 s")));
+    }
+}
