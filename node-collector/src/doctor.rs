@@ -64,6 +64,7 @@ fn probes(config: &Config) -> Vec<ProbeLine> {
                 probe
                     .netlink
                     .iter()
+                    .filter(|family| family.may_be_asked(&paths))
                     .filter_map(|family| Some(format!("{}: {}", family.name(), family.open().err()?))),
             )
             .collect();

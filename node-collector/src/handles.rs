@@ -56,9 +56,13 @@ impl Netlink {
         }
     }
 
-    /// Not asked before it is known that there is something to ask for, as the socket alone would load a module.
+    /// Whether each reading looks first if there is something to ask for, as the socket alone would load a module.
     const fn on_demand(self) -> bool {
         matches!(self, Self::Rdma)
+    }
+
+    pub fn may_be_asked(self, paths: &HostPaths) -> bool {
+        !self.on_demand() || infiniband::has_devices(paths)
     }
 }
 
@@ -316,7 +320,7 @@ impl Readings<'_> {
 
     /// What is in use of RDMA devices, or `None` where there are none.
     pub fn rdma(&mut self) -> Result<Option<&Resources>, Arc<ReadError>> {
-        if !infiniband::has_devices(self.paths()) {
+        if !Netlink::Rdma.may_be_asked(self.paths()) {
             return Ok(None);
         }
         let resources = &mut *self.rdma;
