@@ -44,7 +44,7 @@ fn main() -> Result<ExitCode> {
         for line in &ran.lines {
             println!("{}", serde_json::to_string(line)?);
         }
-        if let Verdict::Failed(why) = &ran.verdict {
+        if let Verdict::Died(why) | Verdict::Broken(why) = &ran.verdict {
             println!("{why}");
         }
     }

@@ -46,6 +46,7 @@ pub(super) fn start() -> Result<Voice> {
     // SAFETY: this is the only thread.
     unsafe { std::env::set_var("PATH", "/bin") };
     load_modules()?;
+    name_nics()?;
     command("ip", &["link", "set", "lo", "up"])?;
     Ok(Voice(Mutex::new(port)))
 }
@@ -60,6 +61,25 @@ fn load_modules() -> Result<()> {
             // Nothing here may need it; what does will say so.
             Err(error) => println!("guest: {}: {error}", path.display()),
         }
+    }
+    Ok(())
+}
+
+/// The NICs of virtio-net, joined to each other.
+pub(super) const NICS: [&str; 2] = ["nic0", "nic1"];
+
+/// Up to Linux 5.10 a device that is made in another namespace may not have a name that is taken here.
+fn name_nics() -> Result<()> {
+    let of_driver = |entry: &fs::DirEntry| {
+        let driver = fs::read_link(entry.path().join("device/driver"));
+        driver.is_ok_and(|driver| driver.ends_with("virtio_net"))
+    };
+    let entries = fs::read_dir("/sys/class/net")?.filter_map(Result::ok).filter(of_driver);
+    let mut found: Vec<String> = entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    found.sort();
+    anyhow::ensure!(found.len() == NICS.len(), "NICs of virtio-net: {found:?}");
+    for (old, new) in found.iter().zip(NICS) {
+        command("ip", &["link", "set", old, "name", new])?;
     }
     Ok(())
 }
@@ -82,4 +102,9 @@ pub(super) fn switch_off() -> ! {
     // It comes back only if this process has no right to it.
     let _ = reboot(RebootMode::RB_POWER_OFF);
     std::process::exit(1);
+}
+
+/// Covers a folder with an empty one.
+pub(super) fn hide(path: &str) -> Result<()> {
+    mount(Some("tmpfs"), path, Some("tmpfs"), MsFlags::empty(), None::<&str>).with_context(|| format!("hide {path}"))
 }

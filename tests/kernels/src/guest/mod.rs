@@ -1,11 +1,22 @@
 //! What runs in the virtual machine.
 
+mod checks;
 mod init;
+mod receiver;
+mod runs;
+mod scene;
+
+use std::collections::HashMap;
+use std::fs;
+use std::net::SocketAddr;
 
 use anyhow::{Context as _, Result};
 
-use crate::Line;
+use crate::{Check, Line, Outcome};
 use init::Voice;
+use receiver::Receiver;
+pub use runs::{RUNS, Run};
+use scene::{BTF_FILE, GRPC, Scene, Signal};
 
 /// Never comes back: the machine is switched off.
 pub fn main() {
@@ -30,14 +41,57 @@ pub fn main() {
 }
 
 fn examine(voice: &Voice) -> Result<()> {
-    voice.say(&Line::Up {
-        release: std::fs::read_to_string("/proc/sys/kernel/osrelease")?.trim().to_owned(),
-    })?;
-    let output = std::process::Command::new("/sonde-collector")
-        .args(["doctor", "-o", "json"])
-        .env("NODE_NAME", "guest")
-        .output()?;
-    print!("{}", String::from_utf8_lossy(&output.stderr));
-    let report = serde_json::from_slice(&output.stdout).context("doctor")?;
-    voice.say(&Line::Doctor { report })
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease")?.trim().to_owned();
+    voice.say(&Line::Up { release })?;
+    fs::copy("/sys/kernel/btf/vmlinux", BTF_FILE).context("the kernel's BTF")?;
+    let receiver = Receiver::start(SocketAddr::from(GRPC))?;
+    for run in &RUNS {
+        if run.btf_file {
+            init::hide("/sys/kernel/btf")?;
+        }
+        one(run, &receiver, voice).with_context(|| format!("run {}", run.name))?;
+    }
+    Ok(())
+}
+
+fn one(run: &Run, receiver: &Receiver, voice: &Voice) -> Result<()> {
+    let scene = Scene::start(run, receiver)?;
+    let signals = scene.signals()?;
+    let mut wrong = false;
+    for check in checks::ALL {
+        // One that is off needs no traffic, if all of the check are.
+        let runs = check.signals.iter().any(|name| is_on(&signals, name));
+        let found = if runs { (check.run)(&scene) } else { Vec::new() };
+        for name in check.signals {
+            let signal = signals.get(*name).with_context(|| format!("no signal {name} in /status"))?;
+            let outcome = match (&signal.rung, found.iter().find(|(of, _)| of == name)) {
+                (None, _) => Outcome::Off,
+                (Some(_), Some((_, Ok(what)))) => Outcome::Right(what.clone()),
+                (Some(_), Some((_, Err(error)))) => Outcome::Wrong(format!("{error:#}")),
+                (Some(_), None) => Outcome::Wrong("it was not checked".into()),
+            };
+            wrong |= matches!(outcome, Outcome::Wrong(_));
+            voice.say(&Line::Check(Check {
+                run: run.name.into(),
+                signal: (*name).into(),
+                rung: signal.rung.clone(),
+                reason: signal.reason.clone(),
+                outcome,
+            }))?;
+        }
+    }
+    for name in signals.keys().filter(|name| !checks::ALL.iter().any(|check| check.signals.contains(&name.as_str()))) {
+        anyhow::bail!("nothing checks signal {name}");
+    }
+    if wrong {
+        voice.say(&Line::Log {
+            run: run.name.into(),
+            text: scene.log(),
+        })?;
+    }
+    scene.end()
+}
+
+fn is_on(signals: &HashMap<String, Signal>, name: &str) -> bool {
+    signals.get(name).is_some_and(|signal| signal.rung.is_some())
 }

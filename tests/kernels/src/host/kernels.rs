@@ -66,6 +66,8 @@ const MODULES: &[&str] = &[
     "nft_ct",
     "nft_limit",
     "nft_counter",
+    "nft_objref",
+    "nft_numgen",
     "nft_reject_inet",
     "inet_diag",
     "tcp_diag",
@@ -135,7 +137,7 @@ impl Series {
         }
         let ready = work.path().join("ready");
         fs::create_dir(&ready)?;
-        let vmlinuz = find(&root, &|name| name.starts_with("vmlinuz-"))?;
+        let vmlinuz = find(&root, &|name| name == "vmlinuz" || name.starts_with("vmlinuz-"))?;
         let [vmlinuz] = vmlinuz.as_slice() else {
             bail!("{} kernels in the package", vmlinuz.len());
         };
@@ -170,7 +172,7 @@ impl Series {
 }
 
 /// Tells that everything is there; its name changes with what that is.
-const DONE: &str = ".done-1";
+const DONE: &str = ".done-2";
 
 /// The numbers in a version: in this order, versions of one series are older and newer.
 fn numbers(version: &str) -> Vec<u64> {

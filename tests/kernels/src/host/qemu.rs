@@ -33,14 +33,16 @@ pub enum Verdict {
     /// It came to its end.
     Ended,
     /// The kernel fell over, or the guest never came to its end: with what is known.
-    Failed(String),
+    Died(String),
+    /// What the checks need does not work.
+    Broken(String),
 }
 
 /// Boots it; once more if the guest's kernel fell over, which is mostly the emulator's fault. Logs of all boots stay in `logs`.
 pub fn boot(kernel: &Kernel, image: &Image, logs: &Path) -> Result<Ran> {
     fs::create_dir_all(logs)?;
     let first = boot_once(kernel, image, logs, 1)?;
-    let Verdict::Failed(why) = &first.verdict else {
+    let Verdict::Died(why) = &first.verdict else {
         return Ok(first);
     };
     println!(
@@ -117,13 +119,13 @@ const DEATHS: [&str; 5] = ["Oops:", "Kernel panic", "BUG:", "general protection 
 
 fn judge(lines: &[Line], console: &str, late: bool, qemu: &str) -> Verdict {
     if let Some(line) = console.lines().find(|line| DEATHS.iter().any(|death| line.contains(death))) {
-        return Verdict::Failed(line.trim().to_owned());
+        return Verdict::Died(line.trim().to_owned());
     }
     match lines.last() {
         Some(Line::End) => Verdict::Ended,
-        Some(Line::Broken { why }) => Verdict::Failed(why.clone()),
-        _ if late => Verdict::Failed(format!("nothing for {} s", LIMIT.as_secs())),
-        _ => Verdict::Failed(format!("it ended early; QEMU says {:?}", qemu.trim())),
+        Some(Line::Broken { why }) => Verdict::Broken(why.clone()),
+        _ if late => Verdict::Died(format!("nothing for {} s", LIMIT.as_secs())),
+        _ => Verdict::Died(format!("it ended early; QEMU says {:?}", qemu.trim())),
     }
 }
 
@@ -135,8 +137,8 @@ mod tests {
     fn only_a_guest_that_says_so_has_ended() {
         assert_eq!(judge(&[Line::End], "", false, ""), Verdict::Ended);
         let oops = judge(&[Line::End], "x\n[ 1.0] Oops: int3: 0000\n", false, "");
-        assert_eq!(oops, Verdict::Failed("[ 1.0] Oops: int3: 0000".into()));
-        assert!(matches!(judge(&[], "", false, "no disk"), Verdict::Failed(why) if why.contains("no disk")));
-        assert!(matches!(judge(&[], "", true, ""), Verdict::Failed(why) if why.contains("900 s")));
+        assert_eq!(oops, Verdict::Died("[ 1.0] Oops: int3: 0000".into()));
+        assert!(matches!(judge(&[], "", false, "no disk"), Verdict::Died(why) if why.contains("no disk")));
+        assert!(matches!(judge(&[], "", true, ""), Verdict::Died(why) if why.contains("900 s")));
     }
 }

@@ -1,0 +1,197 @@
+//! What looks at every packet.
+
+use std::collections::HashMap;
+use std::io::{Read as _, Write as _};
+
+use anyhow::{Context as _, Result, ensure};
+use sonde_lab::{Family, sockets};
+
+use super::{Check, is_between, same, talking};
+use crate::guest::receiver::Event;
+use crate::guest::scene::{Mark, Scene};
+
+pub(super) const FLOW: Check = Check {
+    signals: &["flow.count"],
+    run: |scene| vec![("flow.count", flow(scene))],
+};
+
+fn flow(scene: &Scene) -> Result<String> {
+    const TO: u16 = 7_501;
+    const COUNT: u64 = 50;
+    let before = scene.mark()?;
+    for family in Family::BOTH {
+        let sink = sockets::udp(&scene.server, family, TO)?;
+        let socket = sockets::udp(&scene.client, family, 0)?;
+        let sent = sockets::send(&socket, scene.server.socket(family, TO), COUNT, 100);
+        same("datagrams sent", sent.accepted, COUNT)?;
+        let arrived = || Ok(sockets::drain(&sink)?);
+        let mut total = 0;
+        sonde_lab::wait::until_true("all datagrams to arrive", crate::guest::scene::LIMIT, || {
+            total += arrived()?;
+            Ok(total == COUNT)
+        })?;
+    }
+    let after = scene.mark()?;
+    for (family, header) in [(Family::V4, 14 + 20 + 8), (Family::V6, 14 + 40 + 8)] {
+        let [src, dst] = [&scene.client, &scene.server].map(|pod| pod.address(family).to_string());
+        for (pod, direction) in [(&scene.client, "egress"), (&scene.server, "ingress")] {
+            let labels = [
+                ("device", "eth0"),
+                ("direction", direction),
+                ("protocol", "UDP"),
+                ("src", src.as_str()),
+                ("dst", dst.as_str()),
+            ];
+            for (name, wanted) in [
+                ("sonde_flow_packets_total", COUNT),
+                ("sonde_flow_bytes_total", COUNT * (100 + header)),
+            ] {
+                let of = |mark: &Mark| mark.of(pod, name, &labels);
+                same(&format!("{name} {labels:?}"), of(&after) - of(&before), wanted)?;
+            }
+        }
+    }
+    Ok(format!("{} datagrams at both ends, to the byte", 2 * COUNT))
+}
+
+pub(super) const STACK: Check = Check {
+    signals: &["kernellatency.time"],
+    run: |scene| vec![("kernellatency.time", stack(scene))],
+};
+
+fn stack(scene: &Scene) -> Result<String> {
+    const TO: u16 = 7_511;
+    const MESSAGES: u64 = 10;
+    for (family, port) in Family::BOTH.into_iter().zip([40_511, 40_512]) {
+        let mut pair = talking(scene, family, port, TO)?;
+        let before = scene.mark()?;
+        for _ in 0..MESSAGES {
+            pair.client.write_all(b"question")?;
+            pair.server.read_exact(&mut [0; 8])?;
+        }
+        let (from, to) = (scene.client.socket(family, port), scene.server.socket(family, TO));
+        let is_data = |event: &Event| {
+            is_between(event, from, to) && event.attributes.get("tcp_flags").is_some_and(|flags| flags == "PSH,ACK")
+        };
+        for (kind, pod) in [("RXKERNEL_SLOW", "server"), ("TXKERNEL_SLOW", "client")] {
+            let what = format!("{kind} of {from} > {to}");
+            let events = scene.exactly(&before, &what, MESSAGES as usize, |event| event.kind == kind && is_data(event))?;
+            let wrong = events.iter().find(|event| event.pod != pod || event.latency_ns.is_none());
+            ensure!(wrong.is_none(), "{wrong:?}");
+        }
+        let after = scene.mark()?;
+        let grown = |pod, name| after.of(pod, name, &[]) - before.of(pod, name, &[]);
+        let received = grown(&scene.server, "sonde_kernellatency_receive_seconds_count");
+        let sent = grown(&scene.client, "sonde_kernellatency_send_seconds_count");
+        let unmatched = grown(&scene.server, "sonde_kernellatency_unmatched_total");
+        ensure!(
+            (received, sent, unmatched) == (MESSAGES, MESSAGES, 0),
+            "{received} received, {sent} sent, {unmatched} unmatched, of {MESSAGES}"
+        );
+    }
+    Ok(format!("{} segments timed and told on both sides", 2 * MESSAGES))
+}
+
+pub(super) const QUEUE: Check = Check {
+    signals: &["netiftxlat.time"],
+    run: |scene| vec![("netiftxlat.time", queue(scene))],
+};
+
+/// Datagrams that a queue holds back for 100 ms.
+fn queue(scene: &Scene) -> Result<String> {
+    const TO: u16 = 7_521;
+    const FROM: u16 = 40_521;
+    const COUNT: u64 = 10;
+    const HELD_NS: u64 = 100_000_000;
+    scene.client.tc("qdisc replace dev eth0 root netem delay 100ms")?;
+    let told = (|| {
+        let before = scene.mark()?;
+        for family in Family::BOTH {
+            let sink = sockets::udp(&scene.server, family, TO)?;
+            let socket = sockets::udp(&scene.client, family, FROM)?;
+            let sent = sockets::send(&socket, scene.server.socket(family, TO), COUNT, 100);
+            same("datagrams sent", sent.accepted, COUNT)?;
+            let (from, to) = (scene.client.socket(family, FROM), scene.server.socket(family, TO));
+            for kind in ["NETIFTXLAT_QDISC", "NETIFTXLAT_XMIT"] {
+                let what = format!("{kind} of {from} > {to}");
+                let is_it = |event: &Event| event.kind == kind && event.pod == "client" && is_between(event, from, to);
+                let events = scene.exactly(&before, &what, COUNT as usize, is_it)?;
+                let is_held = |event: &Event| event.latency_ns >= Some(HELD_NS);
+                ensure!(
+                    events.iter().all(|event| is_held(event) == (kind == "NETIFTXLAT_QDISC")),
+                    "{kind}: {events:?}"
+                );
+            }
+            drop(sink);
+        }
+        let after = scene.mark()?;
+        let grown = |name| {
+            let of = |mark: &Mark| mark.of(&scene.client, name, &[("device", "eth0")]);
+            of(&after) - of(&before)
+        };
+        let [held, passed, sent, unmatched] = [
+            "sonde_netiftxlat_qdisc_over_100ms_total",
+            "sonde_netiftxlat_qdisc_seconds_count",
+            "sonde_netiftxlat_xmit_seconds_count",
+            "sonde_netiftxlat_unmatched_total",
+        ]
+        .map(grown);
+        // A neighbour may have been asked for meanwhile.
+        ensure!(
+            held >= 2 * COUNT && passed >= held && sent == passed + unmatched && unmatched == 0,
+            "held {held}, passed {passed}, sent {sent}, unmatched {unmatched}"
+        );
+        Ok(format!("{} datagrams held for 100 ms and sent", 2 * COUNT))
+    })();
+    scene.client.tc("qdisc del dev eth0 root")?;
+    told
+}
+
+pub(super) const SOFTIRQ: Check = Check {
+    signals: &["net_softirq.times"],
+    run: |scene| vec![("net_softirq.times", softirqs(scene))],
+};
+
+/// Between two readings of `/proc/softirqs` the collector's own reading must lie.
+fn softirqs(scene: &Scene) -> Result<String> {
+    const TO: u16 = 7_531;
+    let outer = received()?;
+    let before = scene.mark()?;
+    let inner = received()?;
+    let sink = sockets::udp(&scene.server, Family::V4, TO)?;
+    let socket = sockets::udp(&scene.client, Family::V4, 0)?;
+    for _ in 0..200 {
+        same("sent", sockets::send(&socket, scene.server.socket(Family::V4, TO), 1, 100).accepted, 1)?;
+    }
+    drop(sink);
+    let inner = received()? - inner;
+    let after = scene.mark()?;
+    let outer = received()? - outer;
+    ensure!(inner >= 100, "200 datagrams made {inner} softirqs only");
+    let mut told = String::new();
+    for phase in ["sched", "execute"] {
+        let name = format!("sonde_net_softirq_{phase}_seconds_count");
+        let labels = [("vector", "net_rx")];
+        let grown = after.sum(&name, &labels) - before.sum(&name, &labels);
+        ensure!((inner..=outer).contains(&grown), "{phase}: {grown}, and /proc/softirqs says {inner} to {outer}");
+        told = format!("{grown} of {inner} to {outer} in /proc/softirqs");
+    }
+    let mut kinds: HashMap<String, Event> = HashMap::new();
+    for kind in ["NETSOFTIRQ_SCHED_SLOW", "NETSOFTIRQ_EXCUTE_SLOW"] {
+        let events = scene.await_events(&before, kind, 1, |event| event.kind == kind)?;
+        kinds.insert(kind.into(), events[0].clone());
+    }
+    ensure!(
+        kinds.values().all(|event| event.pod.is_empty() && event.latency_ns.is_some()),
+        "{kinds:?}"
+    );
+    Ok(told)
+}
+
+/// Of all CPUs.
+fn received() -> Result<u64> {
+    let text = std::fs::read_to_string("/proc/softirqs")?;
+    let line = text.lines().find_map(|line| line.trim().strip_prefix("NET_RX:"));
+    let numbers = line.context("no NET_RX in /proc/softirqs")?.split_ascii_whitespace();
+    Ok(numbers.map(str::parse::<u64>).sum::<Result<u64, _>>()?)
+}

@@ -1,0 +1,40 @@
+//! Runs of the collector: each with other ways to hook into the kernel.
+
+/// One run of the collector.
+#[derive(Clone, Copy, Debug)]
+pub struct Run {
+    pub name: &'static str,
+    /// Of the key `kernel.rungs`.
+    pub rungs: &'static [&'static str],
+    /// The kernel's BTF is hidden, and given as a file.
+    pub btf_file: bool,
+}
+
+/// As it comes, then each rung that is not the best anyway, then as on a kernel without BTF.
+pub const RUNS: [Run; 5] = [
+    Run {
+        name: "default",
+        rungs: &["tp_btf", "raw_tracepoint", "fentry", "kprobe"],
+        btf_file: false,
+    },
+    Run {
+        name: "raw_tracepoint",
+        rungs: &["raw_tracepoint"],
+        btf_file: false,
+    },
+    Run {
+        name: "fentry",
+        rungs: &["fentry"],
+        btf_file: false,
+    },
+    Run {
+        name: "kprobe",
+        rungs: &["kprobe"],
+        btf_file: false,
+    },
+    Run {
+        name: "btf_path",
+        rungs: &["tp_btf", "raw_tracepoint", "fentry", "kprobe"],
+        btf_file: true,
+    },
+];
