@@ -159,6 +159,7 @@ macro_rules! for_each_argument {
             IP6_DELIVER_SKB: "ip6_input_finish()" "skb" "*sk_buff";
             IP_LOCAL_OUT_SKB: "__ip_local_out()" "skb" "*sk_buff";
             IP6_LOCAL_OUT_SKB: "__ip6_local_out()" "skb" "*sk_buff";
+            IP6_XMIT_SKB: "ip6_xmit()" "skb" "*sk_buff";
             HOOK_SLOW_SKB: "nf_hook_slow()" "skb" "*sk_buff";
             UDP_ENQUEUE_SK: "__udp_enqueue_schedule_skb()" "sk" "*sock";
             UDP_ENQUEUE_SKB: "__udp_enqueue_schedule_skb()" "skb" "*sk_buff";

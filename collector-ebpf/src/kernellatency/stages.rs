@@ -13,7 +13,7 @@ use sonde_ebpf_common::kernellatency::{Arrival, HOOKED, Hooked, UDP, stage};
 use super::{KERNELLATENCY_ANCHOR, arrival, received};
 use crate::access::{
     HOOK_SLOW_SKB, IP_DELIVER_SKB, IP_LOCAL_OUT_SKB, IP_RCV_CORE_SKB, IP6_DELIVER_SKB, IP6_LOCAL_OUT_SKB,
-    IP6_RCV_CORE_SKB, Access as _, Probed, SKB_SK, Setting, UDP_ENQUEUE_SK, UDP_ENQUEUE_SKB, plain_argument,
+    IP6_RCV_CORE_SKB, IP6_XMIT_SKB, Access as _, Probed, SKB_SK, Setting, UDP_ENQUEUE_SK, UDP_ENQUEUE_SKB, plain_argument,
     register_argument,
 };
 
@@ -44,6 +44,7 @@ entries! {
     stage_ip6_up_fentry, stage_ip6_up_kprobe: "ip6_input_finish" => leave_ip(IP6_DELIVER_SKB);
     stage_ip4_out_fentry, stage_ip4_out_kprobe: "__ip_local_out" => send(IP_LOCAL_OUT_SKB);
     stage_ip6_out_fentry, stage_ip6_out_kprobe: "__ip6_local_out" => send(IP6_LOCAL_OUT_SKB);
+    stage_tcp6_out_fentry, stage_tcp6_out_kprobe: "ip6_xmit" => send(IP6_XMIT_SKB);
     stage_udp_fentry, stage_udp_kprobe: "__udp_enqueue_schedule_skb" => enqueue(UDP_ENQUEUE_SK, UDP_ENQUEUE_SKB);
 }
 

@@ -79,13 +79,19 @@ impl Engine {
             }
         };
         let types = KernelTypes::default();
-        let mut outcomes: Vec<Outcome> = wanted
-            .into_iter()
-            .map(|(signal, decision)| {
-                let (step, why) = climb(&mut engine.object, signal, &decision, &types);
-                (signal, step, why)
-            })
-            .collect();
+        let mut outcomes: Vec<Outcome> = Vec::with_capacity(wanted.len());
+        for (signal, decision) in wanted {
+            let runs = |name| {
+                outcomes
+                    .iter()
+                    .any(|(other, step, _)| other.name == name && step.is_some())
+            };
+            let (step, why) = match signal.after.filter(|after| !runs(*after)) {
+                Some(after) => (None, format!("{after} does not run")),
+                None => climb(&mut engine.object, signal, &decision, &types),
+            };
+            outcomes.push((signal, step, why));
+        }
         drop(types);
         let decoders = engine.open(prepared, &mut outcomes);
         let running: HashSet<_> = engine.readers.iter().map(|running| running.probe.spec.name).collect();

@@ -62,6 +62,8 @@ pub(crate) struct Facts {
     pub jit: Answer,
     /// Whether memory for maps is not bounded by RLIMIT_MEMLOCK; matters below 5.11 only.
     pub memlock: Answer,
+    /// Whether a network device of this host is virtio-net's.
+    pub virtio_net: Answer,
 }
 
 #[derive(Clone, Debug, Serialize)]
@@ -119,8 +121,24 @@ pub(super) fn gather(config: &Config) -> (Facts, Option<Btf>) {
         } else {
             raise_memlock()
         },
+        virtio_net: virtio_net(&sys.join("bus/virtio/drivers/virtio_net")),
     };
     (facts, parsed)
+}
+
+/// The driver's directory has a link for each of its devices.
+fn virtio_net(driver: &Path) -> Answer {
+    match std::fs::read_dir(driver) {
+        Ok(entries) => {
+            let mut names = entries.filter_map(|entry| Some(entry.ok()?.file_name()));
+            match names.any(|name| name.as_encoded_bytes().starts_with(b"virtio")) {
+                true => Answer::Yes,
+                false => Answer::No("no virtio-net device".into()),
+            }
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Answer::No("no virtio-net device".into()),
+        Err(error) => Answer::Unknown(format!("{}: {error}", driver.display())),
+    }
 }
 
 fn first_line(path: &Path) -> Result<String, String> {

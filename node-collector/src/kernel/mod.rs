@@ -160,6 +160,18 @@ impl Kernel {
                 wanted.push((signal, decision));
             }
         }
+        let running: Vec<_> = wanted.iter().map(|(signal, _)| signal.name).collect();
+        wanted.retain(|(signal, _)| {
+            let alone = signal.after.filter(|after| !running.contains(after));
+            if let Some(after) = alone {
+                signals.push((
+                    *signal,
+                    None,
+                    status_of(signal, None, format!("{after} does not run"), true),
+                ));
+            }
+            alone.is_none()
+        });
         let mut engine = None;
         if !wanted.is_empty() {
             let (started, results) = Engine::start(config, &facts, btf, wanted, &index, events);

@@ -70,9 +70,27 @@ pub(crate) struct Signal {
     pub missed: &'static str,
     /// Makes it happen on this host, for `doctor`; its reader must then see something.
     pub provoke: Option<fn() -> std::io::Result<()>>,
+    /// Signal of the same probe, listed before it, to which it only adds: without that one it does not run.
+    pub after: Option<&'static str>,
+    /// Why it can never happen on this host: then nothing is missing.
+    pub idle: fn(&Facts) -> Option<String>,
 }
 
 impl Signal {
+    /// What a signal leaves out.
+    pub(crate) const PLAIN: Self = Self {
+        name: "",
+        probe: "",
+        rows: false,
+        buckets: &[],
+        steps: &[],
+        needs: &[],
+        missed: "",
+        provoke: None,
+        after: None,
+        idle: |_| None,
+    };
+
     /// It makes events and nothing else.
     pub(super) const fn only_events(&self) -> bool {
         !self.rows && !self.buckets.is_empty()
@@ -153,6 +171,9 @@ pub(super) fn plan(signal: &Signal, facts: &Facts, config: &Config) -> Decision 
     }
     if signal.only_events() && !probe.events {
         return Decision::off_by_choice(format!("probes.{}.events is false", signal.probe));
+    }
+    if let Some(why) = (signal.idle)(facts) {
+        return Decision::off_by_choice(why);
     }
     let may_be_taken = |step: &Step| config.kernel.rungs.contains(&step.rung);
     if !signal.steps.iter().any(may_be_taken) {
@@ -302,6 +323,7 @@ mod tests {
         needs: &[],
         missed: "",
         provoke: None,
+        ..Signal::PLAIN
     };
 
     fn capable() -> Facts {
@@ -323,6 +345,32 @@ mod tests {
             lockdown: Answer::Yes,
             jit: Answer::Yes,
             memlock: Answer::Yes,
+            virtio_net: Answer::Yes,
+        }
+    }
+
+    #[test]
+    fn what_can_never_happen_here_is_not_missing() {
+        let commands = signal("virtcmdlatency.times");
+        let mut facts = capable();
+        for there in [Answer::Yes, Answer::Unknown("no permission".into())] {
+            facts.virtio_net = there;
+            assert!(!plan(commands, &facts, &Config::default()).chosen);
+        }
+        facts.virtio_net = Answer::No("no virtio-net device".into());
+        let decision = plan(commands, &facts, &Config::default());
+        assert!(decision.chosen && decision.candidates.is_empty());
+        let why = decision.reason(commands, None);
+        assert_eq!(why, "no virtio-net device was there when the collector started");
+    }
+
+    #[test]
+    fn what_a_signal_adds_to_is_listed_before_it() {
+        let names: Vec<_> = probes::signals().map(|signal| (signal.name, signal.probe)).collect();
+        for (at, signal) in probes::signals().enumerate() {
+            if let Some(after) = signal.after {
+                assert!(names[..at].contains(&(after, signal.probe)), "{}", signal.name);
+            }
         }
     }
 
@@ -357,10 +405,7 @@ mod tests {
         let signal = signal("packetloss.count");
         let decision = plan(signal, &capable(), &config);
         assert_eq!(rungs(signal, &decision), [Rung::RawTracepoint]);
-        assert_eq!(
-            decision.reason(signal, Some(1)),
-            "tp_btf: kernel.rungs leaves it out"
-        );
+        assert_eq!(decision.reason(signal, Some(1)), "tp_btf: kernel.rungs leaves it out");
         config.kernel.rungs = vec![Rung::Kprobe];
         let decision = plan(signal, &capable(), &config);
         assert!(decision.candidates.is_empty() && decision.chosen, "{decision:?}");
@@ -400,6 +445,7 @@ mod tests {
             lockdown: unknown(),
             jit: unknown(),
             memlock: unknown(),
+            virtio_net: unknown(),
             ..capable()
         };
         assert_eq!(drop_rungs(&facts), [Rung::TpBtf, Rung::RawTracepoint]);

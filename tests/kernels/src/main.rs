@@ -40,7 +40,13 @@ fn main() -> Result<ExitCode> {
             continue;
         }
         let ran = boot(&kernel, &image, &cache().join("logs"))?;
-        println!("{}: {:?} after {:?}, {}", one.name, ran.verdict, ran.took, ran.console.display());
+        println!(
+            "{}: {:?} after {:?}, {}",
+            one.name,
+            ran.verdict,
+            ran.took,
+            ran.console.display()
+        );
         for line in &ran.lines {
             println!("{}", serde_json::to_string(line)?);
         }

@@ -137,6 +137,7 @@ const COUNT: Signal = Signal {
     ],
     missed: "packets that were not counted",
     provoke: None,
+    ..Signal::PLAIN
 };
 
 fn prepare(host: &Host<'_>) -> Setup {

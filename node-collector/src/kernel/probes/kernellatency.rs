@@ -199,6 +199,7 @@ const TIME: Signal = Signal {
     ],
     missed: "packets whose times were not taken",
     provoke: None,
+    ..Signal::PLAIN
 };
 
 /// Hooks of the functions of the IP layer. Exits first: what was entered before is not looked for.
@@ -219,6 +220,8 @@ const STAGES: Signal = Signal {
                 Hook("stage_ip6_up_fentry", Attach::Fentry(&["ip6_input_finish"])),
                 Hook("stage_ip4_out_fentry", Attach::Fentry(&["__ip_local_out"])),
                 Hook("stage_ip6_out_fentry", Attach::Fentry(&["__ip6_local_out"])),
+                // TCP's segments, which do not pass the one above.
+                Hook("stage_tcp6_out_fentry", Attach::Fentry(&["ip6_xmit"])),
                 Hook(STAGE_PROGRAMS[0], Attach::Fentry(&["__udp_enqueue_schedule_skb"])),
             ],
         ),
@@ -233,6 +236,7 @@ const STAGES: Signal = Signal {
                 Hook("stage_ip6_up_kprobe", Attach::Kprobe(&["ip6_input_finish"])),
                 Hook("stage_ip4_out_kprobe", Attach::Kprobe(&["__ip_local_out"])),
                 Hook("stage_ip6_out_kprobe", Attach::Kprobe(&["__ip6_local_out"])),
+                Hook("stage_tcp6_out_kprobe", Attach::Kprobe(&["ip6_xmit"])),
                 Hook(STAGE_PROGRAMS[1], Attach::Kprobe(&["__udp_enqueue_schedule_skb"])),
             ],
         ),
@@ -244,12 +248,15 @@ const STAGES: Signal = Signal {
         "IP6_DELIVER_SKB",
         "IP_LOCAL_OUT_SKB",
         "IP6_LOCAL_OUT_SKB",
+        "IP6_XMIT_SKB",
         "HOOK_SLOW_SKB",
         "UDP_ENQUEUE_SK",
         "UDP_ENQUEUE_SKB",
     ],
     missed: "packets whose way through the IP layer was not seen",
     provoke: None,
+    after: Some(TIME.name),
+    ..Signal::PLAIN
 };
 
 /// The last programs of its steps: where one runs, all of its step do.

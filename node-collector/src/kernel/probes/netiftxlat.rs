@@ -180,6 +180,7 @@ const TIME: Signal = Signal {
     ],
     missed: "packets whose times were not taken",
     provoke: None,
+    ..Signal::PLAIN
 };
 
 fn prepare(host: &Host<'_>) -> Setup {

@@ -13,6 +13,7 @@ use sonde_ebpf_common::{limit, lost};
 
 use crate::catalogue::{ColumnSpec, EventTypeSpec, ProbeSpec};
 use crate::event::{Observation, Subject};
+use crate::kernel::facts::Answer;
 use crate::kernel::latency::{self, LATENCY_BOUNDS};
 use crate::kernel::plan::{Attach, Bucket, Hook, Rung, Signal, Step};
 use crate::kernel::probe::{
@@ -111,6 +112,11 @@ const TIMES: Signal = Signal {
     needs: &[],
     missed: "control commands that were not timed",
     provoke: None,
+    idle: |facts| match &facts.virtio_net {
+        Answer::No(why) => Some(format!("{why} was there when the collector started")),
+        _ => None,
+    },
+    ..Signal::PLAIN
 };
 
 fn prepare(host: &Host<'_>) -> Setup {

@@ -11,7 +11,7 @@ pub struct Run {
 }
 
 /// As it comes, then each rung that is not the best anyway, then as on a kernel without BTF.
-pub const RUNS: [Run; 5] = [
+pub const RUNS: [Run; 6] = [
     Run {
         name: "default",
         rungs: &["tp_btf", "raw_tracepoint", "fentry", "kprobe"],
@@ -30,6 +30,12 @@ pub const RUNS: [Run; 5] = [
     Run {
         name: "kprobe",
         rungs: &["kprobe"],
+        btf_file: false,
+    },
+    // For what adds to tracepoints by functions.
+    Run {
+        name: "tp_btf+kprobe",
+        rungs: &["tp_btf", "kprobe"],
         btf_file: false,
     },
     Run {

@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
+use sonde_e2e::http;
 use sonde_e2e::process::Process;
 use sonde_e2e::prom::{self, Sample};
-use sonde_e2e::http;
 use sonde_lab::wait::{Look, until};
 use sonde_lab::{Lab, Pod};
 
@@ -106,7 +106,9 @@ impl Scene {
 
     pub(super) fn signals(&self) -> Result<HashMap<String, Signal>> {
         let status = self.status()?;
-        let signals = status["kernel"]["signals"].as_array().context("no signals in /status")?;
+        let signals = status["kernel"]["signals"]
+            .as_array()
+            .context("no signals in /status")?;
         let text = |value: &Value| value.as_str().map(str::to_owned);
         let named = signals.iter().map(|signal| {
             let found = Signal {
@@ -134,7 +136,11 @@ impl Scene {
         // One may be under way. Two take longer than events are gathered for.
         let status = wait("two more rounds", "/rounds/count", rounds + 2)?;
         let next = number(&status, "/spool/next_sequence").context("no spool in /status")?;
-        wait("all batches to be taken", "/spool/acked_sequence", next.saturating_sub(1))?;
+        wait(
+            "all batches to be taken",
+            "/spool/acked_sequence",
+            next.saturating_sub(1),
+        )?;
         let page = http::get(self.http, "/metrics", &[])?;
         Ok(Mark {
             samples: prom::parse(&page.body)?,
@@ -182,7 +188,11 @@ impl Scene {
         self.await_events(mark, what, count, &of)?;
         self.mark()?;
         let events: Vec<_> = self.receiver.events(mark.position)?.into_iter().filter(of).collect();
-        anyhow::ensure!(events.len() == count, "{what}: {} events, not {count}: {events:?}", events.len());
+        anyhow::ensure!(
+            events.len() == count,
+            "{what}: {} events, not {count}: {events:?}",
+            events.len()
+        );
         Ok(events)
     }
 

@@ -39,7 +39,9 @@ fn check(scene: &Scene) -> Result<String> {
     same("commands", of(&after) - of(&before), commands)?;
     let is_one = |kind: &str| kind == "VIRTCMDEXCUTE" || kind == "VIRTCMDEXCUTE_100MS";
     let events = scene.exactly(&before, "commands", commands as usize, |event| is_one(&event.kind))?;
-    let wrong = events.iter().find(|event| !event.pod.is_empty() || event.latency_ns.is_none_or(|ns| ns == 0));
+    let wrong = events
+        .iter()
+        .find(|event| !event.pod.is_empty() || event.latency_ns.is_none_or(|ns| ns == 0));
     ensure!(wrong.is_none(), "{wrong:?}");
     Ok(format!("{commands} commands of {}, timed and told", witness.function))
 }
@@ -54,10 +56,19 @@ const TRACING: &str = "/sys/kernel/tracing";
 impl Witness {
     fn new() -> Result<Self> {
         let functions = fs::read_to_string("/proc/kallsyms")?;
-        let is_there = |name: &&str| functions.lines().any(|line| line.split_ascii_whitespace().nth(2) == Some(name));
-        let function = ["virtnet_send_command_reply", "virtnet_send_command"].into_iter().find(is_there);
+        let is_there = |name: &&str| {
+            functions
+                .lines()
+                .any(|line| line.split_ascii_whitespace().nth(2) == Some(name))
+        };
+        let function = ["virtnet_send_command_reply", "virtnet_send_command"]
+            .into_iter()
+            .find(is_there);
         let function = function.context("the driver has no function that sends commands")?;
-        fs::write(format!("{TRACING}/kprobe_events"), format!("p:matrix/commands {function}\n"))?;
+        fs::write(
+            format!("{TRACING}/kprobe_events"),
+            format!("p:matrix/commands {function}\n"),
+        )?;
         fs::write(format!("{TRACING}/events/matrix/commands/enable"), "1")?;
         Ok(Self { function })
     }
@@ -66,7 +77,10 @@ impl Witness {
     fn count(&self) -> Result<u64> {
         let profile = fs::read_to_string(format!("{TRACING}/kprobe_profile"))?;
         let line = profile.lines().find(|line| line.trim_start().starts_with("commands"));
-        let hits = line.context("no line in kprobe_profile")?.split_ascii_whitespace().nth(1);
+        let hits = line
+            .context("no line in kprobe_profile")?
+            .split_ascii_whitespace()
+            .nth(1);
         Ok(hits.context("no number in kprobe_profile")?.parse()?)
     }
 }

@@ -47,7 +47,10 @@ fn found(scene: &Scene, before: &Mark) -> Found {
             let (from, to) = (scene.client.socket(family, FROM), scene.server.socket(family, TO));
             let what = format!("drops of {from} > {to}");
             let events = scene.exactly(before, &what, COUNT as usize, |event| {
-                event.kind == "PACKETLOSS" && event.pod == "server" && event.protocol == "UDP" && is_between(event, from, to)
+                event.kind == "PACKETLOSS"
+                    && event.pod == "server"
+                    && event.protocol == "UDP"
+                    && is_between(event, from, to)
             })?;
             seen += events.len();
             let first = events.into_iter().next().context("no event")?;

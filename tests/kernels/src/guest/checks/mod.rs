@@ -8,6 +8,7 @@ mod packets;
 mod resets;
 mod retransmits;
 mod sockets;
+mod stages;
 
 use std::net::SocketAddr;
 
@@ -35,6 +36,7 @@ pub(super) const ALL: &[Check] = &[
     sockets::SEND,
     packets::FLOW,
     packets::STACK,
+    stages::CHECK,
     packets::QUEUE,
     packets::SOFTIRQ,
     names::CHECK,

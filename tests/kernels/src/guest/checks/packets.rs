@@ -71,16 +71,25 @@ fn stack(scene: &Scene) -> Result<String> {
         }
         let (from, to) = (scene.client.socket(family, port), scene.server.socket(family, TO));
         let is_data = |event: &Event| {
-            is_between(event, from, to) && event.attributes.get("tcp_flags").is_some_and(|flags| flags == "PSH,ACK")
+            is_between(event, from, to)
+                && event
+                    .attributes
+                    .get("tcp_flags")
+                    .is_some_and(|flags| flags == "PSH,ACK")
         };
         for (kind, pod) in [("RXKERNEL_SLOW", "server"), ("TXKERNEL_SLOW", "client")] {
             let what = format!("{kind} of {from} > {to}");
-            let events = scene.exactly(&before, &what, MESSAGES as usize, |event| event.kind == kind && is_data(event))?;
-            let wrong = events.iter().find(|event| event.pod != pod || event.latency_ns.is_none());
+            let events = scene.exactly(&before, &what, MESSAGES as usize, |event| {
+                event.kind == kind && is_data(event)
+            })?;
+            let wrong = events
+                .iter()
+                .find(|event| event.pod != pod || event.latency_ns.is_none());
             ensure!(wrong.is_none(), "{wrong:?}");
         }
         let after = scene.mark()?;
-        let grown = |pod, name| after.of(pod, name, &[]) - before.of(pod, name, &[]);
+        let tcp = [("protocol", "tcp")];
+        let grown = |pod, name| after.of(pod, name, &tcp) - before.of(pod, name, &tcp);
         let received = grown(&scene.server, "sonde_kernellatency_receive_seconds_count");
         let sent = grown(&scene.client, "sonde_kernellatency_send_seconds_count");
         let unmatched = grown(&scene.server, "sonde_kernellatency_unmatched_total");
@@ -118,7 +127,9 @@ fn queue(scene: &Scene) -> Result<String> {
                 let events = scene.exactly(&before, &what, COUNT as usize, is_it)?;
                 let is_held = |event: &Event| event.latency_ns >= Some(HELD_NS);
                 ensure!(
-                    events.iter().all(|event| is_held(event) == (kind == "NETIFTXLAT_QDISC")),
+                    events
+                        .iter()
+                        .all(|event| is_held(event) == (kind == "NETIFTXLAT_QDISC")),
                     "{kind}: {events:?}"
                 );
             }
@@ -161,7 +172,11 @@ fn softirqs(scene: &Scene) -> Result<String> {
     let sink = sockets::udp(&scene.server, Family::V4, TO)?;
     let socket = sockets::udp(&scene.client, Family::V4, 0)?;
     for _ in 0..200 {
-        same("sent", sockets::send(&socket, scene.server.socket(Family::V4, TO), 1, 100).accepted, 1)?;
+        same(
+            "sent",
+            sockets::send(&socket, scene.server.socket(Family::V4, TO), 1, 100).accepted,
+            1,
+        )?;
     }
     drop(sink);
     let inner = received()? - inner;
@@ -173,7 +188,10 @@ fn softirqs(scene: &Scene) -> Result<String> {
         let name = format!("sonde_net_softirq_{phase}_seconds_count");
         let labels = [("vector", "net_rx")];
         let grown = after.sum(&name, &labels) - before.sum(&name, &labels);
-        ensure!((inner..=outer).contains(&grown), "{phase}: {grown}, and /proc/softirqs says {inner} to {outer}");
+        ensure!(
+            (inner..=outer).contains(&grown),
+            "{phase}: {grown}, and /proc/softirqs says {inner} to {outer}"
+        );
         told = format!("{grown} of {inner} to {outer} in /proc/softirqs");
     }
     let mut kinds: HashMap<String, Event> = HashMap::new();
@@ -182,7 +200,9 @@ fn softirqs(scene: &Scene) -> Result<String> {
         kinds.insert(kind.into(), events[0].clone());
     }
     ensure!(
-        kinds.values().all(|event| event.pod.is_empty() && event.latency_ns.is_some()),
+        kinds
+            .values()
+            .all(|event| event.pod.is_empty() && event.latency_ns.is_some()),
         "{kinds:?}"
     );
     Ok(told)

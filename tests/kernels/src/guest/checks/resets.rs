@@ -36,18 +36,23 @@ fn make_and_compare(scene: &Scene) -> Result<Found> {
     }
     for (pod, sent) in [&scene.client, &scene.server].into_iter().zip(sent) {
         let resets = pod.counters()?.since(&sent?, "Tcp.OutRsts")?;
-        let ours = expected.iter().filter(|(kind, of, ..)| *of == pod.name() && *kind != "TCPRESET_RECEIVE");
-        same(&format!("resets that {pod} sent, as the kernel counts"), resets, ours.count() as u64)?;
+        let ours = expected
+            .iter()
+            .filter(|(kind, of, ..)| *of == pod.name() && *kind != "TCPRESET_RECEIVE");
+        same(
+            &format!("resets that {pod} sent, as the kernel counts"),
+            resets,
+            ours.count() as u64,
+        )?;
     }
     let events = events(scene, &before, &expected);
     let count = scene.mark().and_then(|after| {
         for pod in [&scene.client, &scene.server] {
             for kind in ["NOSOCK", "PROCESS", "ACTIVE", "RECEIVE"] {
                 let label = kind.to_lowercase();
-                let of = |mark: &Mark| {
-                    mark.of(pod, "sonde_tcpreset_resets_total", &[("type", label.as_str())])
-                };
-                let is_it = |(wanted, of, ..): &&Reset| *of == pod.name() && wanted.strip_prefix("TCPRESET_") == Some(kind);
+                let of = |mark: &Mark| mark.of(pod, "sonde_tcpreset_resets_total", &[("type", label.as_str())]);
+                let is_it =
+                    |(wanted, of, ..): &&Reset| *of == pod.name() && wanted.strip_prefix("TCPRESET_") == Some(kind);
                 let wanted = expected.iter().filter(is_it).count() as u64;
                 same(&format!("{label} of {}", pod.name()), of(&after) - of(&before), wanted)?;
             }
@@ -58,15 +63,27 @@ fn make_and_compare(scene: &Scene) -> Result<Found> {
 }
 
 fn events(scene: &Scene, before: &Mark, expected: &[Reset]) -> Result<String> {
-    let all = scene.exactly(before, "resets", expected.len(), |event| event.is_of_pod() && event.kind.starts_with("TCPRESET_"))?;
+    let all = scene.exactly(before, "resets", expected.len(), |event| {
+        event.is_of_pod() && event.kind.starts_with("TCPRESET_")
+    })?;
     for (kind, pod, from, to, state) in expected {
-        let found = all
-            .iter()
-            .filter(|event| event.kind == *kind && event.pod == *pod && is_between(event, *from, *to) && event.state == *state);
-        ensure!(found.count() == 1, "no {kind} of {pod}, {from} > {to}, {state:?} in {all:#?}");
+        let found = all.iter().filter(|event| {
+            event.kind == *kind && event.pod == *pod && is_between(event, *from, *to) && event.state == *state
+        });
+        ensure!(
+            found.count() == 1,
+            "no {kind} of {pod}, {from} > {to}, {state:?} in {all:#?}"
+        );
     }
-    ensure!(all.iter().all(|event| !event.stack.is_empty()), "one without stack: {all:?}");
-    let reasons: Vec<&str> = all.iter().map(|event| event.reason.as_str()).filter(|reason| !reason.is_empty()).collect();
+    ensure!(
+        all.iter().all(|event| !event.stack.is_empty()),
+        "one without stack: {all:?}"
+    );
+    let reasons: Vec<&str> = all
+        .iter()
+        .map(|event| event.reason.as_str())
+        .filter(|reason| !reason.is_empty())
+        .collect();
     Ok(match reasons.as_slice() {
         [] => format!("{} events, no reasons on this kernel", all.len()),
         some => format!("{} events, {} with a reason", all.len(), some.len()),

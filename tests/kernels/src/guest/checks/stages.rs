@@ -1,0 +1,160 @@
+//! What functions of the IP layer tell of packets: netfilter's share, the parts of a time, and datagrams.
+
+use std::io::{Read as _, Write as _};
+
+use anyhow::{Context as _, Result, ensure};
+use sonde_lab::{Family, sockets};
+
+use super::{Check, is_between, same, talking};
+use crate::guest::receiver::Event;
+use crate::guest::scene::{LIMIT, Mark, Scene};
+
+pub(super) const CHECK: Check = Check {
+    signals: &["kernellatency.stages"],
+    run: |scene| vec![("kernellatency.stages", stages(scene))],
+};
+
+const COUNT: u64 = 10;
+const MANY: usize = 3_000;
+
+/// Rules that no packet here matches, in the hook that the pod's own packets pass.
+fn rules(hook: &str, count: usize) -> String {
+    let rules = "meta mark 0x5a5a counter\n".repeat(count);
+    format!("table inet many {{ chain c {{ type filter hook {hook} priority 0; policy accept;\n{rules}}}\n}}")
+}
+
+fn stages(scene: &Scene) -> Result<String> {
+    let [one, many] = [1, MANY].map(|count| -> Result<u64> {
+        scene.server.nft(&rules("input", count))?;
+        scene.client.nft(&rules("output", count))?;
+        let mut hooks = Vec::new();
+        let told = datagrams(scene, &mut hooks).and_then(|()| segments(scene, &mut hooks));
+        for pod in [&scene.client, &scene.server] {
+            pod.nft("delete table inet many")?;
+        }
+        told?;
+        hooks.sort_unstable();
+        Ok(hooks[hooks.len() / 2])
+    });
+    let (one, many) = (one?, many?);
+    // Some hundred times as long; what else the machine does meanwhile is in both.
+    ensure!(many > 5 * one, "one rule takes {one} ns, {MANY} take {many}");
+    Ok(format!(
+        "{} datagrams and {} segments, each time the sum of its parts; {MANY} rules take {} times as long as one",
+        4 * COUNT,
+        4 * COUNT,
+        many / one.max(1)
+    ))
+}
+
+fn datagrams(scene: &Scene, hooks: &mut Vec<u64>) -> Result<()> {
+    const TO: u16 = 7_541;
+    const FROM: u16 = 40_541;
+    for family in Family::BOTH {
+        let sink = sockets::udp(&scene.server, family, TO)?;
+        let socket = sockets::udp(&scene.client, family, FROM)?;
+        // The first one waits for its neighbour.
+        same(
+            "datagrams sent",
+            sockets::send(&socket, scene.server.socket(family, TO), 1, 100).accepted,
+            1,
+        )?;
+        await_datagrams(&sink, 1)?;
+        let before = scene.mark()?;
+        same(
+            "datagrams sent",
+            sockets::send(&socket, scene.server.socket(family, TO), COUNT, 100).accepted,
+            COUNT,
+        )?;
+        await_datagrams(&sink, COUNT)?;
+        let (from, to) = (scene.client.socket(family, FROM), scene.server.socket(family, TO));
+        hooks.extend(events(scene, &before, |event| is_between(event, from, to))?);
+        let after = scene.mark()?;
+        let udp = [("protocol", "udp")];
+        for (pod, name) in [
+            (&scene.server, "receive_seconds_count"),
+            (&scene.server, "receive_netfilter_seconds_count"),
+            (&scene.client, "send_seconds_count"),
+            (&scene.client, "send_netfilter_seconds_count"),
+        ] {
+            let name = format!("sonde_kernellatency_{name}");
+            same(
+                &format!("{name} of {}", pod.name()),
+                after.of(pod, &name, &udp) - before.of(pod, &name, &udp),
+                COUNT,
+            )?;
+        }
+        same(
+            "unmatched",
+            after.of(&scene.server, "sonde_kernellatency_unmatched_total", &udp),
+            0,
+        )?;
+    }
+    Ok(())
+}
+
+fn await_datagrams(sink: &std::net::UdpSocket, count: u64) -> Result<()> {
+    let mut total = 0;
+    sonde_lab::wait::until_true("all datagrams to arrive", LIMIT, || {
+        total += sockets::drain(sink)?;
+        Ok(total == count)
+    })?;
+    Ok(())
+}
+
+fn segments(scene: &Scene, hooks: &mut Vec<u64>) -> Result<()> {
+    const TO: u16 = 7_542;
+    for (family, port) in Family::BOTH.into_iter().zip([40_542, 40_543]) {
+        let mut pair = talking(scene, family, port, TO)?;
+        let before = scene.mark()?;
+        for _ in 0..COUNT {
+            pair.client.write_all(b"question")?;
+            pair.server.read_exact(&mut [0; 8])?;
+        }
+        let (from, to) = (scene.client.socket(family, port), scene.server.socket(family, TO));
+        hooks.extend(events(scene, &before, |event| {
+            is_between(event, from, to)
+                && event
+                    .attributes
+                    .get("tcp_flags")
+                    .is_some_and(|flags| flags == "PSH,ACK")
+        })?);
+    }
+    Ok(())
+}
+
+/// One of each direction for each packet, and more where one was sent again. The parts are all of its time; how much of
+/// it netfilter had is given back.
+fn events(scene: &Scene, before: &Mark, is_ours: impl Fn(&Event) -> bool) -> Result<Vec<u64>> {
+    let mut all = Vec::new();
+    for (kind, pod) in [("RXKERNEL_SLOW", "server"), ("TXKERNEL_SLOW", "client")] {
+        let found = scene.await_events(before, kind, COUNT as usize, |event| {
+            event.kind == kind && is_ours(event)
+        })?;
+        for event in found {
+            let part = |name: &str| -> Result<Option<u64>> {
+                let text = event.attributes.get(name);
+                Ok(text.map(|text| text.parse()).transpose()?)
+            };
+            let parts = ["device_ns", "ip_ns", "netfilter_ns", "transport_ns"].map(part);
+            let [device, ip, hooks, transport] = parts.map(|part| part.ok().flatten());
+            let hooks = hooks.with_context(|| format!("no netfilter_ns: {event:?}"))?;
+            let others = [device, ip, transport]
+                .map(|part| part.unwrap_or(0))
+                .iter()
+                .sum::<u64>();
+            ensure!(event.pod == pod, "{event:?}");
+            ensure!(
+                ip.is_some() && (kind == "TXKERNEL_SLOW" || device.and(transport).is_some()),
+                "{event:?}"
+            );
+            ensure!(
+                event.latency_ns == Some(hooks + others),
+                "its parts are {}: {event:?}",
+                hooks + others
+            );
+            all.push(hooks);
+        }
+    }
+    Ok(all)
+}
