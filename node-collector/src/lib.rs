@@ -19,6 +19,7 @@ pub mod round;
 mod run;
 pub mod serve;
 pub mod ship;
+pub mod sinks;
 pub mod sysfs;
 pub mod table;
 

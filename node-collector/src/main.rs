@@ -3,6 +3,7 @@
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand, ValueEnum};
 use sonde_collector::catalogue::{Kind, ProbeSpec};
@@ -89,11 +90,14 @@ fn run(config: Config) -> anyhow::Result<()> {
         .worker_threads(2)
         .enable_all()
         .build()?;
-    runtime.block_on(async {
+    let result = runtime.block_on(async {
         let (trigger, shutdown) = shutdown::channel();
         shutdown::on_signals(trigger)?;
         sonde_collector::run(config, shutdown).await
-    })
+    });
+    // A sink that writes where nobody reads does not hold the end up.
+    runtime.shutdown_timeout(Duration::from_millis(100));
+    result
 }
 
 /// To standard output; a reader that went away early is no error.

@@ -12,6 +12,7 @@ use sonde_common::config::{Config, PodSource};
 use sonde_common::shutdown::{self, Shutdown};
 use sonde_proto::v1;
 use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::{JoinHandle, spawn_blocking};
 use uuid::Uuid;
 
@@ -33,6 +34,7 @@ use crate::serve::{self, metrics};
 use crate::ship::client::{self, Client, Link};
 use crate::ship::spool::Spool;
 use crate::ship::writer::{Shipper, Writer};
+use crate::sinks::Sinks;
 
 /// Vectors of observations between the kernel side and the pipeline.
 const OBSERVATIONS: usize = 256;
@@ -93,12 +95,14 @@ pub async fn run(mut config: Config, mut shutdown: Shutdown) -> anyhow::Result<(
 
     let gaps = Arc::new(GapLog::default());
     let (writer, shipper) = Writer::start(Arc::clone(&spool), Arc::clone(&index), Arc::clone(&gaps), recovery)?;
+    let sinks = Arc::new(Sinks::start(&config.sinks, &config.node.name, shipper.clone())?);
     let events = Arc::new(EventStats::default());
     let pipeline = Pipeline::new(
         &config,
         Arc::clone(&index),
         source.rescan(),
         shipper.clone(),
+        Arc::clone(&sinks),
         Arc::clone(&events),
     );
     let pipeline = tokio::spawn(pipeline.run(observations));
@@ -149,12 +153,13 @@ pub async fn run(mut config: Config, mut shutdown: Shutdown) -> anyhow::Result<(
         missing,
         spool: Arc::clone(&spool),
         link,
+        sinks: Arc::clone(&sinks),
     };
     tracing::info!(http = %listener.local_addr()?, "collector serves");
     let (end_http, http_ends) = shutdown::channel();
     let http = tokio::spawn(serve::serve(listener, Arc::new(state), http_ends));
 
-    let result = watch(&mut shutdown, cri.as_ref(), &source, &reading, &writer, &http, &client).await;
+    let result = watch(&mut shutdown, cri.as_ref(), &source, &reading, &writer, &http, &client, &sinks).await;
     tracing::info!("collector ends");
     drop(cri);
     spawn_blocking(move || {
@@ -166,6 +171,7 @@ pub async fn run(mut config: Config, mut shutdown: Shutdown) -> anyhow::Result<(
     if tokio::time::timeout(LAST_EVENTS, pipeline).await.is_err() {
         tracing::warn!("last events did not arrive in time");
     }
+    sinks.end().await;
     spawn_blocking(move || writer.stop()).await?;
     if config.collector.aggregator.is_empty() || tokio::time::timeout(client::DRAIN, drained(&spool)).await.is_err() {
         tracing::info!(
@@ -208,13 +214,17 @@ async fn watch(
     writer: &Writer,
     http: &JoinHandle<std::io::Result<()>>,
     client: &JoinHandle<()>,
+    sinks: &Sinks,
 ) -> anyhow::Result<()> {
+    let mut hangup = signal(SignalKind::hangup())?;
     let mut clock = tokio::time::interval(Duration::from_secs(1));
     loop {
         tokio::select! {
             () = shutdown.recv() => return Ok(()),
+            Some(()) = hangup.recv() => sinks.reopen(),
             _ = clock.tick() => {}
         }
+        sinks.tell_losses();
         // The pipeline may end: the kernel side has nothing to tell where eBPF is off.
         for (what, ended) in [
             ("discovery of pods", source.has_failed()),

@@ -20,9 +20,11 @@ pub const COLLECTOR_DOWN: &str = "collector_down";
 pub const READ_FAILED: &str = "read_failed";
 /// A record from the kernel could not be decoded.
 pub const BAD_RECORD: &str = "bad_record";
+/// A sink of the collector could not deliver events. What the aggregator has is whole.
+pub const SINK_LOST: &str = "sink_lost";
 
 /// All of them.
-pub const ALL: [&str; 10] = [
+pub const ALL: [&str; 11] = [
     RATE_LIMITED,
     RING_FULL,
     PROGRAM_SKIPPED,
@@ -33,4 +35,5 @@ pub const ALL: [&str; 10] = [
     COLLECTOR_DOWN,
     READ_FAILED,
     BAD_RECORD,
+    SINK_LOST,
 ];

@@ -27,6 +27,7 @@ use crate::reading::RoundLog;
 use crate::round::ProbeStats;
 use crate::ship::client::Link;
 use crate::ship::spool::Spool;
+use crate::sinks::Sinks;
 use metrics::Exposition;
 pub use scrape::Pages;
 
@@ -52,6 +53,7 @@ pub struct State {
     pub missing: Arc<Missing>,
     pub spool: Arc<Spool>,
     pub link: Arc<Link>,
+    pub sinks: Arc<Sinks>,
 }
 
 impl State {

@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 
 use serde::Serialize;
 use sonde_common::time::rfc3339;
+use sonde_push::Reason;
 
 use super::State;
 use crate::gaps;
@@ -29,6 +30,7 @@ pub(super) struct Status {
     gaps: GapStatus,
     spool: SpoolStatus,
     aggregator: LinkStatus,
+    sinks: Vec<SinkStatus>,
 }
 
 #[derive(Debug, Serialize)]
@@ -74,6 +76,22 @@ struct SpoolStatus {
     oldest: String,
     next_sequence: u64,
     acked_sequence: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct SinkStatus {
+    name: &'static str,
+    /// `running`, `failing` (its last try failed), `off`.
+    state: &'static str,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    target: String,
+    queued: usize,
+    sent: u64,
+    retries: u64,
+    /// By reason.
+    dropped: BTreeMap<&'static str, u64>,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    last_error: String,
 }
 
 #[derive(Debug, Serialize)]
@@ -137,6 +155,7 @@ pub(super) fn status(state: &State) -> Status {
             connected: state.link.connected.load(Ordering::Relaxed),
             last_error: state.link.last_error(),
         },
+        sinks: sinks(state),
     }
 }
 
@@ -163,6 +182,29 @@ fn probes(state: &State) -> Vec<ProbeStatus> {
         last_error: String::new(),
     });
     all.chain(off).collect()
+}
+
+fn sinks(state: &State) -> Vec<SinkStatus> {
+    let all = state.sinks.status().into_iter().map(|sink| SinkStatus {
+        name: sink.name,
+        state: match (sink.on, sink.state.failing) {
+            (false, _) => "off",
+            (true, false) => "running",
+            (true, true) => "failing",
+        },
+        target: sink.target,
+        queued: sink.queued,
+        sent: sink.state.sent,
+        retries: sink.state.retries,
+        dropped: Reason::ALL
+            .into_iter()
+            .map(Reason::name)
+            .zip(sink.state.dropped)
+            .filter(|(_, count)| *count > 0)
+            .collect(),
+        last_error: sink.state.last_error,
+    });
+    all.collect()
 }
 
 fn events(state: &State) -> Vec<EventStatus> {

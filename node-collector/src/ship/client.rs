@@ -2,7 +2,6 @@
 //! it. A batch that the aggregator refuses for its content is set aside and passed over.
 
 use std::collections::{BTreeSet, VecDeque};
-use std::hash::{BuildHasher as _, RandomState};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -14,6 +13,7 @@ use sonde_proto::limits::MAX_BATCH_BYTES;
 use sonde_proto::v1::ingest_client::IngestClient;
 use sonde_proto::v1::{Batch, Down, Hello, Up, down, up};
 use sonde_proto::{gap, poison};
+use sonde_push::Backoff;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint};
@@ -113,7 +113,7 @@ impl Client {
 
     /// Runs until `end`.
     pub async fn run(mut self, mut end: Shutdown) {
-        let mut backoff = BACKOFF_FIRST;
+        let mut backoff = Backoff::new(BACKOFF_FIRST, BACKOFF_AT_MOST);
         loop {
             let before = self.spool.stats().acked;
             let error = tokio::select! {
@@ -127,13 +127,12 @@ impl Client {
             }
             *self.link.last_error.lock() = error.to_string();
             if poisoned || self.spool.stats().acked > before {
-                backoff = BACKOFF_FIRST;
+                backoff.reset();
             }
             tokio::select! {
-                () = tokio::time::sleep(jittered(backoff)) => {}
+                () = tokio::time::sleep(backoff.wait()) => {}
                 () = end.recv() => return,
             }
-            backoff = (backoff * 2).min(BACKOFF_AT_MOST);
         }
     }
 
@@ -311,10 +310,4 @@ impl Flow {
             }
         }
     }
-}
-
-/// Between half and all of it, so that a thousand collectors do not come back in step.
-fn jittered(span: Duration) -> Duration {
-    let random = RandomState::new().hash_one(0u8) as u32;
-    span / 2 + (span / 2).mul_f64(f64::from(random) / f64::from(u32::MAX))
 }
