@@ -73,7 +73,9 @@ pub fn event_text(event: &Value) -> String {
 fn push(line: &mut String, value: &Value) {
     match value {
         Value::Null => {}
-        Value::String(text) if text.contains(|c: char| c.is_whitespace() || c.is_control() || matches!(c, '"' | '=')) => {
+        Value::String(text)
+            if text.contains(|c: char| c.is_whitespace() || c.is_control() || matches!(c, '"' | '=')) =>
+        {
             line.push_str(&value.to_string());
         }
         Value::String(text) => line.push_str(text),
@@ -104,6 +106,10 @@ mod tests {
             event_text(&event),
             "type=X pod=p namespace=n latency_ns=5 comm=\"a b\\ntype=Y pod=\\\"q\" peer_namespace= peer_pod= hook=output"
         );
-        assert_eq!(event_text(&json!({"type": "X"})), "type=X pod= namespace=", "of nobody's namespace");
+        assert_eq!(
+            event_text(&json!({"type": "X"})),
+            "type=X pod= namespace=",
+            "of nobody's namespace"
+        );
     }
 }

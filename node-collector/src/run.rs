@@ -159,7 +159,17 @@ pub async fn run(mut config: Config, mut shutdown: Shutdown) -> anyhow::Result<(
     let (end_http, http_ends) = shutdown::channel();
     let http = tokio::spawn(serve::serve(listener, Arc::new(state), http_ends));
 
-    let result = watch(&mut shutdown, cri.as_ref(), &source, &reading, &writer, &http, &client, &sinks).await;
+    let result = watch(
+        &mut shutdown,
+        cri.as_ref(),
+        &source,
+        &reading,
+        &writer,
+        &http,
+        &client,
+        &sinks,
+    )
+    .await;
     tracing::info!("collector ends");
     drop(cri);
     spawn_blocking(move || {

@@ -181,7 +181,10 @@ impl Http {
         };
         let why = format!("{}: {said}", head.status).trim_end_matches(": ").to_owned();
         if is_passing(head.status) {
-            let after = head.headers.get(RETRY_AFTER).and_then(|value| retry_after(value.to_str().ok()?));
+            let after = head
+                .headers
+                .get(RETRY_AFTER)
+                .and_then(|value| retry_after(value.to_str().ok()?));
             return Outcome::Retry { done: 0, why, after };
         }
         Outcome::Refused { why }
@@ -205,14 +208,19 @@ fn retry_after(text: &str) -> Option<Duration> {
 }
 
 fn with_path(url: &str, path: &str) -> Result<Uri, HttpError> {
-    let uri: Uri = url.parse().map_err(|error: http::uri::InvalidUri| HttpError::Url(error.to_string()))?;
+    let uri: Uri = url
+        .parse()
+        .map_err(|error: http::uri::InvalidUri| HttpError::Url(error.to_string()))?;
     if !matches!(uri.scheme_str(), Some("http" | "https")) {
         return Err(HttpError::Url("no such scheme".into()));
     }
     if uri.host().is_none_or(str::is_empty) {
         return Err(HttpError::Url("no host".into()));
     }
-    if uri.authority().is_some_and(|authority| authority.as_str().contains('@')) {
+    if uri
+        .authority()
+        .is_some_and(|authority| authority.as_str().contains('@'))
+    {
         return Err(HttpError::Url("credentials do not belong into it".into()));
     }
     if uri.path() != "/" {
@@ -285,7 +293,11 @@ mod tests {
 
     #[test]
     fn a_url_without_a_path_gets_the_usual_one() {
-        let path = |url| with_path(url, "/push").map(|uri| uri.to_string()).map_err(|error| error.to_string());
+        let path = |url| {
+            with_path(url, "/push")
+                .map(|uri| uri.to_string())
+                .map_err(|error| error.to_string())
+        };
         assert_eq!(path("http://loki:3100").unwrap(), "http://loki:3100/push");
         assert_eq!(path("https://loki/?a=b").unwrap(), "https://loki/push?a=b");
         assert_eq!(path("https://x/own/path").unwrap(), "https://x/own/path");
@@ -317,7 +329,11 @@ mod tests {
     fn what_cannot_work_is_said_before_anything_is_sent() {
         let dir = tempfile::tempdir().unwrap();
         let ca = dir.path().join("ca.pem");
-        let new = |ca: &Path, auth| Http::new("https://x", "/", Some(ca), auth).map(drop).map_err(|e| e.to_string());
+        let new = |ca: &Path, auth| {
+            Http::new("https://x", "/", Some(ca), auth)
+                .map(drop)
+                .map_err(|e| e.to_string())
+        };
         let error = new(&ca, Auth::None).unwrap_err();
         assert!(error.contains("ca.pem") && error.contains("No such file"), "{error}");
         std::fs::write(&ca, "no certificate\n").unwrap();

@@ -149,7 +149,10 @@ mod tests {
 
     #[test]
     fn labels_are_written_as_a_selector() {
-        assert_eq!(labels([("a", "x"), ("none", ""), ("b", "q\"\\\n\u{1}é")]), r#"{a="x", b="q\"\\\n\u0001é"}"#);
+        assert_eq!(
+            labels([("a", "x"), ("none", ""), ("b", "q\"\\\n\u{1}é")]),
+            r#"{a="x", b="q\"\\\n\u0001é"}"#
+        );
         assert_eq!(labels([]), "{}");
     }
 }

@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 use prost::Message as _;
-use tokio::io::{AsyncBufRead, AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, BufReader};
+use tokio::io::{
+    AsyncBufRead, AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, BufReader,
+};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_rustls::TlsAcceptor;
@@ -100,7 +102,10 @@ impl Server {
     /// All lines that came in requests, those that were refused included.
     pub fn lines(&self) -> Vec<String> {
         let entries = self.received().into_iter().flat_map(|received| received.push.streams);
-        entries.flat_map(|stream| stream.entries).map(|entry| entry.line).collect()
+        entries
+            .flat_map(|stream| stream.entries)
+            .map(|entry| entry.line)
+            .collect()
     }
 }
 
@@ -125,7 +130,11 @@ impl Shared {
                 "" => String::new(),
                 body => format!("Content-Length: {}\r\n", body.len()),
             };
-            let none = if body.is_empty() && !head.starts_with("204") { "Content-Length: 0\r\n" } else { "" };
+            let none = if body.is_empty() && !head.starts_with("204") {
+                "Content-Length: 0\r\n"
+            } else {
+                ""
+            };
             let text = format!("HTTP/1.1 {head}{length}{none}\r\n{body}");
             stream.write_all(text.as_bytes()).await?;
             stream.flush().await?;

@@ -30,7 +30,9 @@ pub enum Outcome {
         after: Option<Duration>,
     },
     /// Never: it is as it should not be.
-    Refused { why: String },
+    Refused {
+        why: String,
+    },
 }
 
 impl Outcome {
@@ -105,8 +107,7 @@ impl<T: Timed + Send + Sync + 'static> Pusher<T> {
     pub fn push(&self, items: impl IntoIterator<Item = T>) {
         let gone = self.queue.push(items);
         if !gone.is_empty() {
-            self.stats
-                .lose(&gone, Reason::Full, &self.stats.state().last_error);
+            self.stats.lose(&gone, Reason::Full, &self.stats.state().last_error);
         }
     }
 
@@ -201,12 +202,7 @@ impl<G: Target> Worker<G> {
     }
 }
 
-async fn attempt<G: Target>(
-    target: &mut G,
-    batch: &Arc<[G::Item]>,
-    from: usize,
-    timeout: Option<Duration>,
-) -> Outcome {
+async fn attempt<G: Target>(target: &mut G, batch: &Arc<[G::Item]>, from: usize, timeout: Option<Duration>) -> Outcome {
     let send = target.send(batch, from);
     match timeout {
         None => send.await,
@@ -348,7 +344,15 @@ mod tests {
     async fn at_the_end_what_is_there_is_still_sent() {
         let told = Told::default();
         let linger = Duration::from_secs(3600);
-        let pusher = Pusher::start("test", told.clone(), Pace { batch: 100, linger, ..PACE });
+        let pusher = Pusher::start(
+            "test",
+            told.clone(),
+            Pace {
+                batch: 100,
+                linger,
+                ..PACE
+            },
+        );
         pusher.push([At(1)]);
         let stats = Arc::clone(pusher.stats());
         pusher.end(Duration::from_secs(2)).await;

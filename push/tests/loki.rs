@@ -139,7 +139,6 @@ async fn secrets_come_from_a_file_as_it_is_now() {
     );
 }
 
-
 #[tokio::test]
 async fn every_answer_has_its_consequence() {
     let server = Server::start(
@@ -198,7 +197,10 @@ async fn trouble_passes_and_what_was_refused_is_counted_with_the_servers_word() 
     assert!(begun.elapsed() >= Duration::from_secs(1), "no sooner than it asked");
     assert_eq!(pusher.stats().state().retries, 3);
     pusher.push([Said(9, "a", "second")]);
-    until("the refusal", || pusher.stats().state().dropped[Reason::Refused as usize] == 1).await;
+    until("the refusal", || {
+        pusher.stats().state().dropped[Reason::Refused as usize] == 1
+    })
+    .await;
     let losses = pusher.stats().take_losses();
     assert_eq!((losses.len(), losses[0].count, losses[0].from_ns), (1, 1, 9));
     assert_eq!(losses[0].detail, "400 Bad Request: stream limit");
@@ -263,7 +265,9 @@ async fn a_server_is_checked_by_the_given_authority() {
         path
     };
     let (right, wrong) = (write("ca.pem", &ca), write("other.pem", &certificate().1));
-    let outcome = Loki::new(http(&url, Some(&right), Auth::None), Plain).send(&batch(), 0).await;
+    let outcome = Loki::new(http(&url, Some(&right), Auth::None), Plain)
+        .send(&batch(), 0)
+        .await;
     assert_eq!(outcome, Outcome::Sent);
     let Outcome::Retry { why, .. } = Loki::new(http(&url, Some(&wrong), Auth::None), Plain)
         .send(&batch(), 0)

@@ -88,14 +88,20 @@ fn labels(loki: &LokiSink) -> Checked {
         let shown = format!("{name}: {text}");
         let good = |at: usize, c: char| c == '_' || c.is_ascii_alphabetic() || at > 0 && c.is_ascii_digit();
         if name.is_empty() || !name.char_indices().all(|(at, c)| good(at, c)) {
-            return fail(KEY, &shown, "expected a name of letters, digits and `_` that begins with no digit");
+            return fail(
+                KEY,
+                &shown,
+                "expected a name of letters, digits and `_` that begins with no digit",
+            );
         }
         let mut rest = text.as_str();
         while let Some((_, after)) = rest.split_once("${") {
             let part = after.split_once('}');
             let Some((_, next)) = part.filter(|(name, _)| LOKI_PARTS.contains(name)) else {
                 let known = LOKI_PARTS.map(|part| format!("`${{{part}}}`")).join(", ");
-                let what = format!("expected text with no other parts than {known}: what has many values belongs into the line");
+                let what = format!(
+                    "expected text with no other parts than {known}: what has many values belongs into the line"
+                );
                 return fail(KEY, &shown, what);
             };
             rest = next;

@@ -84,7 +84,9 @@ pub fn check(settings: &config::Sinks) -> Result<(), BadSink> {
     if settings.loki.url.is_empty() {
         return Ok(());
     }
-    loki::http(&settings.loki).map(drop).map_err(|error| bad(&settings.loki, &error))
+    loki::http(&settings.loki)
+        .map(drop)
+        .map_err(|error| bad(&settings.loki, &error))
 }
 
 fn bad(loki: &config::LokiSink, error: &HttpError) -> BadSink {
@@ -153,8 +155,9 @@ impl Sinks {
         let new = start(settings, &self.node, &changed)?;
         let old = {
             let mut running = self.running.write();
-            let (old, mut kept): (Vec<_>, Vec<_>) =
-                std::mem::take(&mut *running).into_iter().partition(|sink| changed.contains(&sink.name));
+            let (old, mut kept): (Vec<_>, Vec<_>) = std::mem::take(&mut *running)
+                .into_iter()
+                .partition(|sink| changed.contains(&sink.name));
             kept.extend(new);
             *running = kept;
             old
@@ -207,7 +210,10 @@ impl Sinks {
                     target: String::new(),
                     on: false,
                     queued: 0,
-                    state: State { failing: false, ..state },
+                    state: State {
+                        failing: false,
+                        ..state
+                    },
                 };
                 (*name, status)
             }));
@@ -252,7 +258,11 @@ fn gap_of(name: &str, loss: Loss) -> Gap {
         Reason::GivenUp => "they were tried for as long as they may be",
         Reason::Ended => "the end came before they were sent",
     };
-    let detail = if detail.is_empty() { detail } else { format!(": {detail}") };
+    let detail = if detail.is_empty() {
+        detail
+    } else {
+        format!(": {detail}")
+    };
     Gap {
         probe: "",
         cause: gap::SINK_LOST,

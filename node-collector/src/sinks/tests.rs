@@ -83,7 +83,13 @@ fn event_of(probe: &'static str, kind: &'static str) -> Event {
             },
         ),
         "net_softirq" | "virtcmdlatency" => (Subject::Node, node_wide),
-        "netiftxlat" => (Subject::Unknown, Observation { interface: word("eth0"), ..slow }),
+        "netiftxlat" => (
+            Subject::Unknown,
+            Observation {
+                interface: word("eth0"),
+                ..slow
+            },
+        ),
         _ => (of_pod, slow),
     };
     let peer = matches!(probe, "packetloss" | "tcpreset").then(|| match probe {
@@ -101,7 +107,9 @@ fn event_of(probe: &'static str, kind: &'static str) -> Event {
 /// One of each type that any probe has.
 fn all() -> Vec<Event> {
     let specs = probes::specs();
-    let types = specs.iter().flat_map(|spec| spec.event_types.iter().map(|kind| (spec.name, kind.name)));
+    let types = specs
+        .iter()
+        .flat_map(|spec| spec.event_types.iter().map(|kind| (spec.name, kind.name)));
     types.map(|(probe, kind)| event_of(probe, kind)).collect()
 }
 
@@ -113,7 +121,9 @@ fn format(form: EventFormat) -> Format {
 }
 
 fn assert_golden(name: &str, text: &str) {
-    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/events").join(name);
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/fixtures/events")
+        .join(name);
     if std::env::var_os("SONDE_GOLDEN").is_some_and(|v| v == "write") {
         fs::create_dir_all(golden.parent().unwrap()).unwrap();
         fs::write(&golden, text).unwrap();
@@ -129,10 +139,24 @@ fn assert_golden(name: &str, text: &str) {
 fn every_type_of_event_has_its_line() {
     let events = all();
     for kind in [
-        "PACKETLOSS", "TCPRESET_NOSOCK", "TCPRESET_PROCESS", "TCPRESET_ACTIVE", "TCPRESET_RECEIVE", "TCPRETRANS",
-        "SOCKETLAT_READSLOW", "SOCKETLAT_SENDSLOW", "RXKERNEL_SLOW", "TXKERNEL_SLOW", "NETIFTXLAT_QDISC",
-        "NETIFTXLAT_XMIT", "NETSOFTIRQ_SCHED_SLOW", "NETSOFTIRQ_EXCUTE_SLOW", "NETSOFTIRQ_SCHED_100MS",
-        "NETSOFTIRQ_EXCUTE_100MS", "VIRTCMDEXCUTE", "VIRTCMDEXCUTE_100MS",
+        "PACKETLOSS",
+        "TCPRESET_NOSOCK",
+        "TCPRESET_PROCESS",
+        "TCPRESET_ACTIVE",
+        "TCPRESET_RECEIVE",
+        "TCPRETRANS",
+        "SOCKETLAT_READSLOW",
+        "SOCKETLAT_SENDSLOW",
+        "RXKERNEL_SLOW",
+        "TXKERNEL_SLOW",
+        "NETIFTXLAT_QDISC",
+        "NETIFTXLAT_XMIT",
+        "NETSOFTIRQ_SCHED_SLOW",
+        "NETSOFTIRQ_EXCUTE_SLOW",
+        "NETSOFTIRQ_SCHED_100MS",
+        "NETSOFTIRQ_EXCUTE_100MS",
+        "VIRTCMDEXCUTE",
+        "VIRTCMDEXCUTE_100MS",
     ] {
         assert!(events.iter().any(|event| event.observation.kind == kind), "{kind}");
     }
@@ -148,7 +172,10 @@ fn every_type_of_event_has_its_line() {
 fn a_line_that_stands_alone_has_its_time() {
     let event = event_of("packetloss", "PACKETLOSS");
     let text = format(EventFormat::Text).dated_line(&event);
-    assert!(text.starts_with("2023-11-14T22:13:20.123456Z type=PACKETLOSS pod=cart-0 "), "{text}");
+    assert!(
+        text.starts_with("2023-11-14T22:13:20.123456Z type=PACKETLOSS pod=cart-0 "),
+        "{text}"
+    );
     let json = format(EventFormat::Json);
     assert_eq!(json.dated_line(&event), json.line(&event), "which has it anyway");
 }
@@ -166,8 +193,16 @@ fn shared(ports: std::ops::Range<u16>) -> Arc<[Shared]> {
 /// The source ports of a file's lines, each a whole line.
 fn ports(path: &Path) -> Vec<u16> {
     let text = fs::read_to_string(path).unwrap_or_default();
-    assert!(text.is_empty() || text.ends_with('\n'), "a torn line in {}", path.display());
-    let port = |line: &str| serde_json::from_str::<serde_json::Value>(line).unwrap()["sport"].as_u64().unwrap() as u16;
+    assert!(
+        text.is_empty() || text.ends_with('\n'),
+        "a torn line in {}",
+        path.display()
+    );
+    let port = |line: &str| {
+        serde_json::from_str::<serde_json::Value>(line).unwrap()["sport"]
+            .as_u64()
+            .unwrap() as u16
+    };
     text.lines().map(port).collect()
 }
 
@@ -249,7 +284,13 @@ impl Tiny {
     fn new(size: &str) -> Option<Self> {
         let dir = tempfile::tempdir().unwrap();
         let options = format!("size={size}");
-        match mount(Some("tmpfs"), dir.path(), Some("tmpfs"), MsFlags::empty(), Some(options.as_str())) {
+        match mount(
+            Some("tmpfs"),
+            dir.path(),
+            Some("tmpfs"),
+            MsFlags::empty(),
+            Some(options.as_str()),
+        ) {
             Ok(()) => Some(Self(dir)),
             Err(error) => {
                 println!("SKIPPED: no tmpfs: {error}");
@@ -344,7 +385,10 @@ async fn every_sink_gets_every_event_and_a_change_loses_none() {
         settings.loki.url.clone_from(&url);
         settings.loki.linger = sonde_common::time::Span(Duration::from_millis(20));
         settings.loki.tenant = "team".into();
-        settings.loki.labels.insert("type".into(), "${type}-${namespace}".into());
+        settings
+            .loki
+            .labels
+            .insert("type".into(), "${type}-${namespace}".into());
     });
     site.sinks.events(&all());
     let count = all().len() as u64;
@@ -353,11 +397,21 @@ async fn every_sink_gets_every_event_and_a_change_loses_none() {
     let received = server.received();
     assert!(received.iter().all(|one| one.header("x-scope-orgid") == "team"));
     let streams: Vec<_> = received.iter().flat_map(|one| one.push.streams.clone()).collect();
-    let drops = streams.iter().find(|stream| stream.labels.contains("PACKETLOSS")).unwrap();
-    assert_eq!(drops.labels, r#"{instance="node-1", job="kubeskoop", type="PACKETLOSS-shop"}"#);
+    let drops = streams
+        .iter()
+        .find(|stream| stream.labels.contains("PACKETLOSS"))
+        .unwrap();
+    assert_eq!(
+        drops.labels,
+        r#"{instance="node-1", job="kubeskoop", type="PACKETLOSS-shop"}"#
+    );
     let at = drops.entries[0].timestamp.unwrap();
     assert_eq!(at.seconds as u64 * 1_000_000_000 + at.nanos as u64, AT_NS);
-    assert!(drops.entries[0].line.starts_with("type=PACKETLOSS pod=cart-0 namespace=shop protocol=TCP "));
+    assert!(
+        drops.entries[0]
+            .line
+            .starts_with("type=PACKETLOSS pod=cart-0 namespace=shop protocol=TCP ")
+    );
 
     let mut settings = site.sinks.settings.lock().clone();
     settings.file.path = site.dir.path().join("b.log");
@@ -424,7 +478,10 @@ async fn standard_error_gets_whole_lines() {
     });
     assert_eq!(sink.send(&shared(1..3), 0).await, sonde_push::Outcome::Sent);
     let (first, second) = lines.join().unwrap();
-    assert!(first.contains(" type=PACKETLOSS ") && first.contains(" sport=1 "), "{first}");
+    assert!(
+        first.contains(" type=PACKETLOSS ") && first.contains(" sport=1 "),
+        "{first}"
+    );
     assert!(second.contains(" sport=2 "), "{second}");
     drop(sink);
 
@@ -446,11 +503,17 @@ fn what_cannot_be_is_said_with_its_key_and_without_secrets() {
         check(&settings).unwrap_err().to_string()
     };
     let url = error(&|loki| loki.url = "http://me:hidden@loki".into());
-    assert!(url.starts_with("sinks.loki.url: `...@loki`") && !url.contains("hidden"), "{url}");
+    assert!(
+        url.starts_with("sinks.loki.url: `...@loki`") && !url.contains("hidden"),
+        "{url}"
+    );
     let ca = error(&|loki| loki.ca_file = "/nonexistent.pem".into());
     assert!(ca.starts_with("sinks.loki.ca_file: `/nonexistent.pem`"), "{ca}");
     let variable = error(&|loki| loki.bearer_token_env = "SONDE_TEST_NO_SUCH".into());
-    assert!(variable.starts_with("sinks.loki.bearer_token_env: `SONDE_TEST_NO_SUCH`: expected"), "{variable}");
+    assert!(
+        variable.starts_with("sinks.loki.bearer_token_env: `SONDE_TEST_NO_SUCH`: expected"),
+        "{variable}"
+    );
     let tenant = error(&|loki| loki.tenant = "a\nb".into());
     assert!(tenant.starts_with("sinks.loki.tenant: "), "{tenant}");
 }

@@ -1,0 +1,4 @@
+//! The collector alone, as it is run: real faults, and what it tells without an aggregator.
+
+mod running;
+mod sinks;
