@@ -15,6 +15,7 @@ pub mod probes;
 pub mod processes;
 pub mod procfs;
 pub mod reading;
+pub mod reload;
 pub mod round;
 mod run;
 pub mod serve;

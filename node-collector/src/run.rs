@@ -1,6 +1,7 @@
 //! Puts the parts together, watches them, and ends them in order.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
@@ -29,6 +30,7 @@ use crate::pods::{PodIndex, Targets};
 use crate::probes::{self, PROBES, PROCESS_PROBES, Registration};
 use crate::processes::{Finder, ProcessRounds};
 use crate::reading::{Parts, Reading, RoundLog};
+use crate::reload::{self, Reloader};
 use crate::round::Rounds;
 use crate::serve::{self, metrics};
 use crate::ship::client::{self, Client, Link};
@@ -41,10 +43,12 @@ const OBSERVATIONS: usize = 256;
 /// How long what is on its way may take at the end.
 const LAST_EVENTS: Duration = Duration::from_secs(2);
 
-/// Runs until `shutdown`. What cannot start is an error of one line; what the host does not permit is said and left out.
-pub async fn run(mut config: Config, mut shutdown: Shutdown) -> anyhow::Result<()> {
+/// Runs until `shutdown`. Of `file`, from which the configuration came, what may change is followed. What cannot start is an error of one line; what the host does not permit is said and left out.
+pub async fn run(mut config: Config, file: Option<PathBuf>, mut shutdown: Shutdown) -> anyhow::Result<()> {
+    let read = reload::stamp(file.as_deref());
     crate::check(&config)?;
     config.probes = check::by_our_names(config.probes);
+    let settings_now = Arc::new(reload::Settings::new(config.clone(), file));
     let started = Instant::now();
     let listener = bind(config.collector.http).await?;
     let handles = raise_open_files();
@@ -79,8 +83,9 @@ pub async fn run(mut config: Config, mut shutdown: Shutdown) -> anyhow::Result<(
         cri: cri.as_ref().map(|(_, board)| Arc::clone(board)),
         node_name: config.node.name.clone(),
         include_host: config.pods.include_host,
-        pod: Wanted::of(enabled.iter().copied().filter(|p| !p.node_only)),
-        node: Wanted::of(enabled.iter().copied()),
+        // Also for those that are off: they may come on.
+        pod: Wanted::of(PROBES.iter().filter(|p| !p.node_only)),
+        node: Wanted::of(PROBES),
         keep_handles: handles,
         on_change: Box::new({
             let kernel = Arc::clone(&kernel);
@@ -135,14 +140,8 @@ pub async fn run(mut config: Config, mut shutdown: Shutdown) -> anyhow::Result<(
         node: config.node.name.clone(),
         target: config.collector.aggregator.clone(),
         started,
-        interval: config.collector.interval.0,
+        settings: Arc::clone(&settings_now),
         spool_max_bytes: config.spool.max_bytes,
-        off: PROBES
-            .iter()
-            .map(|p| p.spec.name)
-            .chain(PROCESS_PROBES.iter().map(|p| p.spec.name))
-            .filter(|name| !is_enabled(&config, name))
-            .collect(),
         exposition: metrics::Exposition::new(&config.node.name, &config.metrics)?,
         renderings: AtomicU64::new(0),
         index,
@@ -150,7 +149,7 @@ pub async fn run(mut config: Config, mut shutdown: Shutdown) -> anyhow::Result<(
         probes: probe_stats,
         events,
         gaps,
-        missing,
+        missing: Arc::clone(&missing),
         spool: Arc::clone(&spool),
         link,
         sinks: Arc::clone(&sinks),
@@ -159,17 +158,15 @@ pub async fn run(mut config: Config, mut shutdown: Shutdown) -> anyhow::Result<(
     let (end_http, http_ends) = shutdown::channel();
     let http = tokio::spawn(serve::serve(listener, Arc::new(state), http_ends));
 
-    let result = watch(
-        &mut shutdown,
-        cri.as_ref(),
-        &source,
-        &reading,
-        &writer,
-        &http,
-        &client,
-        &sinks,
-    )
-    .await;
+    let reloader = Reloader {
+        settings: &settings_now,
+        sinks: &sinks,
+        reading: &reading,
+        missing: &missing,
+        read,
+        seen: read,
+    };
+    let result = watch(&mut shutdown, cri.as_ref(), &source, &writer, &http, &client, reloader).await;
     tracing::info!("collector ends");
     drop(cri);
     spawn_blocking(move || {
@@ -220,21 +217,23 @@ async fn watch(
     shutdown: &mut Shutdown,
     cri: Option<&(CriSource, Arc<Board>)>,
     source: &NetnsSource,
-    reading: &Reading,
     writer: &Writer,
     http: &JoinHandle<std::io::Result<()>>,
     client: &JoinHandle<()>,
-    sinks: &Sinks,
+    mut reloader: Reloader<'_>,
 ) -> anyhow::Result<()> {
     let mut hangup = signal(SignalKind::hangup())?;
-    let mut clock = tokio::time::interval(Duration::from_secs(1));
+    let mut clock = tokio::time::interval(reload::LOOK);
     loop {
         tokio::select! {
             () = shutdown.recv() => return Ok(()),
-            Some(()) = hangup.recv() => sinks.reopen(),
-            _ = clock.tick() => {}
+            Some(()) = hangup.recv() => {
+                reloader.sinks.reopen();
+                reloader.reload().await;
+            }
+            _ = clock.tick() => reloader.look().await,
         }
-        sinks.tell_losses();
+        reloader.sinks.tell_losses();
         // The pipeline may end: the kernel side has nothing to tell where eBPF is off.
         for (what, ended) in [
             ("discovery of pods", source.has_failed()),
@@ -242,7 +241,7 @@ async fn watch(
                 "watch of the container runtime",
                 cri.is_some_and(|(source, _)| source.has_failed()),
             ),
-            ("thread of rounds", reading.has_failed()),
+            ("thread of rounds", reloader.reading.has_failed()),
             ("spool writer", writer.has_failed()),
             ("http server", http.is_finished()),
             ("client of the aggregator", client.is_finished()),
@@ -320,7 +319,7 @@ fn named_namespaces(config: &Config) -> anyhow::Result<Option<Globs>> {
     Ok(Some(Globs::new(&config.pods.netns.include)?))
 }
 
-fn say_missing(signals: &[SignalStatus], missing: &Missing) {
+pub(crate) fn say_missing(signals: &[SignalStatus], missing: &Missing) {
     for signal in signals {
         match signal.rung {
             Some(rung) => tracing::info!(signal = signal.name, rung, reason = signal.reason, "kernel signal on"),

@@ -8,7 +8,7 @@ mod status;
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use axum::Router;
 use axum::http::StatusCode;
@@ -24,6 +24,7 @@ use crate::missing::Missing;
 use crate::pipeline::EventStats;
 use crate::pods::PodIndex;
 use crate::reading::RoundLog;
+use crate::reload::Settings;
 use crate::round::ProbeStats;
 use crate::ship::client::Link;
 use crate::ship::spool::Spool;
@@ -37,10 +38,8 @@ pub struct State {
     pub node: String,
     pub target: String,
     pub started: Instant,
-    pub interval: Duration,
+    pub settings: Arc<Settings>,
     pub spool_max_bytes: u64,
-    /// Probes of `/proc` that the configuration switches off.
-    pub off: Vec<&'static str>,
     pub exposition: Exposition,
     /// How often series were rendered.
     pub renderings: AtomicU64,

@@ -9,6 +9,7 @@ use sonde_push::Reason;
 use super::State;
 use crate::pipeline::Outcome;
 use crate::procfs::ReadError;
+use crate::reload;
 
 pub(super) fn render(page: &mut Page, state: &State) {
     let version = env!("CARGO_PKG_VERSION");
@@ -48,6 +49,7 @@ pub(super) fn render(page: &mut Page, state: &State) {
     spool(page, state);
     link(page, state);
     sinks(page, state);
+    reloads(page, state);
 }
 
 fn rounds(page: &mut Page, state: &State) {
@@ -223,6 +225,18 @@ fn link(page: &mut Page, state: &State) {
         ),
     ] {
         page.single(name, Type::Counter, help, value.load(Ordering::Relaxed));
+    }
+}
+
+fn reloads(page: &mut Page, state: &State) {
+    let name = "sonde_collector_config_reloads_total";
+    page.family(
+        name,
+        Type::Counter,
+        "Times that the configuration was read anew, by what became of it",
+    );
+    for (outcome, count) in reload::Outcome::ALL.into_iter().zip(state.settings.outcomes()) {
+        page.sample(name, &[("result", outcome.name())], count);
     }
 }
 

@@ -12,6 +12,7 @@ use crate::gaps;
 use crate::kernel::KernelStatus;
 use crate::pipeline::Outcome;
 use crate::procfs::ReadError;
+use crate::reload::Report;
 
 #[derive(Debug, Serialize)]
 pub(super) struct Status {
@@ -31,6 +32,7 @@ pub(super) struct Status {
     spool: SpoolStatus,
     aggregator: LinkStatus,
     sinks: Vec<SinkStatus>,
+    config: Report,
 }
 
 #[derive(Debug, Serialize)]
@@ -110,7 +112,7 @@ pub(super) fn status(state: &State) -> Status {
         node: state.node.clone(),
         version: env!("CARGO_PKG_VERSION"),
         uptime_s: state.started.elapsed().as_secs(),
-        interval_s: state.interval.as_secs_f64(),
+        interval_s: state.settings.current().collector.interval.0.as_secs_f64(),
         ready: snapshot.is_some(),
         pods: state.index.live().len(),
         probes: probes(state),
@@ -156,6 +158,7 @@ pub(super) fn status(state: &State) -> Status {
             last_error: state.link.last_error(),
         },
         sinks: sinks(state),
+        config: state.settings.report(),
     }
 }
 
@@ -173,7 +176,7 @@ fn probes(state: &State) -> Vec<ProbeStatus> {
             .collect(),
         last_error: probe.last_error,
     });
-    let off = state.off.iter().map(|name| ProbeStatus {
+    let off = state.settings.off().into_iter().map(|name| ProbeStatus {
         name,
         state: "off",
         rung: "procfs",
