@@ -17,6 +17,7 @@ use serde::Serialize;
 use serde_json::Value;
 use sonde_common::config::{self, Config};
 use sonde_common::time::{now_ns, rfc3339};
+use tokio::sync::watch;
 
 use crate::check;
 use crate::missing::Missing;
@@ -61,6 +62,7 @@ impl Outcome {
 pub struct Settings {
     file: Option<PathBuf>,
     current: ArcSwap<Config>,
+    interval_ns: watch::Sender<u64>,
     outcomes: [AtomicU64; Outcome::ALL.len()],
     report: Mutex<Report>,
 }
@@ -89,6 +91,7 @@ impl Settings {
         };
         Self {
             file,
+            interval_ns: watch::Sender::new(config.collector.interval.as_nanos()),
             current: ArcSwap::from_pointee(config),
             outcomes: Default::default(),
             report: Mutex::new(report),
@@ -97,6 +100,11 @@ impl Settings {
 
     pub fn current(&self) -> Arc<Config> {
         self.current.load_full()
+    }
+
+    /// `collector.interval`, as it changes.
+    pub fn interval_ns(&self) -> watch::Receiver<u64> {
+        self.interval_ns.subscribe()
     }
 
     /// In the order of [`Outcome::ALL`].
@@ -214,6 +222,10 @@ impl Reloader<'_> {
                 }
             }
         }
+        let interval_ns = new.collector.interval.as_nanos();
+        self.settings
+            .interval_ns
+            .send_if_modified(|now| std::mem::replace(now, interval_ns) != interval_ns);
         tracing::info!(keys = changes.live.join(", "), "new configuration applied");
         self.settings.count(Outcome::Applied);
         self.done(restart, Some(now_ns()));

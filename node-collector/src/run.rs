@@ -14,6 +14,7 @@ use sonde_common::shutdown::{self, Shutdown};
 use sonde_proto::v1;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
 use tokio::task::{JoinHandle, spawn_blocking};
 use uuid::Uuid;
 
@@ -114,7 +115,15 @@ pub async fn run(mut config: Config, file: Option<PathBuf>, mut shutdown: Shutdo
 
     let link = Arc::new(Link::default());
     let (end_client, client_ends) = shutdown::channel();
-    let client = start_client(&config, boot, &spool, &link, &shipper, client_ends)?;
+    let client = start_client(
+        &config,
+        boot,
+        &spool,
+        &link,
+        &shipper,
+        settings_now.interval_ns(),
+        client_ends,
+    )?;
 
     let rounds = Rounds::new(enabled);
     let round_log = Arc::new(RoundLog::default());
@@ -266,6 +275,7 @@ fn start_client(
     spool: &Arc<Spool>,
     link: &Arc<Link>,
     shipper: &Shipper,
+    interval_ns: watch::Receiver<u64>,
     end: Shutdown,
 ) -> anyhow::Result<JoinHandle<()>> {
     if config.collector.aggregator.is_empty() {
@@ -289,7 +299,8 @@ fn start_client(
         Arc::clone(link),
         shipper.clone(),
     )
-    .map_err(|e| anyhow!(e))?;
+    .map_err(|e| anyhow!(e))?
+    .following(interval_ns);
     Ok(tokio::spawn(client.run(end)))
 }
 
