@@ -58,22 +58,30 @@ pub(super) type Outcome = (&'static Signal, Option<usize>, String);
 /// Probes that shall run, and what each asks for.
 type Prepared = Vec<(&'static KernelProbe, Open, Arc<Live>)>;
 
+/// What an engine begins with.
+pub(super) struct Around<'a> {
+    pub config: &'a Config,
+    pub facts: &'a Facts,
+    pub index: &'a PodIndex,
+    pub symbols: &'a Arc<Symbols>,
+    pub events: &'a Sender<Vec<Observation>>,
+    /// There are others: it is for a few probes, and its rings are smaller.
+    pub later: bool,
+}
+
 impl Engine {
     /// Loads what was decided. Each signal is tried by itself, step after step.
     pub(super) fn start(
-        config: &Config,
-        facts: &Facts,
+        around: &Around<'_>,
         btf: Option<Btf>,
         wanted: Vec<(&'static Signal, Decision)>,
-        index: &PodIndex,
-        events: Sender<Vec<Observation>>,
     ) -> (Option<Self>, Vec<Outcome>) {
         let probes: Vec<_> = probes::ALL
             .iter()
             .copied()
             .filter(|probe| wanted.iter().any(|(signal, _)| signal.probe == probe.spec.name))
             .collect();
-        let (mut engine, prepared) = match Self::prepare(config, facts, btf, &probes, index, events.clone()) {
+        let (mut engine, prepared) = match Self::prepare(around, btf, &probes) {
             Ok(prepared) => prepared,
             Err(error) => {
                 let why = error.to_string();
@@ -94,27 +102,33 @@ impl Engine {
         let running: HashSet<_> = engine.readers.iter().map(|running| running.probe.spec.name).collect();
         engine.object.done(&running);
         engine.map_bytes = engine.object.map_bytes();
-        engine.start_ring(&mut outcomes, decoders, events);
+        engine.start_ring(&mut outcomes, decoders, around.events.clone());
         let runs = outcomes.iter().any(|(_, step, _)| step.is_some());
         (runs.then_some(engine), outcomes)
     }
 
     fn prepare(
-        config: &Config,
-        facts: &Facts,
+        around: &Around<'_>,
         btf: Option<Btf>,
         wanted: &[&'static KernelProbe],
-        index: &PodIndex,
-        events: Sender<Vec<Observation>>,
     ) -> Result<(Self, Prepared), LoadError> {
+        let Around {
+            config,
+            facts,
+            index,
+            symbols,
+            ..
+        } = *around;
         let btf_facts = facts.btf.as_ref().map_err(|why| LoadError::Btf(why.clone()))?;
-        let symbols = Arc::new(Symbols::new(&config.host.proc));
         let cpus = aya::util::nr_cpus().unwrap_or(1);
         let mut settings = Settings::new(config, facts, wanted, cpus);
+        if around.later {
+            settings.smaller_ring();
+        }
         let prepared = wanted
             .iter()
             .map(|probe| {
-                let (setup, live) = set_up(probe, config, index.node(), btf.as_ref(), &symbols);
+                let (setup, live) = set_up(probe, config, index.node(), btf.as_ref(), symbols);
                 settings.add(setup.globals);
                 (*probe, setup.open, live)
             })
@@ -130,10 +144,10 @@ impl Engine {
             lost: object.map("LOST")?,
             object,
             listing: Arc::new(listing),
-            symbols,
+            symbols: Arc::clone(symbols),
             ring_counters: Arc::new(RingCounters::new(probes::ALL.iter().map(|probe| probe.spec.name))),
             map_bytes: 0,
-            events,
+            events: around.events.clone(),
             waiting: Vec::new(),
             list_error: Mutex::default(),
             last: Mutex::default(),

@@ -50,7 +50,7 @@ impl Settings {
         }
         settings.common = live(config);
         // 512 KiB for each CPU hold some 700 events with stacks.
-        let ring = (cpus.next_power_of_two() << 19).clamp(1 << 20, 16 << 20) as u32;
+        let ring = (cpus.next_power_of_two() << 19).clamp(LEAST_RING as usize, 16 << 20) as u32;
         settings.maps.push(("EVENTS", if events { ring } else { PAGE }));
         settings.maps.push(("RARE", if events { RARE_BYTES } else { PAGE }));
         // More pods than a node has; what the last ones cannot have is said when they are listed.
@@ -63,6 +63,13 @@ impl Settings {
     pub(super) fn set_listed(&mut self, only: bool) {
         self.globals.retain(|(name, _)| *name != "ONLY_LISTED");
         self.global("ONLY_LISTED", &u32::from(only));
+    }
+
+    /// For few probes.
+    pub(super) fn smaller_ring(&mut self) {
+        for (_, bytes) in self.maps.iter_mut().filter(|(name, _)| *name == "EVENTS") {
+            *bytes = (*bytes / 4).max(LEAST_RING).min(*bytes);
+        }
     }
 
     fn global(&mut self, name: &'static str, value: &(impl IntoBytes + Immutable)) {
@@ -105,6 +112,7 @@ const ARGUMENT_REGISTERS: [u16; 4] = [112, 104, 96, 88];
 const ARGUMENT_REGISTERS: [u16; 4] = [0, 8, 16, 24];
 
 const PAGE: u32 = 4096;
+const LEAST_RING: u32 = 1 << 20;
 /// Some 350 events with stacks.
 const RARE_BYTES: u32 = 1 << 18;
 
@@ -436,6 +444,19 @@ mod tests {
     fn the_kernels_word_on_a_maps_memory_is_read() {
         assert_eq!(memlock("pos:\t0\nmemlock:\t1048576\nfrozen:\t0\n"), Some(1_048_576));
         assert_eq!(memlock("pos:\t0\n"), None);
+    }
+
+    /// One that is a constant would hold what it was at the start, and nobody would know.
+    #[test]
+    fn what_may_change_while_programs_run_is_no_constant_of_theirs() {
+        let object = aya_obj::Object::parse(OBJECT).unwrap();
+        let has = |section: &str, name: &str| object.maps.contains_key(&format!(".{section}.{name}"));
+        let names: Vec<String> = live(&Config::default()).into_iter().map(|(name, _)| name).collect();
+        let changeable: Vec<_> = names.iter().filter(|name| has("data", name)).collect();
+        assert!(changeable.iter().any(|name| *name == "KERNELLATENCY_THRESHOLD_NS"), "{changeable:?}");
+        for name in names {
+            assert!(!has("rodata", &name) && !has("bss", &name), "{name} must be in section .data.{name}");
+        }
     }
 
     /// Also where the kernel has nothing to attach them to.

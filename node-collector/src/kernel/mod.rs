@@ -47,8 +47,9 @@ pub use change::Changed;
 pub use clock::{Clock, clock};
 pub use doctor::{DoctorReport, doctor};
 
-use engine::Engine;
+use engine::{Around, Engine};
 use plan::{Signal, Step, plan};
+use symbols::Symbols;
 
 /// What one signal (a probe's counts, or its events) runs on, for the log, `/status` and `doctor`.
 #[derive(Clone, Debug, Serialize)]
@@ -133,6 +134,7 @@ pub struct Kernel {
     engines: Vec<Engine>,
     btf: Option<String>,
     index: Arc<PodIndex>,
+    symbols: Arc<Symbols>,
     events: Sender<Vec<Observation>>,
     /// The configuration as it was applied last.
     config: Config,
@@ -160,6 +162,7 @@ impl Kernel {
             engines: Vec::new(),
             btf: facts.btf.as_ref().ok().map(|btf| btf.path.display().to_string()),
             index,
+            symbols: Arc::new(Symbols::new(&config.host.proc)),
             events,
             config: config.clone(),
             off: change::Off::default(),
@@ -195,7 +198,15 @@ impl Kernel {
         if wanted.is_empty() {
             return Vec::new();
         }
-        let (engine, outcomes) = Engine::start(config, facts, btf, wanted, &self.index, self.events.clone());
+        let around = Around {
+            config,
+            facts,
+            index: &self.index,
+            symbols: &self.symbols,
+            events: &self.events,
+            later: !self.engines.is_empty(),
+        };
+        let (engine, outcomes) = Engine::start(&around, btf, wanted);
         self.engines.extend(engine);
         outcomes.into_iter().map(with_status).collect()
     }
