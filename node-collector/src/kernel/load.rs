@@ -39,20 +39,26 @@ impl Settings {
         let doubt = facts.release.is_none_or(|release| NULL_IN_DOUBT.contains(&release));
         settings.global("DOUBT_NULL_CHECKS", &u32::from(doubt));
         settings.global("ARGUMENT_REGISTERS", &ARGUMENT_REGISTERS);
-        let mut events = false;
+        let (mut events, mut may_be) = (false, false);
         for probe in probes::ALL {
             let is_wanted = wanted.iter().any(|wanted| wanted.spec.name == probe.spec.name);
             for (name, entries) in probe.maps {
                 settings.maps.push((*name, if is_wanted { entries(cpus) } else { 1 }));
             }
-            // Events that are off now may be switched on.
-            events |= is_wanted && probe.signals.iter().any(|signal| !signal.buckets.is_empty());
+            let makes_events = is_wanted && probe.signals.iter().any(|signal| !signal.buckets.is_empty());
+            may_be |= makes_events;
+            events |= makes_events && probe.settings(config).events;
         }
         settings.common = live(config);
         // 512 KiB for each CPU hold some 700 events with stacks.
         let ring = (cpus.next_power_of_two() << 19).clamp(LEAST_RING as usize, 16 << 20) as u32;
-        settings.maps.push(("EVENTS", if events { ring } else { PAGE }));
-        settings.maps.push(("RARE", if events { RARE_BYTES } else { PAGE }));
+        let (ring, rare) = match (events, may_be) {
+            (true, _) => (ring, RARE_BYTES),
+            // Should they be switched on: enough until the next start.
+            (false, true) => (LEAST_RING / 8, RARE_BYTES / 8),
+            (false, false) => (PAGE, PAGE),
+        };
+        settings.maps.extend([("EVENTS", ring), ("RARE", rare)]);
         // More pods than a node has; what the last ones cannot have is said when they are listed.
         let namespaces = if cpus > 64 { 1024 } else { 2048 };
         settings.maps.extend([("NAMESPACES", namespaces), ("HELD", namespaces)]);
@@ -453,9 +459,15 @@ mod tests {
         let has = |section: &str, name: &str| object.maps.contains_key(&format!(".{section}.{name}"));
         let names: Vec<String> = live(&Config::default()).into_iter().map(|(name, _)| name).collect();
         let changeable: Vec<_> = names.iter().filter(|name| has("data", name)).collect();
-        assert!(changeable.iter().any(|name| *name == "KERNELLATENCY_THRESHOLD_NS"), "{changeable:?}");
+        assert!(
+            changeable.iter().any(|name| *name == "KERNELLATENCY_THRESHOLD_NS"),
+            "{changeable:?}"
+        );
         for name in names {
-            assert!(!has("rodata", &name) && !has("bss", &name), "{name} must be in section .data.{name}");
+            assert!(
+                !has("rodata", &name) && !has("bss", &name),
+                "{name} must be in section .data.{name}"
+            );
         }
     }
 
