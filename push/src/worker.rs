@@ -171,8 +171,11 @@ impl<G: Target> Worker<G> {
                 }
                 Outcome::Refused { why } => {
                     self.stats.lose(&batch[from..], Reason::Refused, &why);
-                    self.stats.failed(&why);
-                    tracing::warn!(to = self.name, count = batch.len() - from, %why, "refused, not sent again");
+                    let before = self.stats.state();
+                    // Said once: a server that refuses one batch for its form refuses the next ones too.
+                    if !self.stats.failed(&why) || before.last_error != why {
+                        tracing::warn!(to = self.name, count = batch.len() - from, %why, "refused, not sent again");
+                    }
                     return true;
                 }
                 Outcome::Retry { done, why, after } => {

@@ -24,6 +24,8 @@ pub(super) struct Off(BTreeMap<(&'static str, What), u64>);
 enum What {
     Probe,
     Events,
+    /// Only while it was begun anew.
+    Anew,
 }
 
 impl Off {
@@ -58,6 +60,7 @@ fn was_off(probe: &'static str, what: What, from_ns: u64, to_ns: u64) -> Gap {
         detail: match what {
             What::Probe => "the configuration had the probe switched off",
             What::Events => "the configuration had its events switched off",
+            What::Anew => "it was begun anew, as it counts by other keys now",
         }
         .to_owned(),
     }
@@ -87,6 +90,7 @@ impl Kernel {
             .filter(|probe| needs_new_maps(probe, &before, config))
             .map(|probe| probe.spec.name)
             .collect();
+        let ended_ns = now_ns();
         self.end_unwanted(config, &anew);
         let error = self
             .engines
@@ -96,6 +100,9 @@ impl Kernel {
             .next();
         self.begin_wanted(&before, config, &anew);
         gaps.extend(self.off.note(config, now_ns()));
+        let again = probes::ALL.iter().filter(|probe| anew.contains(&probe.spec.name));
+        let again = again.filter(|probe| probe.settings(&before).enabled && probe.settings(config).enabled);
+        gaps.extend(again.map(|probe| was_off(probe.spec.name, What::Anew, ended_ns.min(now_ns()), now_ns())));
         Changed {
             signals: self.statuses(),
             tables,

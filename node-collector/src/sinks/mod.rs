@@ -75,8 +75,10 @@ pub struct Sinks {
     shipper: Shipper,
     settings: Mutex<config::Sinks>,
     running: RwLock<Vec<Running>>,
+    /// Sinks that end.
+    ending: Mutex<Vec<(&'static str, Arc<Stats>)>>,
     /// Sinks that ended, by name: their counters go on.
-    past: Mutex<BTreeMap<&'static str, Vec<Arc<Stats>>>>,
+    past: Mutex<BTreeMap<&'static str, State>>,
 }
 
 /// What can be known before anything is opened.
@@ -122,6 +124,7 @@ impl Sinks {
             shipper,
             settings: Mutex::new(settings.clone()),
             running: RwLock::new(running),
+            ending: Mutex::default(),
             past: Mutex::default(),
         })
     }
@@ -170,12 +173,20 @@ impl Sinks {
     async fn end_all(&self, sinks: Vec<Running>, within: Duration) {
         let mut ends = Vec::new();
         for sink in sinks {
-            let stats = Arc::clone(sink.pusher.stats());
-            self.past.lock().entry(sink.name).or_default().push(stats);
+            self.ending.lock().push((sink.name, Arc::clone(sink.pusher.stats())));
             ends.push(sink.pusher.end(within));
         }
         futures::future::join_all(ends).await;
         self.tell_losses();
+        let mut past = self.past.lock();
+        for (name, stats) in self.ending.lock().drain(..) {
+            let ended = stats.state();
+            let all = match past.remove(name) {
+                Some(before) => add(before, ended),
+                None => ended,
+            };
+            past.insert(name, State { failing: false, ..all });
+        }
     }
 
     /// Sends what there is, for a while, and counts the rest.
@@ -193,34 +204,27 @@ impl Sinks {
         for sink in self.running.read().iter() {
             tell(sink.name, sink.pusher.stats());
         }
-        for (name, past) in self.past.lock().iter() {
-            past.iter().for_each(|stats| tell(name, stats));
+        for (name, stats) in self.ending.lock().iter() {
+            tell(name, stats);
         }
         self.shipper.gaps(gaps);
     }
 
     /// All that are on or were.
     pub fn status(&self) -> Vec<SinkStatus> {
-        let mut all: BTreeMap<&'static str, SinkStatus> = BTreeMap::new();
-        for (name, past) in self.past.lock().iter() {
-            let state = past.iter().map(|stats| stats.state()).reduce(add);
-            all.extend(state.map(|state| {
-                let status = SinkStatus {
-                    name,
-                    target: String::new(),
-                    on: false,
-                    queued: 0,
-                    state: State {
-                        failing: false,
-                        ..state
-                    },
-                };
-                (*name, status)
-            }));
+        let mut before = self.past.lock().clone();
+        for (name, stats) in self.ending.lock().iter() {
+            let state = stats.state();
+            let all = match before.remove(name) {
+                Some(past) => add(past, state),
+                None => state,
+            };
+            before.insert(name, State { failing: false, ..all });
         }
+        let mut all: BTreeMap<&'static str, SinkStatus> = BTreeMap::new();
         for sink in self.running.read().iter() {
             let now = sink.pusher.stats().state();
-            let before = all.remove(sink.name).map(|before| before.state);
+            let before = before.remove(sink.name);
             let status = SinkStatus {
                 name: sink.name,
                 target: sink.target.clone(),
@@ -229,6 +233,16 @@ impl Sinks {
                 state: before.into_iter().fold(now, |now, before| add(before, now)),
             };
             all.insert(sink.name, status);
+        }
+        for (name, state) in before {
+            let status = SinkStatus {
+                name,
+                target: String::new(),
+                on: false,
+                queued: 0,
+                state,
+            };
+            all.insert(name, status);
         }
         all.into_values().collect()
     }
@@ -315,7 +329,7 @@ fn start(settings: &config::Sinks, node: &Arc<str>, names: &[&'static str]) -> R
     if names.contains(&"loki") && !loki.url.is_empty() {
         let target = loki::target(loki, format(loki.format)).map_err(|error| bad(loki, &error))?;
         let pace = Pace {
-            batch: 5000,
+            // About half a megabyte, well below what Loki takes at once from one tenant.
             linger: loki.linger.0,
             timeout: Some(loki.timeout.0),
             first_wait: Duration::from_millis(500),

@@ -188,6 +188,35 @@ fn probes_come_and_go_and_the_others_count_every_packet_once() {
 }
 
 #[test]
+fn a_probe_that_counts_by_other_keys_is_begun_anew_and_that_is_a_gap() {
+    let Some(lab) = lab_alone("change-keys") else {
+        return;
+    };
+    let [client, server] = ["client", "server"].map(|role| lab.pod("keys", role).unwrap());
+    lab.link(&client, &server).unwrap();
+    let mut config = config_with_marks("flow");
+    let Some(mut live) = start(&config, index_of([&client, &server]), None) else {
+        return;
+    };
+    let _sink = sockets::udp(&server, Family::V4, PORT).unwrap();
+    let socket = sockets::udp(&client, Family::V4, FROM).unwrap();
+    // Rows of the client by the last two labels, source and destination port.
+    let ports = |live: &mut Live, count| {
+        sockets::send(&socket, server.socket(Family::V4, PORT), count, 100);
+        let rows = live.rows("flow");
+        let ours = rows.keys().filter(|key| key.starts_with("client eth0 egress UDP"));
+        ours.map(|key| key.ends_with(&format!("{FROM} {PORT}")))
+            .collect::<Vec<_>>()
+    };
+    until("flows without ports", || ports(&mut live, 5) == [false]);
+    set(&mut config, "flow", |probe| probe.ports = true);
+    let changed = apply(&mut live, &config);
+    let told: Vec<_> = changed.gaps.iter().map(|gap| (gap.probe, gap.cause)).collect();
+    assert_eq!(told, [("flow", gap::SWITCHED_OFF)]);
+    until("flows with ports", || ports(&mut live, 5) == [true]);
+}
+
+#[test]
 fn events_of_a_probe_go_off_and_on_and_what_was_off_is_a_gap() {
     let Some(lab) = lab_alone("change-events") else {
         return;
