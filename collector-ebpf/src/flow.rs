@@ -10,7 +10,11 @@ use core::ptr::addr_of_mut;
 use sonde_ebpf_common::flow::{Count, Key, PER_NAMESPACE, direction, family};
 use sonde_ebpf_common::lost;
 
-use crate::access::{Access, Live, Probed, RECEIVE_SKB, SHARED_GSO_SEGS, SHARED_GSO_SIZE, SHARED_GSO_TYPE, SKB_DATA, SKB_DATA_LEN, SKB_DEV, SKB_ENCAPSULATION, SKB_END, SKB_INNER_TRANSPORT, SKB_LEN, SKB_MAC_HEADER, START_XMIT_DEV, START_XMIT_SKB, Setting, Typed, add, argument};
+use crate::access::{
+    Access, Live, Probed, RECEIVE_SKB, SHARED_GSO_SEGS, SHARED_GSO_SIZE, SHARED_GSO_TYPE, SKB_DATA, SKB_DATA_LEN,
+    SKB_DEV, SKB_ENCAPSULATION, SKB_END, SKB_INNER_TRANSPORT, SKB_LEN, SKB_MAC_HEADER, START_XMIT_DEV, START_XMIT_SKB,
+    Setting, Typed, add, argument,
+};
 use crate::per_packet::{Ends, Layer3, TCP};
 use crate::{limit, packet, per_packet, place, ring};
 

@@ -16,7 +16,11 @@ use sonde_ebpf_common::kernellatency::{ARRIVALS, Arrival, Key, Record, Times, st
 use sonde_ebpf_common::record::kind;
 use sonde_ebpf_common::{limit as types, lost};
 
-use crate::access::{Access, DEV_IFINDEX, DEV_NET, Live, NETIF_RX_SKB, NET_DEV_QUEUE_SKB, Probed, RECEIVE_SKB, SKB_DEV, SKB_LEN, SKB_SK, SKB_TRUESIZE, SKB_TSTAMP, SKB_TSTAMP_TYPE, SOCK_NET, SOCK_PROTOCOL, SOCK_STATE, Setting, TCP_PROBE_SK, TCP_PROBE_SKB, Typed, add, argument};
+use crate::access::{
+    Access, DEV_IFINDEX, DEV_NET, Live, NET_DEV_QUEUE_SKB, NETIF_RX_SKB, Probed, RECEIVE_SKB, SKB_DEV, SKB_LEN, SKB_SK,
+    SKB_TRUESIZE, SKB_TSTAMP, SKB_TSTAMP_TYPE, SOCK_NET, SOCK_PROTOCOL, SOCK_STATE, Setting, TCP_PROBE_SK,
+    TCP_PROBE_SKB, Typed, add, argument,
+};
 use crate::place::{self, Place};
 use crate::{latency, limit, packet, per_packet, ring};
 

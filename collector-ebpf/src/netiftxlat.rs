@@ -17,7 +17,10 @@ use sonde_ebpf_common::packet::Packet;
 use sonde_ebpf_common::record::kind;
 use sonde_ebpf_common::{limit as types, lost};
 
-use crate::access::{Access, DEV_IFINDEX, Live, NET_DEV_QUEUE_SKB, NET_DEV_XMIT_SKB, Probed, SKB_DATA_LEN, SKB_LEN, SKB_TSTAMP, START_XMIT_DEV, START_XMIT_SKB, Typed, add, argument};
+use crate::access::{
+    Access, DEV_IFINDEX, Live, NET_DEV_QUEUE_SKB, NET_DEV_XMIT_SKB, Probed, SKB_DATA_LEN, SKB_LEN, SKB_TSTAMP,
+    START_XMIT_DEV, START_XMIT_SKB, Typed, add, argument,
+};
 use crate::place::{self, Place};
 use crate::{latency, limit, packet, per_packet, ring};
 

@@ -15,7 +15,11 @@ use sonde_ebpf_common::limit::{PACKETLOSS, PACKETLOSS_NEW_SITE};
 use sonde_ebpf_common::lost;
 use sonde_ebpf_common::record::{STACK_FRAMES, kind};
 
-use crate::access::{Access, DEV_IFINDEX, DEV_NAME, KFREE_SKB_LOCATION, KFREE_SKB_REASON, KFREE_SKB_RX_SK, KFREE_SKB_SKB, Live, Probed, SKB_DATA, SKB_IIF, SKB_LEN, SKB_MAC_HEADER, SKB_NETWORK_HEADER, SKB_PKT_TYPE, SKB_PROTOCOL, SKB_TAIL, SKB_TRANSPORT_HEADER, Typed, add, argument, nullable_argument};
+use crate::access::{
+    Access, DEV_IFINDEX, DEV_NAME, KFREE_SKB_LOCATION, KFREE_SKB_REASON, KFREE_SKB_RX_SK, KFREE_SKB_SKB, Live, Probed,
+    SKB_DATA, SKB_IIF, SKB_LEN, SKB_MAC_HEADER, SKB_NETWORK_HEADER, SKB_PKT_TYPE, SKB_PROTOCOL, SKB_TAIL,
+    SKB_TRANSPORT_HEADER, Typed, add, argument, nullable_argument,
+};
 use crate::place::{self, Place};
 use crate::{limit, packet, ring};
 

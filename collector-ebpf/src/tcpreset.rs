@@ -20,7 +20,11 @@ use sonde_ebpf_common::reset::{
 };
 use sonde_ebpf_common::{limit as types, lost, record};
 
-use crate::access::{Live, Probed, RECEIVE_RESET_SK, SEND_RESET_REASON, SEND_RESET_SK, SEND_RESET_SKB, SET_STATE_NEW, SET_STATE_OLD, SET_STATE_SK, SOCK_SHUTDOWN, Setting, V4_SEND_RESET_SK, V4_SEND_RESET_SKB, V6_SEND_RESET_SK, V6_SEND_RESET_SKB, add, plain_argument, register_argument};
+use crate::access::{
+    Live, Probed, RECEIVE_RESET_SK, SEND_RESET_REASON, SEND_RESET_SK, SEND_RESET_SKB, SET_STATE_NEW, SET_STATE_OLD,
+    SET_STATE_SK, SOCK_SHUTDOWN, Setting, V4_SEND_RESET_SK, V4_SEND_RESET_SKB, V6_SEND_RESET_SK, V6_SEND_RESET_SKB,
+    add, plain_argument, register_argument,
+};
 use crate::place::{self, Place};
 use crate::{connection, limit, ring};
 

@@ -12,7 +12,10 @@ use sonde_ebpf_common::connection::state;
 use sonde_ebpf_common::retransmit::{Key, Record, Segments, kind};
 use sonde_ebpf_common::{limit as types, lost, record};
 
-use crate::access::{Access, ICSK_CA_STATE, ICSK_PENDING, Live, Probed, RETRANSMIT_SKB_ERR, RETRANSMIT_SKB_SK, RETRANSMIT_SKB_SKB, RETRANSMIT_SYNACK_REQ, SKB_CB, SOCK_STATE, TCP_CB_SEGMENTS, Typed, add, argument};
+use crate::access::{
+    Access, ICSK_CA_STATE, ICSK_PENDING, Live, Probed, RETRANSMIT_SKB_ERR, RETRANSMIT_SKB_SK, RETRANSMIT_SKB_SKB,
+    RETRANSMIT_SYNACK_REQ, SKB_CB, SOCK_STATE, TCP_CB_SEGMENTS, Typed, add, argument,
+};
 use crate::place::{self, Place};
 use crate::{connection, limit, ring};
 

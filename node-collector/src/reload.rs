@@ -17,6 +17,7 @@ use serde::Serialize;
 use serde_json::Value;
 use sonde_common::config::{self, Config};
 use sonde_common::time::{now_ns, rfc3339};
+use tokio::signal::unix::Signal;
 use tokio::sync::watch;
 
 use crate::check;
@@ -144,6 +145,8 @@ pub struct Reloader<'a> {
     /// What the file was when it was read last, and when it was looked at last.
     pub read: Stamp,
     pub seen: Stamp,
+    /// SIGHUP: files are opened anew and the configuration is read.
+    pub hangup: Signal,
 }
 
 /// What tells one file from another without reading it: device, inode, size, time of change. `None`: there is none.
@@ -195,7 +198,7 @@ impl Reloader<'_> {
         }
         if changes.live.is_empty() {
             self.settings.count(Outcome::Unchanged);
-            self.done(restart, None);
+            self.done(restart, None, None);
             return;
         }
         // The only one that may still say no comes first.
@@ -208,6 +211,7 @@ impl Reloader<'_> {
         (now.events.rate, now.events.burst) = (new.events.rate, new.events.burst);
         now.collector.interval = new.collector.interval;
         self.settings.current.store(Arc::new(now.clone()));
+        let mut failed = None;
         let of_rounds = changes.live.iter().any(|key| !key.starts_with("sinks"));
         if of_rounds {
             let changed = self
@@ -217,9 +221,10 @@ impl Reloader<'_> {
             // A thread of rounds that is gone ends the collector.
             if let Some(changed) = changed {
                 say_missing(&changed.signals, self.missing);
-                if let Some(error) = changed.error {
+                if let Some(error) = &changed.error {
                     tracing::error!(%error, "a setting of the kernel side could not be changed");
                 }
+                failed = changed.error;
             }
         }
         let interval_ns = new.collector.interval.as_nanos();
@@ -228,13 +233,13 @@ impl Reloader<'_> {
             .send_if_modified(|now| std::mem::replace(now, interval_ns) != interval_ns);
         tracing::info!(keys = changes.live.join(", "), "new configuration applied");
         self.settings.count(Outcome::Applied);
-        self.done(restart, Some(now_ns()));
+        self.done(restart, Some(now_ns()), failed);
     }
 
-    fn done(&self, needs_restart: Vec<String>, applied_ns: Option<u64>) {
+    fn done(&self, needs_restart: Vec<String>, applied_ns: Option<u64>, error: Option<String>) {
         let mut report = self.settings.report.lock();
         report.needs_restart = needs_restart;
-        report.error.clear();
+        report.error = error.unwrap_or_default();
         if let Some(applied_ns) = applied_ns {
             report.applied = rfc3339(applied_ns);
         }

@@ -46,6 +46,8 @@ const LAST_EVENTS: Duration = Duration::from_secs(2);
 
 /// Runs until `shutdown`. Of `file`, from which the configuration came, what may change is followed. What cannot start is an error of one line; what the host does not permit is said and left out.
 pub async fn run(mut config: Config, file: Option<PathBuf>, mut shutdown: Shutdown) -> anyhow::Result<()> {
+    // From the first moment on: by itself it would end the process.
+    let hangup = signal(SignalKind::hangup())?;
     let read = reload::stamp(file.as_deref());
     crate::check(&config)?;
     config.probes = check::by_our_names(config.probes);
@@ -174,6 +176,7 @@ pub async fn run(mut config: Config, file: Option<PathBuf>, mut shutdown: Shutdo
         missing: &missing,
         read,
         seen: read,
+        hangup,
     };
     let result = watch(&mut shutdown, cri.as_ref(), &source, &writer, &http, &client, reloader).await;
     tracing::info!("collector ends");
@@ -231,12 +234,11 @@ async fn watch(
     client: &JoinHandle<()>,
     mut reloader: Reloader<'_>,
 ) -> anyhow::Result<()> {
-    let mut hangup = signal(SignalKind::hangup())?;
     let mut clock = tokio::time::interval(reload::LOOK);
     loop {
         tokio::select! {
             () = shutdown.recv() => return Ok(()),
-            Some(()) = hangup.recv() => {
+            Some(()) = reloader.hangup.recv() => {
                 reloader.sinks.reopen();
                 reloader.reload().await;
             }
