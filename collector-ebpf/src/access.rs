@@ -1,5 +1,6 @@
 //! Reading kernel memory: the fields of `sonde_ebpf_common::fields`, tracepoint arguments, and exact counters.
 
+use core::cell::UnsafeCell;
 use core::marker::PhantomData;
 use core::mem::MaybeUninit;
 use core::ptr::addr_of;
@@ -184,6 +185,25 @@ impl<T: Copy> Setting<T> {
     #[inline(always)]
     pub fn get(&self) -> T {
         unsafe { addr_of!(self.0).read_volatile() }
+    }
+}
+
+/// A setting that user space may change while programs run: what makes an event, and how much of it. It is the only thing
+/// in section `.data.NAME`, and so in the map of that name; a program reads it with a load, as it does a [`Setting`].
+#[repr(transparent)]
+pub struct Live<T>(UnsafeCell<T>);
+
+// Programs read it, on all CPUs; the kernel writes whole words.
+unsafe impl<T: Sync> Sync for Live<T> {}
+
+impl<T: Copy> Live<T> {
+    pub const fn new(value: T) -> Self {
+        Self(UnsafeCell::new(value))
+    }
+
+    #[inline(always)]
+    pub fn get(&self) -> T {
+        unsafe { self.0.get().read_volatile() }
     }
 }
 

@@ -11,9 +11,9 @@ use sonde_ebpf_common::flow::{Count, Key, PER_NAMESPACE, direction, family};
 use sonde_ebpf_common::lost;
 
 use crate::access::{
-    Access, Probed, RECEIVE_SKB, SHARED_GSO_SEGS, SHARED_GSO_SIZE, SHARED_GSO_TYPE, SKB_DATA, SKB_DATA_LEN, SKB_DEV,
-    SKB_ENCAPSULATION, SKB_END, SKB_INNER_TRANSPORT, SKB_LEN, SKB_MAC_HEADER, START_XMIT_DEV, START_XMIT_SKB, Setting,
-    Typed, add, argument,
+    Access, Live, Probed, RECEIVE_SKB, SHARED_GSO_SEGS, SHARED_GSO_SIZE, SHARED_GSO_TYPE, SKB_DATA, SKB_DATA_LEN,
+    SKB_DEV, SKB_ENCAPSULATION, SKB_END, SKB_INNER_TRANSPORT, SKB_LEN, SKB_MAC_HEADER, START_XMIT_DEV, START_XMIT_SKB,
+    Setting, Typed, add, argument,
 };
 use crate::per_packet::{Ends, Layer3, TCP};
 use crate::{limit, packet, per_packet, place, ring};
@@ -30,7 +30,8 @@ static FLOW_TURNS: PerCpuArray<u32> = PerCpuArray::with_max_entries(1, 0);
 
 #[used]
 #[unsafe(no_mangle)]
-static FLOW_SAMPLE: Setting<u32> = Setting::new(1);
+#[unsafe(link_section = ".data.FLOW_SAMPLE")]
+static FLOW_SAMPLE: Live<u32> = Live::new(1);
 
 /// 1: flows are told apart by port too.
 #[used]

@@ -18,7 +18,7 @@ use sonde_ebpf_common::record::kind;
 use sonde_ebpf_common::{limit as types, lost};
 
 use crate::access::{
-    Access, DEV_IFINDEX, DEV_NET, NET_DEV_QUEUE_SKB, NETIF_RX_SKB, Probed, RECEIVE_SKB, SKB_DEV, SKB_LEN, SKB_SK,
+    Access, DEV_IFINDEX, DEV_NET, Live, NET_DEV_QUEUE_SKB, NETIF_RX_SKB, Probed, RECEIVE_SKB, SKB_DEV, SKB_LEN, SKB_SK,
     SKB_TRUESIZE, SKB_TSTAMP, SKB_TSTAMP_TYPE, SOCK_NET, SOCK_PROTOCOL, SOCK_STATE, Setting, TCP_PROBE_SK,
     TCP_PROBE_SKB, Typed, add, argument, plain_argument,
 };
@@ -45,19 +45,23 @@ static KERNELLATENCY_TX_TURNS: PerCpuArray<u32> = PerCpuArray::with_max_entries(
 
 #[used]
 #[unsafe(no_mangle)]
-static KERNELLATENCY_EVENTS: Setting<u32> = Setting::new(1);
+#[unsafe(link_section = ".data.KERNELLATENCY_EVENTS")]
+static KERNELLATENCY_EVENTS: Live<u32> = Live::new(1);
 
 #[used]
 #[unsafe(no_mangle)]
-static KERNELLATENCY_STACKS: Setting<u32> = Setting::new(1);
+#[unsafe(link_section = ".data.KERNELLATENCY_STACKS")]
+static KERNELLATENCY_STACKS: Live<u32> = Live::new(1);
 
 #[used]
 #[unsafe(no_mangle)]
-static KERNELLATENCY_THRESHOLD_NS: Setting<u64> = Setting::new(10_000_000);
+#[unsafe(link_section = ".data.KERNELLATENCY_THRESHOLD_NS")]
+static KERNELLATENCY_THRESHOLD_NS: Live<u64> = Live::new(10_000_000);
 
 #[used]
 #[unsafe(no_mangle)]
-static KERNELLATENCY_SAMPLE: Setting<u32> = Setting::new(1);
+#[unsafe(link_section = ".data.KERNELLATENCY_SAMPLE")]
+static KERNELLATENCY_SAMPLE: Live<u32> = Live::new(1);
 
 /// Too large for a program's stack.
 static NOTHING: Times = Times {

@@ -4,7 +4,7 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::{HashMap, PerCpuHashMap};
 use sonde_ebpf_common::limit::{Held, Namespace, UNKNOWN};
 
-use crate::access::{Setting, add};
+use crate::access::{Live, Setting, add};
 use crate::place::Place;
 
 /// By inode, filled by user space; [`UNKNOWN`] is always there.
@@ -23,12 +23,14 @@ static ONLY_LISTED: Setting<u32> = Setting::new(0);
 /// Time between two events of one namespace and type.
 #[used]
 #[unsafe(no_mangle)]
-static EVENT_INTERVAL_NS: Setting<u64> = Setting::new(10_000_000);
+#[unsafe(link_section = ".data.EVENT_INTERVAL_NS")]
+static EVENT_INTERVAL_NS: Live<u64> = Live::new(10_000_000);
 
 /// How far ahead of now a bucket may be: (burst - 1) intervals.
 #[used]
 #[unsafe(no_mangle)]
-static EVENT_BURST_NS: Setting<u64> = Setting::new(1_990_000_000);
+#[unsafe(link_section = ".data.EVENT_BURST_NS")]
+static EVENT_BURST_NS: Live<u64> = Live::new(1_990_000_000);
 
 /// The key under which the place is known; `None`: not ours. A packet that does not tell its namespace may be
 /// anybody's, so everybody keeps it.

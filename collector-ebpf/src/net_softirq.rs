@@ -12,7 +12,7 @@ use sonde_ebpf_common::latency::Latency;
 use sonde_ebpf_common::softirq::{Going, PLACES, Record, phase, place, vector};
 use sonde_ebpf_common::{limit as types, record};
 
-use crate::access::{SOFTIRQ_ENTRY_VECTOR, SOFTIRQ_EXIT_VECTOR, SOFTIRQ_RAISE_VECTOR, Setting, argument};
+use crate::access::{Live, SOFTIRQ_ENTRY_VECTOR, SOFTIRQ_EXIT_VECTOR, SOFTIRQ_RAISE_VECTOR, Setting, argument};
 use crate::{latency, limit, node, ring};
 
 #[map]
@@ -25,17 +25,20 @@ static NET_SOFTIRQ_TIMES: PerCpuArray<Latency> = PerCpuArray::with_max_entries(P
 /// Whether there are events at all.
 #[used]
 #[unsafe(no_mangle)]
-static NET_SOFTIRQ_EVENTS: Setting<u32> = Setting::new(1);
+#[unsafe(link_section = ".data.NET_SOFTIRQ_EVENTS")]
+static NET_SOFTIRQ_EVENTS: Live<u32> = Live::new(1);
 
 /// What takes longer is an event.
 #[used]
 #[unsafe(no_mangle)]
-static NET_SOFTIRQ_THRESHOLD_NS: Setting<u64> = Setting::new(10_000_000);
+#[unsafe(link_section = ".data.NET_SOFTIRQ_THRESHOLD_NS")]
+static NET_SOFTIRQ_THRESHOLD_NS: Live<u64> = Live::new(10_000_000);
 
 /// Whether events carry the stack.
 #[used]
 #[unsafe(no_mangle)]
-static NET_SOFTIRQ_STACKS: Setting<u32> = Setting::new(0);
+#[unsafe(link_section = ".data.NET_SOFTIRQ_STACKS")]
+static NET_SOFTIRQ_STACKS: Live<u32> = Live::new(0);
 
 const LONG_NS: u64 = 100_000_000;
 

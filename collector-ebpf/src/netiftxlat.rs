@@ -18,8 +18,8 @@ use sonde_ebpf_common::record::kind;
 use sonde_ebpf_common::{limit as types, lost};
 
 use crate::access::{
-    Access, DEV_IFINDEX, NET_DEV_QUEUE_SKB, NET_DEV_XMIT_SKB, Probed, SKB_DATA_LEN, SKB_LEN, SKB_TSTAMP,
-    START_XMIT_DEV, START_XMIT_SKB, Setting, Typed, add, argument,
+    Access, DEV_IFINDEX, Live, NET_DEV_QUEUE_SKB, NET_DEV_XMIT_SKB, Probed, SKB_DATA_LEN, SKB_LEN, SKB_TSTAMP,
+    START_XMIT_DEV, START_XMIT_SKB, Typed, add, argument,
 };
 use crate::place::{self, Place};
 use crate::{latency, limit, packet, per_packet, ring};
@@ -38,19 +38,23 @@ static NETIFTXLAT_TURNS: PerCpuArray<u32> = PerCpuArray::with_max_entries(1, 0);
 
 #[used]
 #[unsafe(no_mangle)]
-static NETIFTXLAT_EVENTS: Setting<u32> = Setting::new(1);
+#[unsafe(link_section = ".data.NETIFTXLAT_EVENTS")]
+static NETIFTXLAT_EVENTS: Live<u32> = Live::new(1);
 
 #[used]
 #[unsafe(no_mangle)]
-static NETIFTXLAT_STACKS: Setting<u32> = Setting::new(1);
+#[unsafe(link_section = ".data.NETIFTXLAT_STACKS")]
+static NETIFTXLAT_STACKS: Live<u32> = Live::new(1);
 
 #[used]
 #[unsafe(no_mangle)]
-static NETIFTXLAT_THRESHOLD_NS: Setting<u64> = Setting::new(100_000_000);
+#[unsafe(link_section = ".data.NETIFTXLAT_THRESHOLD_NS")]
+static NETIFTXLAT_THRESHOLD_NS: Live<u64> = Live::new(100_000_000);
 
 #[used]
 #[unsafe(no_mangle)]
-static NETIFTXLAT_SAMPLE: Setting<u32> = Setting::new(1);
+#[unsafe(link_section = ".data.NETIFTXLAT_SAMPLE")]
+static NETIFTXLAT_SAMPLE: Live<u32> = Live::new(1);
 
 /// Too large for a program's stack.
 static NOTHING: Times = Times {

@@ -16,9 +16,9 @@ use sonde_ebpf_common::lost;
 use sonde_ebpf_common::record::{STACK_FRAMES, kind};
 
 use crate::access::{
-    Access, DEV_IFINDEX, DEV_NAME, KFREE_SKB_LOCATION, KFREE_SKB_REASON, KFREE_SKB_RX_SK, KFREE_SKB_SKB, Probed,
+    Access, DEV_IFINDEX, DEV_NAME, KFREE_SKB_LOCATION, KFREE_SKB_REASON, KFREE_SKB_RX_SK, KFREE_SKB_SKB, Live, Probed,
     SKB_DATA, SKB_IIF, SKB_LEN, SKB_MAC_HEADER, SKB_NETWORK_HEADER, SKB_PKT_TYPE, SKB_PROTOCOL, SKB_TAIL,
-    SKB_TRANSPORT_HEADER, Setting, Typed, add, argument, nullable_argument,
+    SKB_TRANSPORT_HEADER, Typed, add, argument, nullable_argument,
 };
 use crate::place::{self, Place};
 use crate::{limit, packet, ring};
@@ -38,7 +38,8 @@ static PACKETLOSS_REASONS: [u8; verdict::REASONS] = [verdict::BY_SITE; verdict::
 /// Whether events carry the stack.
 #[used]
 #[unsafe(no_mangle)]
-static PACKETLOSS_STACKS: Setting<u32> = Setting::new(1);
+#[unsafe(link_section = ".data.PACKETLOSS_STACKS")]
+static PACKETLOSS_STACKS: Live<u32> = Live::new(1);
 
 #[btf_tracepoint(function = "kfree_skb")]
 pub fn drop_count_btf(ctx: BtfTracePointContext) -> i32 {

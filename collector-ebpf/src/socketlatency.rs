@@ -11,7 +11,7 @@ use sonde_ebpf_common::latency::Latency;
 use sonde_ebpf_common::lost;
 use sonde_ebpf_common::socklat::Key;
 
-use crate::access::{Access, SOCK_FAMILY, SOCK_PROTOCOL, Setting};
+use crate::access::{Access, Live, SOCK_FAMILY, SOCK_PROTOCOL};
 use crate::latency;
 use crate::place::Place;
 
@@ -21,17 +21,20 @@ static SOCKETLATENCY_TIMES: PerCpuHashMap<Key, Latency> = PerCpuHashMap::with_ma
 /// Whether there are events at all.
 #[used]
 #[unsafe(no_mangle)]
-static SOCKETLATENCY_EVENTS: Setting<u32> = Setting::new(1);
+#[unsafe(link_section = ".data.SOCKETLATENCY_EVENTS")]
+static SOCKETLATENCY_EVENTS: Live<u32> = Live::new(1);
 
 /// What takes longer is an event.
 #[used]
 #[unsafe(no_mangle)]
-static SOCKETLATENCY_THRESHOLD_NS: Setting<u64> = Setting::new(100_000_000);
+#[unsafe(link_section = ".data.SOCKETLATENCY_THRESHOLD_NS")]
+static SOCKETLATENCY_THRESHOLD_NS: Live<u64> = Live::new(100_000_000);
 
 /// Whether events carry the stack.
 #[used]
 #[unsafe(no_mangle)]
-static SOCKETLATENCY_STACKS: Setting<u32> = Setting::new(0);
+#[unsafe(link_section = ".data.SOCKETLATENCY_STACKS")]
+static SOCKETLATENCY_STACKS: Live<u32> = Live::new(0);
 
 /// Of an IPv4 or IPv6 socket, else 0. Every kind of socket comes through these hooks.
 #[inline(always)]

@@ -21,7 +21,7 @@ use sonde_ebpf_common::reset::{
 use sonde_ebpf_common::{limit as types, lost, record};
 
 use crate::access::{
-    Probed, RECEIVE_RESET_SK, SEND_RESET_REASON, SEND_RESET_SK, SEND_RESET_SKB, SET_STATE_NEW, SET_STATE_OLD,
+    Live, Probed, RECEIVE_RESET_SK, SEND_RESET_REASON, SEND_RESET_SK, SEND_RESET_SKB, SET_STATE_NEW, SET_STATE_OLD,
     SET_STATE_SK, SOCK_SHUTDOWN, Setting, V4_SEND_RESET_SK, V4_SEND_RESET_SKB, V6_SEND_RESET_SK, V6_SEND_RESET_SKB,
     add, plain_argument, register_argument,
 };
@@ -46,7 +46,8 @@ static TCPRESET_STATES: Array<Closed> = Array::with_max_entries(STATES, 0);
 /// Whether events carry the stack.
 #[used]
 #[unsafe(no_mangle)]
-static TCPRESET_STACKS: Setting<u32> = Setting::new(1);
+#[unsafe(link_section = ".data.TCPRESET_STACKS")]
+static TCPRESET_STACKS: Live<u32> = Live::new(1);
 
 #[btf_tracepoint(function = "tcp_send_reset")]
 pub fn reset_send_count_btf(ctx: BtfTracePointContext) -> i32 {

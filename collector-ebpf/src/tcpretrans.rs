@@ -13,8 +13,8 @@ use sonde_ebpf_common::retransmit::{Key, Record, Segments, kind};
 use sonde_ebpf_common::{limit as types, lost, record};
 
 use crate::access::{
-    Access, ICSK_CA_STATE, ICSK_PENDING, Probed, RETRANSMIT_SKB_ERR, RETRANSMIT_SKB_SK, RETRANSMIT_SKB_SKB,
-    RETRANSMIT_SYNACK_REQ, SKB_CB, SOCK_STATE, Setting, TCP_CB_SEGMENTS, Typed, add, argument,
+    Access, ICSK_CA_STATE, ICSK_PENDING, Live, Probed, RETRANSMIT_SKB_ERR, RETRANSMIT_SKB_SK, RETRANSMIT_SKB_SKB,
+    RETRANSMIT_SYNACK_REQ, SKB_CB, SOCK_STATE, TCP_CB_SEGMENTS, Typed, add, argument,
 };
 use crate::place::{self, Place};
 use crate::{connection, limit, ring};
@@ -25,7 +25,8 @@ static TCPRETRANS_COUNTS: PerCpuHashMap<Key, Segments> = PerCpuHashMap::with_max
 /// Whether events carry the stack.
 #[used]
 #[unsafe(no_mangle)]
-static TCPRETRANS_STACKS: Setting<u32> = Setting::new(1);
+#[unsafe(link_section = ".data.TCPRETRANS_STACKS")]
+static TCPRETRANS_STACKS: Live<u32> = Live::new(1);
 
 #[btf_tracepoint(function = "tcp_retransmit_skb")]
 pub fn retrans_count_btf(ctx: BtfTracePointContext) -> i32 {

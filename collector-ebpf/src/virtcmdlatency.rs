@@ -12,7 +12,7 @@ use sonde_ebpf_common::latency::Latency;
 use sonde_ebpf_common::virtcmd::Record;
 use sonde_ebpf_common::{limit as types, lost, record};
 
-use crate::access::Setting;
+use crate::access::Live;
 use crate::{latency, limit, node, ring};
 
 #[map]
@@ -26,17 +26,20 @@ static VIRTCMDLATENCY_STARTS: HashMap<u32, u64> = HashMap::with_max_entries(1, 0
 /// Whether there are events at all.
 #[used]
 #[unsafe(no_mangle)]
-static VIRTCMDLATENCY_EVENTS: Setting<u32> = Setting::new(1);
+#[unsafe(link_section = ".data.VIRTCMDLATENCY_EVENTS")]
+static VIRTCMDLATENCY_EVENTS: Live<u32> = Live::new(1);
 
 /// What takes longer is an event.
 #[used]
 #[unsafe(no_mangle)]
-static VIRTCMDLATENCY_THRESHOLD_NS: Setting<u64> = Setting::new(10_000_000);
+#[unsafe(link_section = ".data.VIRTCMDLATENCY_THRESHOLD_NS")]
+static VIRTCMDLATENCY_THRESHOLD_NS: Live<u64> = Live::new(10_000_000);
 
 /// Whether events carry the stack.
 #[used]
 #[unsafe(no_mangle)]
-static VIRTCMDLATENCY_STACKS: Setting<u32> = Setting::new(0);
+#[unsafe(link_section = ".data.VIRTCMDLATENCY_STACKS")]
+static VIRTCMDLATENCY_STACKS: Live<u32> = Live::new(0);
 
 const LONG_NS: u64 = 100_000_000;
 

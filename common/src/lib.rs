@@ -2,6 +2,7 @@
 
 pub mod budget;
 pub mod config;
+pub mod event_text;
 pub mod log;
 pub mod negotiate;
 pub mod paths;

@@ -74,6 +74,17 @@ fn page() -> String {
         "# Configuration\n\nMade from `common/src/config/schema.rs` by `make docs`.\n\n\
          One YAML document for all programs, given with `--config`. Command line goes before environment, environment\n\
          before file, file before default. Durations have a unit: `250ms`, `15s`, `5m`, `2h`, `7d`.\n\n\
+         ## While it runs\n\n\
+         A collector follows its file: it looks at it once a second by name, so an edited or replaced file and a swapped\n\
+         ConfigMap are seen, and at once on SIGHUP. `probes`, `events.rate`, `events.burst`, `sinks` and `collector.interval`\n\
+         change while it runs: thresholds, samples, stacks and rates are numbers that the programs read, so counters go on and\n\
+         no packet is missed; probes and their events are attached and detached each by itself, and the time for which one was\n\
+         off is a gap with cause `switched_off`. All else is said by key in the log and in `/status` (`config.needs_restart`),\n\
+         and holds from the next start. A file with a mistake is refused as a whole, with a message that says which key and\n\
+         value, where, and what was expected (`config.error`), and all stays as it was.\n\
+         `sonde_collector_config_reloads_total{result}` counts `applied`, `unchanged` and `refused`. Variables of the\n\
+         environment go before the file then too. The aggregator reads its configuration once.\n\n\
+         ## Keys\n\n\
          | key | default | meaning | environment |\n|---|---|---|---|\n",
     );
     let defaults = serde_json::to_value(Config::default()).unwrap();

@@ -1,4 +1,4 @@
-//! Tables, JSON, and the text form of events.
+//! Tables, JSON, and cells of text.
 
 use serde_json::Value;
 
@@ -47,60 +47,5 @@ pub(crate) fn table(head: &[&str], rows: &[Vec<String>]) {
     print(head);
     for row in rows {
         print(&row.iter().map(String::as_str).collect::<Vec<_>>());
-    }
-}
-
-/// One event as `type=... pod=... namespace=...`, its stack at the end.
-pub(crate) fn event_text(event: &Value) -> String {
-    let host = event["namespace"] == "" && event["pod"] == "";
-    let mut line = format!("type={}", cell(&event["type"]));
-    for (name, key) in [("pod", "pod"), ("namespace", "namespace")] {
-        let value = if host {
-            "hostNetwork".to_owned()
-        } else {
-            cell(&event[key])
-        };
-        line.push_str(&format!(" {name}={value}"));
-    }
-    for key in [
-        "protocol",
-        "saddr",
-        "sport",
-        "daddr",
-        "dport",
-        "node",
-        "reason",
-        "direction",
-        "interface",
-        "latency_ns",
-        "state",
-        "pid",
-        "comm",
-        "suppressed",
-    ] {
-        if let Some(value) = event.get(key) {
-            line.push_str(&format!(" {key}={}", cell(value)));
-        }
-    }
-    if let Some(stack) = event["stack"].as_array().filter(|frames| !frames.is_empty()) {
-        let frames: Vec<String> = stack.iter().map(cell).collect();
-        line.push_str(&format!(" stacktrace:{}", frames.join(" ")));
-    }
-    line
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use serde_json::json;
-
-    #[test]
-    fn an_event_of_the_host_says_host_network() {
-        let event = json!({"type": "PACKETLOSS", "namespace": "", "pod": "", "node": "n1", "reason": "NO_SOCKET", "dport": 80,
-            "stack": ["tcp_v4_rcv+0xA3", "ip_rcv+0xE"]});
-        assert_eq!(
-            event_text(&event),
-            "type=PACKETLOSS pod=hostNetwork namespace=hostNetwork dport=80 node=n1 reason=NO_SOCKET stacktrace:tcp_v4_rcv+0xA3 ip_rcv+0xE"
-        );
     }
 }

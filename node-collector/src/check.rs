@@ -8,6 +8,7 @@ use crate::pods::names::{BadGlob, Globs};
 use crate::probes;
 use crate::serve::metrics::kubeskoop;
 use crate::serve::metrics::labels::{ExtraLabels, LabelProblem};
+use crate::sinks::{self, BadSink};
 
 /// Key, value and what was expected, in one line.
 #[derive(Debug, thiserror::Error)]
@@ -20,11 +21,14 @@ pub enum Problem {
     Glob(#[from] BadGlob),
     #[error(transparent)]
     Label(#[from] LabelProblem),
+    #[error(transparent)]
+    Sink(#[from] BadSink),
 }
 
 pub fn check(config: &Config) -> Result<(), Problem> {
     Globs::new(&config.pods.netns.include)?;
     ExtraLabels::new(&config.metrics)?;
+    sinks::check(&config.sinks)?;
     let known: Vec<&str> = probes::specs().iter().map(|spec| spec.name).collect();
     for name in config.probes.keys() {
         let ours = kubeskoop::probe(name);

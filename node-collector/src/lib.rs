@@ -15,10 +15,12 @@ pub mod probes;
 pub mod processes;
 pub mod procfs;
 pub mod reading;
+pub mod reload;
 pub mod round;
 mod run;
 pub mod serve;
 pub mod ship;
+pub mod sinks;
 pub mod sysfs;
 pub mod table;
 

@@ -3,6 +3,7 @@
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand, ValueEnum};
 use sonde_collector::catalogue::{Kind, ProbeSpec};
@@ -56,7 +57,7 @@ fn main() -> ExitCode {
         }
     };
     let result = match cli.command {
-        Command::Run => run(config),
+        Command::Run => run(config, cli.config),
         Command::Probes { output } => list(output),
         Command::Doctor { output } => {
             let report = doctor::doctor(&config);
@@ -83,17 +84,20 @@ fn load(cli: &Cli) -> anyhow::Result<Config> {
     Ok(config)
 }
 
-fn run(config: Config) -> anyhow::Result<()> {
+fn run(config: Config, file: Option<PathBuf>) -> anyhow::Result<()> {
     log::init(&config.log);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()?;
-    runtime.block_on(async {
+    let result = runtime.block_on(async {
         let (trigger, shutdown) = shutdown::channel();
         shutdown::on_signals(trigger)?;
-        sonde_collector::run(config, shutdown).await
-    })
+        sonde_collector::run(config, file, shutdown).await
+    });
+    // A sink that writes where nobody reads does not hold the end up.
+    runtime.shutdown_timeout(Duration::from_millis(100));
+    result
 }
 
 /// To standard output; a reader that went away early is no error.

@@ -17,6 +17,7 @@ use crate::kernel::attribute;
 use crate::pods::PodIndex;
 use crate::pods::netns::Rescan;
 use crate::ship::writer::Shipper;
+use crate::sinks::Sinks;
 
 /// Longer than the time between two looks at all names.
 const HOLD: Duration = Duration::from_millis(1200);
@@ -84,6 +85,7 @@ pub struct Pipeline {
     index: Arc<PodIndex>,
     rescan: Rescan,
     shipper: Shipper,
+    sinks: Arc<Sinks>,
     stats: Arc<EventStats>,
     unknown: UnknownNetns,
     include_host: bool,
@@ -98,12 +100,14 @@ impl Pipeline {
         index: Arc<PodIndex>,
         rescan: Rescan,
         shipper: Shipper,
+        sinks: Arc<Sinks>,
         stats: Arc<EventStats>,
     ) -> Self {
         Self {
             index,
             rescan,
             shipper,
+            sinks,
             stats,
             unknown: config.events.unknown_netns,
             include_host: config.pods.include_host,
@@ -141,6 +145,12 @@ impl Pipeline {
                 events.extend(self.judge(event));
             }
         }
+        self.deliver(events);
+    }
+
+    /// Whose it is as far as it will be known here goes with an event to the sinks too.
+    fn deliver(&self, events: Vec<Event>) {
+        self.sinks.events(&events);
         self.shipper.events(events);
     }
 
@@ -176,7 +186,7 @@ impl Pipeline {
                 events.extend(self.judge(event));
             }
         }
-        self.shipper.events(events);
+        self.deliver(events);
     }
 
     fn decide(&mut self, now: Instant) {
@@ -184,7 +194,7 @@ impl Pipeline {
         while let Some((_, event)) = self.held.pop_front_if(|(deadline, _)| *deadline <= now) {
             events.extend(self.judge(attribute(event.observation, &self.index)));
         }
-        self.shipper.events(events);
+        self.deliver(events);
     }
 
     fn judge(&self, event: Event) -> Option<Event> {

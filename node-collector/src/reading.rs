@@ -9,12 +9,14 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
 use parking_lot::Mutex;
+use sonde_common::config::Config;
 use sonde_common::prom::{Format, Page};
 use sonde_common::time::now_ns;
 
-use crate::kernel::{Kernel, KernelStatus};
+use crate::kernel::{Changed, Kernel, KernelStatus};
 use crate::pipeline::EventStats;
 use crate::pods::{PodIndex, Targets};
+use crate::probes::{PROBES, PROCESS_PROBES};
 use crate::processes::ProcessRounds;
 use crate::round::Rounds;
 use crate::serve::Pages;
@@ -77,25 +79,43 @@ pub struct Parts {
 /// the metrics next.
 const SOON: Duration = Duration::from_secs(1);
 
+/// What the thread of rounds is asked to do between two of them.
+type Errand = Box<dyn FnOnce(&mut Parts, &mut Duration) + Send>;
+
 /// The running thread. Dropping it ends it after a last round.
 #[derive(Debug)]
 pub struct Reading {
-    stop: Option<Sender<()>>,
+    errands: Option<Sender<Errand>>,
     thread: Option<std::thread::JoinHandle<()>>,
 }
 
 impl Reading {
     pub fn start(mut parts: Parts, interval: Duration) -> io::Result<Self> {
-        let (stop, stopped) = channel();
+        let (errands, asked) = channel();
         let thread = std::thread::Builder::new().name("sonde-rounds".into()).spawn(move || {
-            parts.run(interval, &stopped);
+            parts.run(interval, &asked);
             // What happened since would else be lost with the programs.
             parts.round();
         })?;
         Ok(Self {
-            stop: Some(stop),
+            errands: Some(errands),
             thread: Some(thread),
         })
+    }
+
+    /// Changes what rounds do, and how often they are. Resolves with `errand`'s answer when the round under way is done;
+    /// `None`: the thread is gone.
+    pub async fn change<T: Send + 'static>(
+        &self,
+        errand: impl FnOnce(&mut Parts, &mut Duration) -> T + Send + 'static,
+    ) -> Option<T> {
+        let (answer, answered) = tokio::sync::oneshot::channel();
+        let errand: Errand = Box::new(move |parts, interval| {
+            // Whoever asked may be gone.
+            let _ = answer.send(errand(parts, interval));
+        });
+        self.errands.as_ref()?.send(errand).ok()?;
+        answered.await.ok()
     }
 
     pub fn has_failed(&self) -> bool {
@@ -105,7 +125,7 @@ impl Reading {
 
 impl Drop for Reading {
     fn drop(&mut self) {
-        drop(self.stop.take());
+        drop(self.errands.take());
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
@@ -113,7 +133,7 @@ impl Drop for Reading {
 }
 
 impl Parts {
-    fn run(&mut self, interval: Duration, stopped: &Receiver<()>) {
+    fn run(&mut self, mut interval: Duration, asked: &Receiver<Errand>) {
         let mut due = Instant::now();
         let mut counted = 0;
         loop {
@@ -129,11 +149,32 @@ impl Parts {
                 counted = self.events.total();
                 self.count_events();
             }
-            match stopped.recv_timeout(due.saturating_duration_since(Instant::now()).min(SOON)) {
+            match asked.recv_timeout(due.saturating_duration_since(Instant::now()).min(SOON)) {
                 Err(RecvTimeoutError::Timeout) => {}
-                Ok(()) | Err(RecvTimeoutError::Disconnected) => return,
+                Ok(errand) => {
+                    errand(self, &mut interval);
+                    // What changed is seen at once.
+                    due = Instant::now();
+                }
+                Err(RecvTimeoutError::Disconnected) => return,
             }
         }
+    }
+
+    /// Other probes and another interval from now on. The last rows of what ends, and what could not be seen, are shipped.
+    pub fn apply(&mut self, config: &Config, interval: &mut Duration) -> Changed {
+        *interval = config.collector.interval.0;
+        self.rounds
+            .set(PROBES.iter().filter(|probe| config.is_enabled(probe.spec.name, true)));
+        self.processes.set(
+            PROCESS_PROBES
+                .iter()
+                .filter(|probe| config.is_enabled(probe.spec.name, true)),
+        );
+        let mut changed = self.kernel.lock().apply(config);
+        self.shipper.rows(Arc::new(std::mem::take(&mut changed.tables)));
+        self.shipper.gaps(std::mem::take(&mut changed.gaps));
+        changed
     }
 
     fn round(&mut self) {

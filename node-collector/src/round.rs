@@ -90,6 +90,27 @@ impl Rounds {
         }
     }
 
+    /// Other probes from the next round on. Those that stay go on as they are.
+    pub fn set(&mut self, registrations: impl IntoIterator<Item = &'static Registration>) {
+        let mut before = std::mem::take(&mut self.probes);
+        let probes = registrations.into_iter().map(|registration| {
+            let same = |running: &Running| running.registration.spec.name == registration.spec.name;
+            match before.iter().position(same) {
+                Some(at) => before.swap_remove(at),
+                None => Running {
+                    registration,
+                    probe: (registration.make)(),
+                    rows: 0,
+                },
+            }
+        });
+        self.probes = probes.collect();
+        keep_stats(
+            &self.stats,
+            self.probes.iter().map(|running| running.registration.spec.name),
+        );
+    }
+
     pub fn stats(&self) -> Arc<Mutex<Vec<ProbeStats>>> {
         Arc::clone(&self.stats)
     }
@@ -177,6 +198,16 @@ impl Rounds {
             netns::enter(home.as_fd()).expect("the own network namespace can be entered again");
         }
     }
+}
+
+/// Figures of these probes: of those that were there already as they are.
+pub(crate) fn keep_stats(stats: &Mutex<Vec<ProbeStats>>, names: impl Iterator<Item = &'static str>) {
+    let mut stats = stats.lock();
+    let kept = |name| stats.iter().find(|stats| stats.name == name).cloned();
+    let now = names
+        .map(|name| kept(name).unwrap_or_else(|| ProbeStats::new(name)))
+        .collect();
+    *stats = now;
 }
 
 /// Readings that fail, from the first one on.

@@ -1,6 +1,7 @@
 //! Puts the parts together, watches them, and ends them in order.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
@@ -12,6 +13,8 @@ use sonde_common::config::{Config, PodSource};
 use sonde_common::shutdown::{self, Shutdown};
 use sonde_proto::v1;
 use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
 use tokio::task::{JoinHandle, spawn_blocking};
 use uuid::Uuid;
 
@@ -28,21 +31,27 @@ use crate::pods::{PodIndex, Targets};
 use crate::probes::{self, PROBES, PROCESS_PROBES, Registration};
 use crate::processes::{Finder, ProcessRounds};
 use crate::reading::{Parts, Reading, RoundLog};
+use crate::reload::{self, Reloader};
 use crate::round::Rounds;
 use crate::serve::{self, metrics};
 use crate::ship::client::{self, Client, Link};
 use crate::ship::spool::Spool;
 use crate::ship::writer::{Shipper, Writer};
+use crate::sinks::Sinks;
 
 /// Vectors of observations between the kernel side and the pipeline.
 const OBSERVATIONS: usize = 256;
 /// How long what is on its way may take at the end.
 const LAST_EVENTS: Duration = Duration::from_secs(2);
 
-/// Runs until `shutdown`. What cannot start is an error of one line; what the host does not permit is said and left out.
-pub async fn run(mut config: Config, mut shutdown: Shutdown) -> anyhow::Result<()> {
+/// Runs until `shutdown`. Of `file`, from which the configuration came, what may change is followed. What cannot start is an error of one line; what the host does not permit is said and left out.
+pub async fn run(mut config: Config, file: Option<PathBuf>, mut shutdown: Shutdown) -> anyhow::Result<()> {
+    // From the first moment on: by itself it would end the process.
+    let hangup = signal(SignalKind::hangup())?;
+    let read = reload::stamp(file.as_deref());
     crate::check(&config)?;
     config.probes = check::by_our_names(config.probes);
+    let settings_now = Arc::new(reload::Settings::new(config.clone(), file));
     let started = Instant::now();
     let listener = bind(config.collector.http).await?;
     let handles = raise_open_files();
@@ -77,8 +86,9 @@ pub async fn run(mut config: Config, mut shutdown: Shutdown) -> anyhow::Result<(
         cri: cri.as_ref().map(|(_, board)| Arc::clone(board)),
         node_name: config.node.name.clone(),
         include_host: config.pods.include_host,
-        pod: Wanted::of(enabled.iter().copied().filter(|p| !p.node_only)),
-        node: Wanted::of(enabled.iter().copied()),
+        // Also for those that are off: they may come on.
+        pod: Wanted::of(PROBES.iter().filter(|p| !p.node_only)),
+        node: Wanted::of(PROBES),
         keep_handles: handles / 4 * 3,
         on_change: Box::new({
             let kernel = Arc::clone(&kernel);
@@ -93,19 +103,29 @@ pub async fn run(mut config: Config, mut shutdown: Shutdown) -> anyhow::Result<(
 
     let gaps = Arc::new(GapLog::default());
     let (writer, shipper) = Writer::start(Arc::clone(&spool), Arc::clone(&index), Arc::clone(&gaps), recovery)?;
+    let sinks = Arc::new(Sinks::start(&config.sinks, &config.node.name, shipper.clone())?);
     let events = Arc::new(EventStats::default());
     let pipeline = Pipeline::new(
         &config,
         Arc::clone(&index),
         source.rescan(),
         shipper.clone(),
+        Arc::clone(&sinks),
         Arc::clone(&events),
     );
     let pipeline = tokio::spawn(pipeline.run(observations));
 
     let link = Arc::new(Link::default());
     let (end_client, client_ends) = shutdown::channel();
-    let client = start_client(&config, boot, &spool, &link, &shipper, client_ends)?;
+    let client = start_client(
+        &config,
+        boot,
+        &spool,
+        &link,
+        &shipper,
+        settings_now.interval_ns(),
+        client_ends,
+    )?;
 
     let rounds = Rounds::new(enabled);
     let round_log = Arc::new(RoundLog::default());
@@ -131,14 +151,8 @@ pub async fn run(mut config: Config, mut shutdown: Shutdown) -> anyhow::Result<(
         node: config.node.name.clone(),
         target: config.collector.aggregator.clone(),
         started,
-        interval: config.collector.interval.0,
+        settings: Arc::clone(&settings_now),
         spool_max_bytes: config.spool.max_bytes,
-        off: PROBES
-            .iter()
-            .map(|p| p.spec.name)
-            .chain(PROCESS_PROBES.iter().map(|p| p.spec.name))
-            .filter(|name| !is_enabled(&config, name))
-            .collect(),
         exposition: metrics::Exposition::new(&config.node.name, &config.metrics)?,
         renderings: AtomicU64::new(0),
         index,
@@ -146,15 +160,25 @@ pub async fn run(mut config: Config, mut shutdown: Shutdown) -> anyhow::Result<(
         probes: probe_stats,
         events,
         gaps,
-        missing,
+        missing: Arc::clone(&missing),
         spool: Arc::clone(&spool),
         link,
+        sinks: Arc::clone(&sinks),
     };
     tracing::info!(http = %listener.local_addr()?, "collector serves");
     let (end_http, http_ends) = shutdown::channel();
     let http = tokio::spawn(serve::serve(listener, Arc::new(state), http_ends));
 
-    let result = watch(&mut shutdown, cri.as_ref(), &source, &reading, &writer, &http, &client).await;
+    let reloader = Reloader {
+        settings: &settings_now,
+        sinks: &sinks,
+        reading: &reading,
+        missing: &missing,
+        read,
+        seen: read,
+        hangup,
+    };
+    let result = watch(&mut shutdown, cri.as_ref(), &source, &writer, &http, &client, reloader).await;
     tracing::info!("collector ends");
     drop(cri);
     spawn_blocking(move || {
@@ -166,6 +190,7 @@ pub async fn run(mut config: Config, mut shutdown: Shutdown) -> anyhow::Result<(
     if tokio::time::timeout(LAST_EVENTS, pipeline).await.is_err() {
         tracing::warn!("last events did not arrive in time");
     }
+    sinks.end().await;
     spawn_blocking(move || writer.stop()).await?;
     if config.collector.aggregator.is_empty() || tokio::time::timeout(client::DRAIN, drained(&spool)).await.is_err() {
         tracing::info!(
@@ -204,17 +229,22 @@ async fn watch(
     shutdown: &mut Shutdown,
     cri: Option<&(CriSource, Arc<Board>)>,
     source: &NetnsSource,
-    reading: &Reading,
     writer: &Writer,
     http: &JoinHandle<std::io::Result<()>>,
     client: &JoinHandle<()>,
+    mut reloader: Reloader<'_>,
 ) -> anyhow::Result<()> {
-    let mut clock = tokio::time::interval(Duration::from_secs(1));
+    let mut clock = tokio::time::interval(reload::LOOK);
     loop {
         tokio::select! {
             () = shutdown.recv() => return Ok(()),
-            _ = clock.tick() => {}
+            Some(()) = reloader.hangup.recv() => {
+                reloader.sinks.reopen();
+                reloader.reload().await;
+            }
+            _ = clock.tick() => reloader.look().await,
         }
+        reloader.sinks.tell_losses();
         // The pipeline may end: the kernel side has nothing to tell where eBPF is off.
         for (what, ended) in [
             ("discovery of pods", source.has_failed()),
@@ -222,7 +252,7 @@ async fn watch(
                 "watch of the container runtime",
                 cri.is_some_and(|(source, _)| source.has_failed()),
             ),
-            ("thread of rounds", reading.has_failed()),
+            ("thread of rounds", reloader.reading.has_failed()),
             ("spool writer", writer.has_failed()),
             ("http server", http.is_finished()),
             ("client of the aggregator", client.is_finished()),
@@ -247,6 +277,7 @@ fn start_client(
     spool: &Arc<Spool>,
     link: &Arc<Link>,
     shipper: &Shipper,
+    interval_ns: watch::Receiver<u64>,
     end: Shutdown,
 ) -> anyhow::Result<JoinHandle<()>> {
     if config.collector.aggregator.is_empty() {
@@ -270,7 +301,8 @@ fn start_client(
         Arc::clone(link),
         shipper.clone(),
     )
-    .map_err(|e| anyhow!(e))?;
+    .map_err(|e| anyhow!(e))?
+    .following(interval_ns);
     Ok(tokio::spawn(client.run(end)))
 }
 
@@ -300,7 +332,7 @@ fn named_namespaces(config: &Config) -> anyhow::Result<Option<Globs>> {
     Ok(Some(Globs::new(&config.pods.netns.include)?))
 }
 
-fn say_missing(signals: &[SignalStatus], missing: &Missing) {
+pub(crate) fn say_missing(signals: &[SignalStatus], missing: &Missing) {
     for signal in signals {
         match signal.rung {
             Some(rung) => tracing::info!(signal = signal.name, rung, reason = signal.reason, "kernel signal on"),

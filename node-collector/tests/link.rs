@@ -18,7 +18,7 @@ use sonde_proto::v1::ingest_server::{Ingest, IngestServer};
 use sonde_proto::v1::{Ack, BatchBody, Down, Hello, HelloAck, Up, down, up};
 use sonde_proto::{body, gap, poison};
 use tokio::net::TcpListener;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tonic::{Request, Response, Status, Streaming};
 
@@ -128,6 +128,7 @@ struct Running {
     spool: Arc<Spool>,
     writer: Writer,
     shipper: Shipper,
+    interval_ns: watch::Sender<u64>,
     gaps: Arc<GapLog>,
     end: shutdown::Trigger,
     client: tokio::task::JoinHandle<()>,
@@ -184,12 +185,15 @@ impl Rig {
             shipper.clone(),
         )
         .unwrap();
+        let interval_ns = watch::Sender::new(5);
+        let client = client.following(interval_ns.subscribe());
         let (end, ends) = shutdown::channel();
         let client = tokio::spawn(client.run(ends));
         self.running = Some(Running {
             spool,
             writer,
             shipper,
+            interval_ns,
             gaps,
             end,
             client,
@@ -277,6 +281,21 @@ async fn batches_arrive_once_and_in_order_and_leave_the_spool() {
     let store = rig.store.lock();
     assert_eq!(store.seen, (1..=store.seen.len() as u64).collect::<Vec<_>>());
     assert_eq!(store.hellos.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_interval_is_told_with_another_hello_and_nothing_is_stored_twice() {
+    let rig = Rig::new([Answer::Keep]).await;
+    rig.event(1).await;
+    rig.until("the first stored", |rig| rig.stored_ports().len() == 1).await;
+    rig.running().interval_ns.send_replace(9);
+    rig.until("a second hello", |rig| rig.store.lock().hellos.len() == 2)
+        .await;
+    rig.event(2).await;
+    rig.until("both stored", |rig| rig.stored_ports().len() == 2).await;
+    assert_eq!(rig.stored_ports(), [1, 2]);
+    let told: Vec<_> = rig.store.lock().hellos.iter().map(|hello| hello.interval_ns).collect();
+    assert_eq!(told, [0, 9]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -150,6 +150,26 @@ fn a_bad_configuration_ends_with_2_and_one_line() {
             "pods: {netns: {include: [\"a[\"]}}\n",
             &["pods.netns.include", "`a[`", "glob"],
         ),
+        (
+            "sinks: {file: {path: e.log}}\n",
+            &["sinks.file.path", "`e.log`", "begins with `/`"],
+        ),
+        (
+            "sinks: {stderr: {format: xml}}\n",
+            &["sinks.stderr.format", "xml", "text", "line 1"],
+        ),
+        (
+            "sinks: {loki: {url: loki}}\n",
+            &["sinks.loki.url", "`loki`", "http://HOST"],
+        ),
+        (
+            "sinks: {loki: {url: \"https://x\", bearer_token_env: NO_SUCH}}\n",
+            &["sinks.loki.bearer_token_env", "`NO_SUCH`", "environment"],
+        ),
+        (
+            "sinks: {loki: {labels: {p: \"${pod}\"}}}\n",
+            &["sinks.loki.labels", "`p: ${pod}`", "${namespace}"],
+        ),
     ] {
         std::fs::write(&file, text).unwrap();
         for command in ["check-config", "run"] {

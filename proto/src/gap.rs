@@ -20,9 +20,13 @@ pub const COLLECTOR_DOWN: &str = "collector_down";
 pub const READ_FAILED: &str = "read_failed";
 /// A record from the kernel could not be decoded.
 pub const BAD_RECORD: &str = "bad_record";
+/// A sink of the collector could not deliver events. What the aggregator has is whole.
+pub const SINK_LOST: &str = "sink_lost";
+/// The configuration had the probe, or its events, switched off while the collector ran.
+pub const SWITCHED_OFF: &str = "switched_off";
 
 /// All of them.
-pub const ALL: [&str; 10] = [
+pub const ALL: [&str; 12] = [
     RATE_LIMITED,
     RING_FULL,
     PROGRAM_SKIPPED,
@@ -33,4 +37,6 @@ pub const ALL: [&str; 10] = [
     COLLECTOR_DOWN,
     READ_FAILED,
     BAD_RECORD,
+    SINK_LOST,
+    SWITCHED_OFF,
 ];

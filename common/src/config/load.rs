@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use super::{Config, MaxSeries};
+use super::{Config, MaxSeries, sinks};
 use crate::time::Span;
 
 /// What is wrong, where, and what was expected. One line.
@@ -59,6 +59,10 @@ pub fn load(file: Option<&Path>, env: impl Fn(&str) -> Option<String>) -> Result
     if config.pods.cri.endpoint.is_empty() {
         config.pods.cri.endpoint = env("RUNTIME_SOCK").unwrap_or_default();
     }
+    // An empty variable says nothing, so there must be a word for none.
+    if config.collector.aggregator == "none" {
+        config.collector.aggregator.clear();
+    }
     check(&config)?;
     Ok(config)
 }
@@ -106,7 +110,7 @@ fn one_line(message: &str) -> String {
 }
 
 /// Keys that hold a map of the user's own: a variable replaces it whole.
-const MAPS: [&[&str]; 2] = [&["probes"], &["metrics", "labels"]];
+const MAPS: [&[&str]; 3] = [&["probes"], &["metrics", "labels"], &["sinks", "loki", "labels"]];
 
 /// Paths of all keys that hold a value.
 fn leaves(node: &Value, path: &mut Vec<String>, out: &mut Vec<Vec<String>>) {
@@ -170,7 +174,7 @@ fn check(config: &Config) -> Result<(), ConfigError> {
         return fail(
             "collector.aggregator",
             target,
-            "expected `http://HOST:PORT`, or nothing to work alone",
+            "expected `http://HOST:PORT`, or `none` to work alone",
         );
     }
     if config.events.rate == 0 || config.events.burst == 0 {
@@ -180,6 +184,7 @@ fn check(config: &Config) -> Result<(), ConfigError> {
             "expected rate and burst of at least 1",
         );
     }
+    sinks::check(&config.sinks)?;
     if config.metrics.names.is_empty() {
         return fail("metrics.names", &"[]", "expected `sonde`, `kubeskoop` or both");
     }
@@ -388,6 +393,19 @@ mod tests {
         let error = load_text("aggregator: {http: \"0.0.0.0:9640\"}\n", &[]).unwrap_err();
         assert!(error.starts_with("aggregator.http: `0.0.0.0:9640`"), "{error}");
         assert!(load_text("aggregator: {http: \"0.0.0.0:9640\"}\ninsecure: {listen: true}\n", &[]).is_ok());
+    }
+
+    #[test]
+    fn to_work_alone_is_said_with_a_word_where_nothing_cannot_be_said() {
+        for (text, env) in [
+            ("collector: {aggregator: \"\"}\n", &[][..]),
+            ("", &[("SONDE_COLLECTOR_AGGREGATOR", "none")]),
+        ] {
+            assert_eq!(load_text(text, env).unwrap().collector.aggregator, "");
+        }
+        let env = [("SONDE_COLLECTOR_AGGREGATOR", "")];
+        let by_default = load_text("", &env).unwrap().collector.aggregator;
+        assert_eq!(by_default, "http://127.0.0.1:9641", "an empty variable says nothing");
     }
 
     #[test]

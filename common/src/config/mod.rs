@@ -6,6 +6,8 @@
 
 mod load;
 mod schema;
+mod sinks;
 
 pub use load::{ConfigError, load};
 pub use schema::*;
+pub use sinks::LOKI_PARTS;

@@ -1,10 +1,11 @@
 //! `sonde events [-f]`.
 
 use serde_json::Value;
+use sonde_common::event_text::event_text;
 
 use crate::client::{Client, Query, Server};
 use crate::commands::Filters;
-use crate::output::{Format, Output, cell, event_text, table};
+use crate::output::{Format, Output, cell, table};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {

@@ -136,7 +136,7 @@ impl Trial<'_> {
         let mut settings = Settings::new(self.config, self.facts, &[probe], cpus);
         // What is made to happen below happens in this namespace, which is not listed.
         settings.set_listed(false);
-        let setup = set_up(probe, self.config, None, self.btf, &self.symbols);
+        let (setup, _) = set_up(probe, self.config, None, self.btf, &self.symbols);
         settings.add(setup.globals);
         let mut object = Object::new(btf, &settings)?;
         object.attach(&signal.steps[step], &self.types)?;

@@ -14,7 +14,7 @@ use super::gaps::{self, Totals};
 use super::listing::Listing;
 use super::load::{KernelTypes, LoadError, Object, Settings};
 use super::plan::{Decision, Signal};
-use super::probe::{Host, KernelProbe, Open, Reader, Round, Setup, Standing};
+use super::probe::{Host, KernelProbe, Live, Open, Reader, Round, Setup, Standing};
 use super::probes;
 use super::ring::{Decoders, RingCounters, RingThread, Rings};
 use super::symbols::Symbols;
@@ -39,12 +39,15 @@ pub(super) struct Engine {
     waiting: Vec<(usize, Observation)>,
     /// Why the last listing failed, to log each failure once.
     list_error: Mutex<Option<String>>,
+    /// What the last round found, for `status` and metrics between rounds.
+    last: Mutex<Totals>,
 }
 
 /// A probe of which at least one signal runs.
 struct Running {
     probe: &'static KernelProbe,
     reader: Box<dyn Reader>,
+    live: Arc<Live>,
     /// One of its signals counts for rows.
     rows: bool,
 }
@@ -53,24 +56,32 @@ struct Running {
 pub(super) type Outcome = (&'static Signal, Option<usize>, String);
 
 /// Probes that shall run, and what each asks for.
-type Prepared = Vec<(&'static KernelProbe, Open)>;
+type Prepared = Vec<(&'static KernelProbe, Open, Arc<Live>)>;
+
+/// What an engine begins with.
+pub(super) struct Around<'a> {
+    pub config: &'a Config,
+    pub facts: &'a Facts,
+    pub index: &'a PodIndex,
+    pub symbols: &'a Arc<Symbols>,
+    pub events: &'a Sender<Vec<Observation>>,
+    /// There are others: it is for a few probes, and its rings are smaller.
+    pub later: bool,
+}
 
 impl Engine {
     /// Loads what was decided. Each signal is tried by itself, step after step.
     pub(super) fn start(
-        config: &Config,
-        facts: &Facts,
+        around: &Around<'_>,
         btf: Option<Btf>,
         wanted: Vec<(&'static Signal, Decision)>,
-        index: &PodIndex,
-        events: Sender<Vec<Observation>>,
     ) -> (Option<Self>, Vec<Outcome>) {
         let probes: Vec<_> = probes::ALL
             .iter()
             .copied()
             .filter(|probe| wanted.iter().any(|(signal, _)| signal.probe == probe.spec.name))
             .collect();
-        let (mut engine, prepared) = match Self::prepare(config, facts, btf, &probes, index, events.clone()) {
+        let (mut engine, prepared) = match Self::prepare(around, btf, &probes) {
             Ok(prepared) => prepared,
             Err(error) => {
                 let why = error.to_string();
@@ -97,29 +108,35 @@ impl Engine {
         let running: HashSet<_> = engine.readers.iter().map(|running| running.probe.spec.name).collect();
         engine.object.done(&running);
         engine.map_bytes = engine.object.map_bytes();
-        engine.start_ring(&mut outcomes, decoders, events);
+        engine.start_ring(&mut outcomes, decoders, around.events.clone());
         let runs = outcomes.iter().any(|(_, step, _)| step.is_some());
         (runs.then_some(engine), outcomes)
     }
 
     fn prepare(
-        config: &Config,
-        facts: &Facts,
+        around: &Around<'_>,
         btf: Option<Btf>,
         wanted: &[&'static KernelProbe],
-        index: &PodIndex,
-        events: Sender<Vec<Observation>>,
     ) -> Result<(Self, Prepared), LoadError> {
+        let Around {
+            config,
+            facts,
+            index,
+            symbols,
+            ..
+        } = *around;
         let btf_facts = facts.btf.as_ref().map_err(|why| LoadError::Btf(why.clone()))?;
-        let symbols = Arc::new(Symbols::new(&config.host.proc));
         let cpus = aya::util::nr_cpus().unwrap_or(1);
         let mut settings = Settings::new(config, facts, wanted, cpus);
+        if around.later {
+            settings.smaller_ring();
+        }
         let prepared = wanted
             .iter()
             .map(|probe| {
-                let setup = set_up(probe, config, index.node(), btf.as_ref(), &symbols);
+                let (setup, live) = set_up(probe, config, index.node(), btf.as_ref(), symbols);
                 settings.add(setup.globals);
-                (*probe, setup.open)
+                (*probe, setup.open, live)
             })
             .collect();
         drop(btf);
@@ -133,12 +150,13 @@ impl Engine {
             lost: object.map("LOST")?,
             object,
             listing: Arc::new(listing),
-            symbols,
+            symbols: Arc::clone(symbols),
             ring_counters: Arc::new(RingCounters::new(probes::ALL.iter().map(|probe| probe.spec.name))),
             map_bytes: 0,
-            events,
+            events: around.events.clone(),
             waiting: Vec::new(),
             list_error: Mutex::default(),
+            last: Mutex::default(),
         };
         let live: Vec<NetnsKey> = index.live().iter().map(|pod| pod.netns).collect();
         engine.list(&live);
@@ -148,7 +166,7 @@ impl Engine {
     /// Goes on with the probes that have a running signal. One that cannot be gone on with is off.
     fn open(&mut self, prepared: Prepared, outcomes: &mut [Outcome]) -> Decoders {
         let mut decoders = HashMap::new();
-        for (probe, open) in prepared {
+        for (probe, open, live) in prepared {
             let name = probe.spec.name;
             let runs = |outcome: &&mut Outcome| outcome.0.probe == name && outcome.1.is_some();
             if !outcomes.iter_mut().any(|outcome| runs(&outcome)) {
@@ -161,6 +179,7 @@ impl Engine {
                     self.readers.push(Running {
                         probe,
                         reader: opened.reader,
+                        live,
                         rows: outcomes.iter_mut().filter(runs).any(|outcome| outcome.0.rows),
                     });
                 }
@@ -179,7 +198,9 @@ impl Engine {
 
     fn start_ring(&mut self, outcomes: &mut [Outcome], decoders: Decoders, events: Sender<Vec<Observation>>) {
         let makes_events = |(signal, step, _): &&mut Outcome| !signal.buckets.is_empty() && step.is_some();
-        if !outcomes.iter_mut().any(|outcome| makes_events(&outcome)) {
+        // Those of a probe that runs may be switched on later.
+        let may_make = |running: &Running| running.probe.signals.iter().any(|signal| !signal.buckets.is_empty());
+        if !self.readers.iter().any(may_make) {
             return;
         }
         let (listing, counters) = (Arc::clone(&self.listing), Arc::clone(&self.ring_counters));
@@ -223,8 +244,8 @@ impl Engine {
         time_ns: u64,
         index: &PodIndex,
         running: &[(&'static Signal, usize)],
-        last: &mut Totals,
     ) -> (Vec<Table>, Vec<Gap>) {
+        let last = std::mem::take(&mut *self.last.lock());
         let gone = self.listing.take_gone();
         let owner = |netns| match index.by_netns(netns, time_ns) {
             // What is still counted after a pod's last reading would begin its counters anew.
@@ -246,8 +267,8 @@ impl Engine {
             }
         }
         self.observe(&mut gaps);
-        let mut now = self.totals(time_ns, running, last);
-        gaps.compare(last, &now);
+        let mut now = self.totals(time_ns, running, &last);
+        gaps.compare(&last, &now);
         match self.listing.held_since_last_gap() {
             Ok(held) => {
                 let owner = |netns| index.by_netns(netns, time_ns);
@@ -258,7 +279,7 @@ impl Engine {
         for (total, new) in now.suppressed.iter_mut().zip(gaps.suppressed) {
             *total += new;
         }
-        *last = now;
+        *self.last.lock() = now;
         (tables, gaps.finish())
     }
 
@@ -301,6 +322,53 @@ impl Engine {
         now
     }
 
+    /// As of the last round.
+    pub(super) fn last(&self) -> Totals {
+        self.last.lock().clone()
+    }
+
+    /// Whether it runs the probe.
+    pub(super) fn has(&self, probe: &str) -> bool {
+        self.readers.iter().any(|running| running.probe.spec.name == probe)
+    }
+
+    pub(super) fn is_idle(&self) -> bool {
+        self.readers.is_empty()
+    }
+
+    /// What may change while programs run is as `config` says.
+    pub(super) fn set_live(&self, config: &Config) -> Result<(), LoadError> {
+        for running in &self.readers {
+            running.live.set(&running.probe.settings(config));
+        }
+        self.object.set_live(config)
+    }
+
+    /// Adds signals to a probe that runs.
+    pub(super) fn add(&mut self, wanted: Vec<(&'static Signal, Decision)>) -> Vec<Outcome> {
+        let types = KernelTypes::default();
+        let added = wanted.into_iter().map(|(signal, decision)| {
+            let (step, why) = climb(&mut self.object, signal, &decision, &types);
+            let of_it = |running: &&mut Running| running.probe.spec.name == signal.probe;
+            if let Some(running) = self.readers.iter_mut().find(of_it).filter(|_| step.is_some()) {
+                running.rows |= signal.rows;
+            }
+            (signal, step, why)
+        });
+        added.collect()
+    }
+
+    /// Ends signals. A probe of which none is left goes with its maps.
+    pub(super) fn remove(&mut self, signals: &[(&'static Signal, usize)], left: impl Fn(&str) -> bool) {
+        for (signal, step) in signals {
+            self.object.detach(&signal.steps[*step]);
+        }
+        self.readers.retain(|running| left(running.probe.spec.name));
+        let running: HashSet<_> = self.readers.iter().map(|running| running.probe.spec.name).collect();
+        self.object.done(&running);
+        self.map_bytes = self.object.map_bytes();
+    }
+
     pub(super) fn program(&self, signal: &Signal, step: usize) -> ProgramCounters {
         self.object.counters(&signal.steps[step]).unwrap_or_default()
     }
@@ -339,14 +407,17 @@ pub(super) fn set_up(
     node: Option<NetnsKey>,
     btf: Option<&Btf>,
     symbols: &Arc<Symbols>,
-) -> Setup {
-    (probe.prepare)(&Host {
+) -> (Setup, Arc<Live>) {
+    let settings = probe.settings(config);
+    let live = Arc::new(Live::new(&settings));
+    let setup = (probe.prepare)(&Host {
         config,
         node,
-        settings: probe.settings(config),
+        live: Arc::clone(&live),
         btf,
         symbols: Arc::clone(symbols),
-    })
+    });
+    (setup, live)
 }
 
 /// The first step that the kernel takes, and why not the ones before it.

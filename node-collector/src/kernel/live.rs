@@ -12,6 +12,7 @@ use sonde_lab::faults::{self, Fault, Signal};
 use sonde_lab::{Family, Lab, healthy};
 use tokio::sync::mpsc::{Receiver, channel};
 
+mod changes;
 mod commands;
 mod connects;
 mod dns;

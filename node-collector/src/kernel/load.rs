@@ -16,7 +16,7 @@ use super::facts::{BtfFacts, Facts, Release};
 use super::plan::{Attach, Hook, Step};
 use super::probe::KernelProbe;
 use super::probes;
-use super::sys::{ProgramCounters, RawMap, program_counters};
+use super::sys::{BPF_ANY, ProgramCounters, RawMap, program_counters};
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/sonde-ebpf.o"));
 
@@ -35,35 +35,30 @@ impl Settings {
     /// `wanted`: the probes that shall run. The maps of others take next to nothing.
     pub(super) fn new(config: &Config, facts: &Facts, wanted: &[&'static KernelProbe], cpus: usize) -> Self {
         let mut settings = Self::default();
-        let interval = 1_000_000_000 / u64::from(config.events.rate.max(1));
         settings.set_listed(config.events.unknown_netns == UnknownNetns::Drop);
         let doubt = facts.release.is_none_or(|release| NULL_IN_DOUBT.contains(&release));
         settings.global("DOUBT_NULL_CHECKS", &u32::from(doubt));
-        settings.global("EVENT_INTERVAL_NS", &interval);
-        let burst = interval * u64::from(config.events.burst.saturating_sub(1));
-        settings.global("EVENT_BURST_NS", &burst);
         settings.global("ARGUMENT_REGISTERS", &ARGUMENT_REGISTERS);
-        let mut events = false;
+        let (mut events, mut may_be) = (false, false);
         for probe in probes::ALL {
             let is_wanted = wanted.iter().any(|wanted| wanted.spec.name == probe.spec.name);
             for (name, entries) in probe.maps {
                 settings.maps.push((*name, if is_wanted { entries(cpus) } else { 1 }));
             }
-            let own = probe.settings(config);
-            events |= is_wanted && own.events && probe.signals.iter().any(|signal| !signal.buckets.is_empty());
-            let upper = probe.spec.name.to_ascii_uppercase();
-            let threshold = u64::try_from(own.threshold.as_nanos()).unwrap_or(u64::MAX);
-            settings.common.extend([
-                (format!("{upper}_EVENTS"), u32::from(own.events).as_bytes().to_vec()),
-                (format!("{upper}_STACKS"), u32::from(own.stacks).as_bytes().to_vec()),
-                (format!("{upper}_THRESHOLD_NS"), threshold.as_bytes().to_vec()),
-                (format!("{upper}_SAMPLE"), own.sample.as_bytes().to_vec()),
-            ]);
+            let makes_events = is_wanted && probe.signals.iter().any(|signal| !signal.buckets.is_empty());
+            may_be |= makes_events;
+            events |= makes_events && probe.settings(config).events;
         }
+        settings.common = live(config);
         // 512 KiB for each CPU hold some 700 events with stacks.
-        let ring = (cpus.next_power_of_two() << 19).clamp(1 << 20, 16 << 20) as u32;
-        settings.maps.push(("EVENTS", if events { ring } else { PAGE }));
-        settings.maps.push(("RARE", if events { RARE_BYTES } else { PAGE }));
+        let ring = (cpus.next_power_of_two() << 19).clamp(LEAST_RING as usize, 16 << 20) as u32;
+        let (ring, rare) = match (events, may_be) {
+            (true, _) => (ring, RARE_BYTES),
+            // Should they be switched on: enough until the next start.
+            (false, true) => (LEAST_RING / 8, RARE_BYTES / 8),
+            (false, false) => (PAGE, PAGE),
+        };
+        settings.maps.extend([("EVENTS", ring), ("RARE", rare)]);
         // More pods than a node has; what the last ones cannot have is said when they are listed.
         let namespaces = if cpus > 64 { 1024 } else { 2048 };
         settings.maps.extend([("NAMESPACES", namespaces), ("HELD", namespaces)]);
@@ -76,6 +71,13 @@ impl Settings {
         self.global("ONLY_LISTED", &u32::from(only));
     }
 
+    /// For few probes.
+    pub(super) fn smaller_ring(&mut self) {
+        for (_, bytes) in self.maps.iter_mut().filter(|(name, _)| *name == "EVENTS") {
+            *bytes = (*bytes / 4).max(LEAST_RING).min(*bytes);
+        }
+    }
+
     fn global(&mut self, name: &'static str, value: &(impl IntoBytes + Immutable)) {
         self.globals.push((name, value.as_bytes().to_vec()));
     }
@@ -83,6 +85,27 @@ impl Settings {
     pub(super) fn add(&mut self, globals: Vec<(&'static str, Vec<u8>)>) {
         self.globals.extend(globals);
     }
+}
+
+/// What may change while programs run, by name. A probe has those of its own that it wants.
+fn live(config: &Config) -> Vec<(String, Vec<u8>)> {
+    let interval = 1_000_000_000 / u64::from(config.events.rate.max(1));
+    let burst = interval * u64::from(config.events.burst.saturating_sub(1));
+    let mut live = vec![
+        ("EVENT_INTERVAL_NS".to_owned(), interval.as_bytes().to_vec()),
+        ("EVENT_BURST_NS".to_owned(), burst.as_bytes().to_vec()),
+    ];
+    for probe in probes::ALL {
+        let own = probe.settings(config);
+        let upper = probe.spec.name.to_ascii_uppercase();
+        live.extend([
+            (format!("{upper}_EVENTS"), u32::from(own.events).as_bytes().to_vec()),
+            (format!("{upper}_STACKS"), u32::from(own.stacks).as_bytes().to_vec()),
+            (format!("{upper}_THRESHOLD_NS"), own.threshold_ns().as_bytes().to_vec()),
+            (format!("{upper}_SAMPLE"), own.sample.as_bytes().to_vec()),
+        ]);
+    }
+    live
 }
 
 /// From where arguments were taken for valid pointers to where those of kfree_skb were marked as maybe NULL.
@@ -95,6 +118,7 @@ const ARGUMENT_REGISTERS: [u16; 4] = [112, 104, 96, 88];
 const ARGUMENT_REGISTERS: [u16; 4] = [0, 8, 16, 24];
 
 const PAGE: u32 = 4096;
+const LEAST_RING: u32 = 1 << 20;
 /// Some 350 events with stacks.
 const RARE_BYTES: u32 = 1 << 18;
 
@@ -112,6 +136,8 @@ pub(crate) enum LoadError {
     Refused { of: String, why: String },
     #[error("it cannot be attached{of}: {why}")]
     Attach { of: String, why: String },
+    #[error("setting {0}: {1}")]
+    Live(String, io::Error),
     #[error("map {0}: {1}")]
     Map(&'static str, io::Error),
 }
@@ -233,13 +259,35 @@ impl Object {
         };
     }
 
+    /// Changes what may change while programs run. With the error: what could not be changed.
+    pub(super) fn set_live(&self, config: &Config) -> Result<(), LoadError> {
+        for (name, value) in live(config) {
+            let Some(fd) = self
+                .ebpf
+                .map(&format!(".data.{name}"))
+                .and_then(|map| Some(data(map)?.fd()))
+            else {
+                continue;
+            };
+            let written = match *value.as_slice() {
+                [a, b, c, d] => RawMap::new(fd.as_fd(), 1).and_then(|map| map.set(&0u32, &[a, b, c, d], BPF_ANY)),
+                ref eight => {
+                    let number = u64::read_from_bytes(eight).expect("settings have four or eight bytes");
+                    RawMap::new(fd.as_fd(), 1).and_then(|map| map.set(&0u32, &number, BPF_ANY))
+                }
+            };
+            written.map_err(|error| LoadError::Live(name, error))?;
+        }
+        Ok(())
+    }
+
     pub(super) fn detach(&mut self, step: &Step) {
         for hook in step.hooks {
             self.unload(hook);
         }
     }
 
-    /// Lets go of what only loading needed, and of the maps of probes that do not run. No program may be loaded after.
+    /// Lets go of what only loading needed, and of the maps of probes that do not run, whose programs cannot be loaded after.
     pub(super) fn done(&mut self, running: &HashSet<&'static str>) {
         for probe in probes::ALL.iter().filter(|probe| !running.contains(probe.spec.name)) {
             for (name, _) in probe.maps {
@@ -416,6 +464,25 @@ mod tests {
         assert_eq!(memlock("pos:\t0\n"), None);
     }
 
+    /// One that is a constant would hold what it was at the start, and nobody would know.
+    #[test]
+    fn what_may_change_while_programs_run_is_no_constant_of_theirs() {
+        let object = aya_obj::Object::parse(OBJECT).unwrap();
+        let has = |section: &str, name: &str| object.maps.contains_key(&format!(".{section}.{name}"));
+        let names: Vec<String> = live(&Config::default()).into_iter().map(|(name, _)| name).collect();
+        let changeable: Vec<_> = names.iter().filter(|name| has("data", name)).collect();
+        assert!(
+            changeable.iter().any(|name| *name == "KERNELLATENCY_THRESHOLD_NS"),
+            "{changeable:?}"
+        );
+        for name in names {
+            assert!(
+                !has("rodata", &name) && !has("bss", &name),
+                "{name} must be in section .data.{name}"
+            );
+        }
+    }
+
     /// Also where the kernel has nothing to attach them to.
     #[test]
     fn the_verifier_takes_every_program_for_kprobes() {
@@ -428,7 +495,8 @@ mod tests {
         let mut settings = Settings::new(&config, &facts, probes::ALL, 1);
         let symbols = std::sync::Arc::new(super::super::symbols::Symbols::new(&config.host.proc));
         for probe in probes::ALL {
-            settings.add(super::super::engine::set_up(probe, &config, None, btf.as_ref(), &symbols).globals);
+            let (setup, _) = super::super::engine::set_up(probe, &config, None, btf.as_ref(), &symbols);
+            settings.add(setup.globals);
         }
         let mut object = match Object::new(btf_facts, &settings) {
             Ok(object) => object,

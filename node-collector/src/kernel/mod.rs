@@ -4,10 +4,10 @@
 
 use std::sync::Arc;
 
-use parking_lot::Mutex;
 use serde::Serialize;
 use sonde_common::config::Config;
 use sonde_common::prom::Page;
+use sonde_common::time::now_ns;
 use tokio::sync::mpsc::Sender;
 
 use crate::event::{Gap, NetnsKey, Observation};
@@ -16,6 +16,7 @@ use crate::table::Table;
 
 mod attribute;
 mod btf;
+mod change;
 mod clock;
 mod connection;
 mod counted;
@@ -42,11 +43,13 @@ mod sys;
 mod live;
 
 pub use attribute::attribute;
+pub use change::Changed;
 pub use clock::{Clock, clock};
 pub use doctor::{DoctorReport, doctor};
 
-use engine::Engine;
+use engine::{Around, Engine};
 use plan::{Signal, Step, plan};
+use symbols::Symbols;
 
 /// What one signal (a probe's counts, or its events) runs on, for the log, `/status` and `doctor`.
 #[derive(Clone, Debug, Serialize)]
@@ -123,14 +126,20 @@ pub struct SignalReport {
     pub run_time_ns: u64,
 }
 
-/// All loaded programs. Dropping it detaches them and ends the ring's thread.
+/// All loaded programs. Dropping it detaches them and ends the rings' threads.
 pub struct Kernel {
     /// With the place of the step that each runs on.
     signals: Vec<(&'static Signal, Option<usize>, SignalStatus)>,
-    engine: Option<Engine>,
+    /// One for the probes that ran at the start, one for those switched on at another time. A probe is in one of them.
+    engines: Vec<Engine>,
     btf: Option<String>,
-    /// What the last round found, for `status` and metrics between rounds.
-    last: Mutex<gaps::Totals>,
+    index: Arc<PodIndex>,
+    symbols: Arc<Symbols>,
+    events: Sender<Vec<Observation>>,
+    /// The configuration as it was applied last.
+    config: Config,
+    /// Since when probes, or their events, are off as the configuration has it so.
+    off: change::Off,
 }
 
 impl Kernel {
@@ -148,107 +157,135 @@ impl Kernel {
         allowed: impl Fn(&Step) -> bool,
     ) -> (Self, Vec<SignalStatus>) {
         let (facts, btf) = facts::gather(config);
+        let mut kernel = Self {
+            signals: Vec::new(),
+            engines: Vec::new(),
+            btf: facts.btf.as_ref().ok().map(|btf| btf.path.display().to_string()),
+            index,
+            symbols: Arc::new(Symbols::new(&config.host.proc)),
+            events,
+            config: config.clone(),
+            off: change::Off::default(),
+        };
         let mut wanted = Vec::new();
-        let mut signals = Vec::new();
         for signal in probes::signals() {
             let mut decision = plan(signal, &facts, config);
             decision.candidates.retain(|at| allowed(&signal.steps[*at]));
             if decision.candidates.is_empty() {
                 let reason = decision.reason(signal, None);
-                signals.push((signal, None, status_of(signal, None, reason, decision.chosen)));
+                let status = status_of(signal, None, reason, decision.chosen);
+                kernel.signals.push((signal, None, status));
             } else {
                 wanted.push((signal, decision));
             }
         }
-        let running: Vec<_> = wanted.iter().map(|(signal, _)| signal.name).collect();
-        wanted.retain(|(signal, _)| {
-            let alone = signal.after.filter(|after| !running.contains(after));
-            if let Some(after) = alone {
-                signals.push((
-                    *signal,
-                    None,
-                    status_of(signal, None, format!("{after} does not run"), true),
-                ));
-            }
-            alone.is_none()
-        });
-        let mut engine = None;
-        if !wanted.is_empty() {
-            let (started, results) = Engine::start(config, &facts, btf, wanted, &index, events);
-            engine = started;
-            signals.extend(
-                results
-                    .into_iter()
-                    .map(|(signal, step, why)| (signal, step, status_of(signal, step, why, false))),
-            );
+        let results = kernel.begin(config, &facts, btf, wanted);
+        kernel.signals.extend(results);
+        kernel.signals.sort_by_key(|(signal, _, _)| signal.name);
+        kernel.off.note(config, now_ns());
+        let statuses = kernel.statuses();
+        (kernel, statuses)
+    }
+
+    /// An engine for probes that none has yet.
+    fn begin(
+        &mut self,
+        config: &Config,
+        facts: &facts::Facts,
+        btf: Option<btf::Btf>,
+        mut wanted: Vec<(&'static Signal, plan::Decision)>,
+    ) -> Vec<(&'static Signal, Option<usize>, SignalStatus)> {
+        let names: Vec<_> = wanted.iter().map(|(signal, _)| signal.name).collect();
+        let alone = wanted.extract_if(.., |(signal, _)| signal.after.is_some_and(|after| !names.contains(&after)));
+        let mut results: Vec<_> = alone
+            .map(|(signal, _)| {
+                let why = format!("{} does not run", signal.after.unwrap_or_default());
+                // That one says what is missing.
+                (signal, None, status_of(signal, None, why, true))
+            })
+            .collect();
+        if wanted.is_empty() {
+            return results;
         }
-        signals.sort_by_key(|(signal, _, _)| signal.name);
-        let statuses = signals.iter().map(|(_, _, status)| status.clone()).collect();
-        let btf = facts.btf.as_ref().ok().map(|btf| btf.path.display().to_string());
-        (
-            Self {
-                signals,
-                engine,
-                btf,
-                last: Mutex::default(),
-            },
-            statuses,
-        )
+        let around = Around {
+            config,
+            facts,
+            index: &self.index,
+            symbols: &self.symbols,
+            events: &self.events,
+            later: !self.engines.is_empty(),
+        };
+        let (engine, outcomes) = Engine::start(&around, btf, wanted);
+        self.engines.extend(engine);
+        results.extend(outcomes.into_iter().map(with_status));
+        results
+    }
+
+    fn statuses(&self) -> Vec<SignalStatus> {
+        self.signals.iter().map(|(_, _, status)| status.clone()).collect()
     }
 
     /// The network namespaces of all pods that are there now; the host's is added here when `pods.include_host`.
     /// Cheap when nothing changed.
     pub fn netns_changed(&self, live: &[NetnsKey]) {
-        if let Some(engine) = &self.engine {
+        for engine in &self.engines {
             engine.list(live);
         }
     }
 
     /// Rows of this round, and what could not be seen since the round before.
     pub fn read(&mut self, time_ns: u64, index: &PodIndex) -> (Vec<Table>, Vec<Gap>) {
-        let Some(engine) = &mut self.engine else {
-            return (Vec::new(), Vec::new());
-        };
-        let running: Vec<_> = self
-            .signals
-            .iter()
-            .filter_map(|(signal, step, _)| Some((*signal, (*step)?)))
-            .collect();
-        engine.read(time_ns, index, &running, &mut self.last.lock())
+        let (mut tables, mut gaps) = (Vec::new(), Vec::new());
+        for engine in &mut self.engines {
+            let running: Vec<_> = self
+                .signals
+                .iter()
+                .filter(|(signal, _, _)| engine.has(signal.probe))
+                .filter_map(|(signal, step, _)| Some((*signal, (*step)?)))
+                .collect();
+            let (rows, missed) = engine.read(time_ns, index, &running);
+            tables.extend(rows);
+            gaps.extend(missed);
+        }
+        (tables, gaps)
     }
 
     pub fn status(&self) -> KernelStatus {
-        let last = self.last.lock();
-        let engine = self.engine.as_ref();
+        let engines = || self.engines.iter();
+        let reports = engines().flat_map(|engine| {
+            let last = engine.last();
+            engine.standings().map(move |(probe, standing, gauges)| ProbeReport {
+                probe: probe.spec.name,
+                keys: standing.keys,
+                unknown: standing.unknown,
+                uncounted: probe.uncounted.map_or(0, |(at, _)| last.uncounted[at]),
+                gauges,
+            })
+        });
         KernelStatus {
             signals: self
                 .signals
                 .iter()
-                .map(|(signal, step, status)| self.report(signal, *step, status, &last))
+                .map(|(signal, step, status)| self.report(signal, *step, status))
                 .collect(),
             btf: self.btf.clone(),
-            kallsyms: engine.map_or_else(|| "not read".to_owned(), Engine::symbols),
-            namespaces: engine.map_or(0, Engine::namespaces),
-            map_bytes: engine.map_or(0, Engine::map_bytes),
-            probes: engine
-                .into_iter()
-                .flat_map(Engine::standings)
-                .map(|(probe, standing, gauges)| ProbeReport {
-                    probe: probe.spec.name,
-                    keys: standing.keys,
-                    unknown: standing.unknown,
-                    uncounted: probe.uncounted.map_or(0, |(at, _)| last.uncounted[at]),
-                    gauges,
-                })
-                .collect(),
+            kallsyms: self
+                .engines
+                .first()
+                .map_or_else(|| "not read".to_owned(), Engine::symbols),
+            namespaces: engines().map(Engine::namespaces).max().unwrap_or(0),
+            map_bytes: engines().map(Engine::map_bytes).sum(),
+            probes: reports.collect(),
         }
     }
 
-    fn report(&self, signal: &Signal, step: Option<usize>, status: &SignalStatus, last: &gaps::Totals) -> SignalReport {
-        let running = self.engine.as_ref().zip(step);
+    fn report(&self, signal: &Signal, step: Option<usize>, status: &SignalStatus) -> SignalReport {
+        let engine = self.engines.iter().find(|engine| engine.has(signal.probe));
+        let last = engine.map(Engine::last).unwrap_or_default();
+        let running = engine.zip(step);
         let counters = running.map_or_else(Default::default, |(engine, step)| engine.program(signal, step));
         let sum = |of: &dyn Fn(usize) -> u64| signal.buckets.iter().map(|bucket| of(bucket.position)).sum();
-        let ring = running.map(|(engine, _)| engine.ring_counters());
+        let ring = engine.map(Engine::ring_counters);
         let bad_records = last.bad_records.get(signal.probe).copied().unwrap_or(0);
         SignalReport {
             signal: status.clone(),
@@ -266,6 +303,10 @@ impl Kernel {
     pub fn self_metrics(&self, page: &mut Page) {
         metrics::write(&self.status(), page);
     }
+}
+
+fn with_status((signal, step, why): engine::Outcome) -> (&'static Signal, Option<usize>, SignalStatus) {
+    (signal, step, status_of(signal, step, why, false))
 }
 
 fn status_of(signal: &Signal, step: Option<usize>, reason: String, chosen: bool) -> SignalStatus {

@@ -154,9 +154,10 @@ impl Decision {
     }
 }
 
-pub(super) fn plan(signal: &Signal, facts: &Facts, config: &Config) -> Decision {
+/// Why the configuration does not want it; `None`: it does.
+pub(super) fn off_by_choice(signal: &Signal, config: &Config) -> Option<String> {
     if config.kernel.ebpf == Switch::Off {
-        return Decision::off_by_choice("kernel.ebpf is off");
+        return Some("kernel.ebpf is off".to_owned());
     }
     let probe = signal.settings(config);
     if !probe.enabled {
@@ -164,13 +165,18 @@ pub(super) fn plan(signal: &Signal, facts: &Facts, config: &Config) -> Decision 
             .probes
             .get(signal.probe)
             .is_some_and(|said| said.enabled.is_some());
-        return Decision::off_by_choice(match said {
+        return Some(match said {
             true => format!("probes.{}.enabled is false", signal.probe),
             false => format!("probes.{}.enabled is not set, and it is off by default", signal.probe),
         });
     }
-    if signal.only_events() && !probe.events {
-        return Decision::off_by_choice(format!("probes.{}.events is false", signal.probe));
+    let no_events = signal.only_events() && !probe.events;
+    no_events.then(|| format!("probes.{}.events is false", signal.probe))
+}
+
+pub(super) fn plan(signal: &Signal, facts: &Facts, config: &Config) -> Decision {
+    if let Some(why) = off_by_choice(signal, config) {
+        return Decision::off_by_choice(why);
     }
     if let Some(why) = (signal.idle)(facts) {
         return Decision::off_by_choice(why);

@@ -4,6 +4,7 @@
 use std::error::Error;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use sonde_common::config::Config;
@@ -74,8 +75,9 @@ impl Defaults {
     }
 }
 
-/// `probes.NAME` with all its defaults filled in. The programs get the last three by themselves: where they declare
-/// `NAME_STACKS` (u32), `NAME_THRESHOLD_NS` (u64) or `NAME_SAMPLE` (u32), these are set.
+/// `probes.NAME` with all its defaults filled in. The programs get the last four by themselves: where they declare
+/// `NAME_EVENTS` (u32), `NAME_STACKS` (u32), `NAME_THRESHOLD_NS` (u64) or `NAME_SAMPLE` (u32), these are set, and set anew
+/// when the configuration changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ProbeSettings {
     pub enabled: bool,
@@ -83,6 +85,56 @@ pub(crate) struct ProbeSettings {
     pub stacks: bool,
     pub threshold: Duration,
     pub sample: u32,
+}
+
+/// What holds of a probe's settings now: they may change while it runs.
+#[derive(Debug)]
+pub(crate) struct Live {
+    events: AtomicBool,
+    threshold_ns: AtomicU64,
+    sample: AtomicU32,
+}
+
+impl Live {
+    pub(crate) fn new(settings: &ProbeSettings) -> Self {
+        let live = Self {
+            events: AtomicBool::new(false),
+            threshold_ns: AtomicU64::new(0),
+            sample: AtomicU32::new(1),
+        };
+        live.set(settings);
+        live
+    }
+
+    pub(super) fn set(&self, settings: &ProbeSettings) {
+        self.events.store(settings.events, Ordering::Relaxed);
+        self.threshold_ns.store(settings.threshold_ns(), Ordering::Relaxed);
+        self.sample.store(settings.sample, Ordering::Relaxed);
+    }
+
+    pub(crate) fn events(&self) -> bool {
+        self.events.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn threshold(&self) -> Duration {
+        Duration::from_nanos(self.threshold_ns.load(Ordering::Relaxed))
+    }
+
+    pub(crate) fn sample(&self) -> u32 {
+        self.sample.load(Ordering::Relaxed)
+    }
+}
+
+#[cfg(test)]
+pub(crate) fn live_with_sample(sample: u32) -> Arc<Live> {
+    let settings = Defaults { sample, ..Defaults::ON }.with(&Config::default(), "");
+    Arc::new(Live::new(&settings))
+}
+
+impl ProbeSettings {
+    pub(super) fn threshold_ns(&self) -> u64 {
+        u64::try_from(self.threshold.as_nanos()).unwrap_or(u64::MAX)
+    }
 }
 
 impl KernelProbe {
@@ -94,7 +146,8 @@ impl KernelProbe {
 /// What a probe may look at before its programs are loaded.
 pub(crate) struct Host<'a> {
     pub config: &'a Config,
-    pub settings: ProbeSettings,
+    /// What its reader and decoders are to go by.
+    pub live: Arc<Live>,
     /// The host's network namespace, where it is known.
     pub node: Option<NetnsKey>,
     /// The running kernel's types, for names of enumerators.

@@ -27,6 +27,10 @@ const BATCH: usize = 512;
 /// How long to wait before the full channel is tried again.
 const RETRY: Duration = Duration::from_millis(5);
 
+/// Batches that are read at the end, at most, and how often each is offered to a full channel.
+const LAST_BATCHES: usize = 64;
+const LAST_RETRIES: usize = 200;
+
 /// As often as a CPU wakes us, so that a record that woke nobody waits no longer than one that did.
 const LOOK_AGAIN: Duration = Duration::from_nanos(WAKE_EVERY_NS);
 /// A record that wakes nobody is at most [`WAKE_EVERY_NS`] younger than one that did; the rest is for a busy machine.
@@ -182,6 +186,21 @@ impl Reader {
             }
             self.add_suppressed(&mut batch);
             if !self.send(&mut batch) {
+                break;
+            }
+        }
+        self.drain();
+    }
+
+    /// What the programs wrote before they were detached; while some are still attached, no more than a ring holds.
+    fn drain(&mut self) {
+        let mut batch = Batch::new();
+        for _ in 0..LAST_BATCHES {
+            if !self.fill(&mut batch) {
+                return;
+            }
+            self.add_suppressed(&mut batch);
+            if !batch.is_empty() && !self.send(&mut batch) {
                 return;
             }
         }
@@ -228,6 +247,7 @@ impl Reader {
             counts[*bucket] += 1;
         }
         let mut events: Vec<Observation> = batch.drain(..).map(|(_, observation)| observation).collect();
+        let mut left = LAST_RETRIES;
         loop {
             match self.events.try_send(events) {
                 Ok(()) => {
@@ -239,8 +259,12 @@ impl Reader {
                 Err(TrySendError::Closed(_)) => return false,
                 Err(TrySendError::Full(back)) => {
                     events = back;
-                    self.wait(false, PollTimeout::try_from(RETRY).unwrap_or(PollTimeout::ZERO));
-                    if self.stop.asked.load(Ordering::Acquire) {
+                    if !self.stop.asked.load(Ordering::Acquire) {
+                        self.wait(false, PollTimeout::try_from(RETRY).unwrap_or(PollTimeout::ZERO));
+                    } else if left > 0 {
+                        left -= 1;
+                        std::thread::sleep(RETRY);
+                    } else {
                         return false;
                     }
                 }

@@ -13,7 +13,7 @@ use crate::pods::Pod;
 use crate::probes::{ProcessProbe, ProcessRegistration};
 use crate::procfs::ReadError;
 use crate::procfs::process::{Answer, Handle, Processes, Stat};
-use crate::round::{Failures, ProbeStats};
+use crate::round::{Failures, ProbeStats, keep_stats};
 use crate::table::Table;
 
 /// A process of a pod.
@@ -93,6 +93,20 @@ impl ProcessRounds {
             failures: Failures::default(),
             stats: Arc::new(Mutex::new(stats)),
         }
+    }
+
+    /// Other probes from the next round on. Those that stay go on as they are.
+    pub fn set(&mut self, registrations: impl IntoIterator<Item = &'static ProcessRegistration>) {
+        let mut before = std::mem::take(&mut self.probes);
+        let probes = registrations.into_iter().map(|registration| {
+            let same = |(probe, _): &(&ProcessRegistration, _)| probe.spec.name == registration.spec.name;
+            match before.iter().position(same) {
+                Some(at) => before.swap_remove(at),
+                None => (registration, (registration.make)()),
+            }
+        });
+        self.probes = probes.collect();
+        keep_stats(&self.stats, self.probes.iter().map(|(probe, _)| probe.spec.name));
     }
 
     pub fn stats(&self) -> Arc<Mutex<Vec<ProbeStats>>> {

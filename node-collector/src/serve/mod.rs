@@ -8,7 +8,7 @@ mod status;
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use axum::Router;
 use axum::http::StatusCode;
@@ -24,9 +24,11 @@ use crate::missing::Missing;
 use crate::pipeline::EventStats;
 use crate::pods::PodIndex;
 use crate::reading::RoundLog;
+use crate::reload::Settings;
 use crate::round::ProbeStats;
 use crate::ship::client::Link;
 use crate::ship::spool::Spool;
+use crate::sinks::Sinks;
 use metrics::Exposition;
 pub use scrape::Pages;
 
@@ -36,10 +38,8 @@ pub struct State {
     pub node: String,
     pub target: String,
     pub started: Instant,
-    pub interval: Duration,
+    pub settings: Arc<Settings>,
     pub spool_max_bytes: u64,
-    /// Probes of `/proc` that the configuration switches off.
-    pub off: Vec<&'static str>,
     pub exposition: Exposition,
     /// How often series were rendered.
     pub renderings: AtomicU64,
@@ -52,6 +52,7 @@ pub struct State {
     pub missing: Arc<Missing>,
     pub spool: Arc<Spool>,
     pub link: Arc<Link>,
+    pub sinks: Arc<Sinks>,
 }
 
 impl State {

@@ -4,10 +4,12 @@ use std::sync::atomic::Ordering;
 
 use sonde_common::prom::{Page, Type};
 use sonde_common::time::now_ns;
+use sonde_push::Reason;
 
 use super::State;
 use crate::pipeline::Outcome;
 use crate::procfs::ReadError;
+use crate::reload;
 
 pub(super) fn render(page: &mut Page, state: &State) {
     let version = env!("CARGO_PKG_VERSION");
@@ -46,6 +48,8 @@ pub(super) fn render(page: &mut Page, state: &State) {
     gaps(page, state);
     spool(page, state);
     link(page, state);
+    sinks(page, state);
+    reloads(page, state);
 }
 
 fn rounds(page: &mut Page, state: &State) {
@@ -221,6 +225,49 @@ fn link(page: &mut Page, state: &State) {
         ),
     ] {
         page.single(name, Type::Counter, help, value.load(Ordering::Relaxed));
+    }
+}
+
+fn reloads(page: &mut Page, state: &State) {
+    let name = "sonde_collector_config_reloads_total";
+    page.family(
+        name,
+        Type::Counter,
+        "Times that the configuration was read anew, by what became of it",
+    );
+    for (outcome, count) in reload::Outcome::ALL.into_iter().zip(state.settings.outcomes()) {
+        page.sample(name, &[("result", outcome.name())], count);
+    }
+}
+
+fn sinks(page: &mut Page, state: &State) {
+    let sinks = state.sinks.status();
+    let name = "sonde_collector_sink_sent_total";
+    page.family(name, Type::Counter, "Events that a sink delivered");
+    for sink in &sinks {
+        page.sample(name, &[("sink", sink.name)], sink.state.sent);
+    }
+    let name = "sonde_collector_sink_dropped_total";
+    page.family(name, Type::Counter, "Events that a sink could not deliver, by reason");
+    for sink in &sinks {
+        for (reason, count) in Reason::ALL.into_iter().zip(sink.state.dropped) {
+            page.sample(name, &[("sink", sink.name), ("reason", reason.name())], count);
+        }
+    }
+    let name = "sonde_collector_sink_retries_total";
+    page.family(name, Type::Counter, "Times that a sink tried a batch again");
+    for sink in &sinks {
+        page.sample(name, &[("sink", sink.name)], sink.state.retries);
+    }
+    let name = "sonde_collector_sink_queued";
+    page.family(name, Type::Gauge, "Events that wait for a sink");
+    for sink in sinks.iter().filter(|sink| sink.on) {
+        page.sample(name, &[("sink", sink.name)], sink.queued);
+    }
+    let name = "sonde_collector_sink_failing";
+    page.family(name, Type::Gauge, "Whether the last try of a sink failed");
+    for sink in sinks.iter().filter(|sink| sink.on) {
+        page.sample(name, &[("sink", sink.name)], sink.state.failing);
     }
 }
 

@@ -5,12 +5,14 @@ use std::sync::atomic::Ordering;
 
 use serde::Serialize;
 use sonde_common::time::rfc3339;
+use sonde_push::Reason;
 
 use super::State;
 use crate::gaps;
 use crate::kernel::KernelStatus;
 use crate::pipeline::Outcome;
 use crate::procfs::ReadError;
+use crate::reload::Report;
 
 #[derive(Debug, Serialize)]
 pub(super) struct Status {
@@ -29,6 +31,8 @@ pub(super) struct Status {
     gaps: GapStatus,
     spool: SpoolStatus,
     aggregator: LinkStatus,
+    sinks: Vec<SinkStatus>,
+    config: Report,
 }
 
 #[derive(Debug, Serialize)]
@@ -77,6 +81,22 @@ struct SpoolStatus {
 }
 
 #[derive(Debug, Serialize)]
+struct SinkStatus {
+    name: &'static str,
+    /// `running`, `failing` (its last try failed), `off`.
+    state: &'static str,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    target: String,
+    queued: usize,
+    sent: u64,
+    retries: u64,
+    /// By reason.
+    dropped: BTreeMap<&'static str, u64>,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    last_error: String,
+}
+
+#[derive(Debug, Serialize)]
 struct LinkStatus {
     target: String,
     connected: bool,
@@ -92,7 +112,7 @@ pub(super) fn status(state: &State) -> Status {
         node: state.node.clone(),
         version: env!("CARGO_PKG_VERSION"),
         uptime_s: state.started.elapsed().as_secs(),
-        interval_s: state.interval.as_secs_f64(),
+        interval_s: state.settings.current().collector.interval.0.as_secs_f64(),
         ready: snapshot.is_some(),
         pods: state.index.live().len(),
         probes: probes(state),
@@ -137,6 +157,8 @@ pub(super) fn status(state: &State) -> Status {
             connected: state.link.connected.load(Ordering::Relaxed),
             last_error: state.link.last_error(),
         },
+        sinks: sinks(state),
+        config: state.settings.report(),
     }
 }
 
@@ -154,7 +176,7 @@ fn probes(state: &State) -> Vec<ProbeStatus> {
             .collect(),
         last_error: probe.last_error,
     });
-    let off = state.off.iter().map(|name| ProbeStatus {
+    let off = state.settings.off().into_iter().map(|name| ProbeStatus {
         name,
         state: "off",
         rung: "procfs",
@@ -163,6 +185,29 @@ fn probes(state: &State) -> Vec<ProbeStatus> {
         last_error: String::new(),
     });
     all.chain(off).collect()
+}
+
+fn sinks(state: &State) -> Vec<SinkStatus> {
+    let all = state.sinks.status().into_iter().map(|sink| SinkStatus {
+        name: sink.name,
+        state: match (sink.on, sink.state.failing) {
+            (false, _) => "off",
+            (true, false) => "running",
+            (true, true) => "failing",
+        },
+        target: sink.target,
+        queued: sink.queued,
+        sent: sink.state.sent,
+        retries: sink.state.retries,
+        dropped: Reason::ALL
+            .into_iter()
+            .map(Reason::name)
+            .zip(sink.state.dropped)
+            .filter(|(_, count)| *count > 0)
+            .collect(),
+        last_error: sink.state.last_error,
+    });
+    all.collect()
 }
 
 fn events(state: &State) -> Vec<EventStatus> {

@@ -2,7 +2,6 @@
 //! it. A batch that the aggregator refuses for its content is set aside and passed over.
 
 use std::collections::{BTreeSet, VecDeque};
-use std::hash::{BuildHasher as _, RandomState};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -14,6 +13,7 @@ use sonde_proto::limits::MAX_BATCH_BYTES;
 use sonde_proto::v1::ingest_client::IngestClient;
 use sonde_proto::v1::{Batch, Down, Hello, Up, down, up};
 use sonde_proto::{gap, poison};
+use sonde_push::Backoff;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint};
@@ -74,6 +74,16 @@ impl From<tonic::transport::Error> for LinkError {
     }
 }
 
+/// The next value; never, where there is nothing to follow.
+async fn next(values: &mut Option<watch::Receiver<u64>>) -> u64 {
+    if let Some(values) = values
+        && values.changed().await.is_ok()
+    {
+        return *values.borrow_and_update();
+    }
+    std::future::pending().await
+}
+
 #[derive(Debug)]
 pub struct Client {
     endpoint: Endpoint,
@@ -81,6 +91,8 @@ pub struct Client {
     spool: Arc<Spool>,
     link: Arc<Link>,
     shipper: Shipper,
+    /// How often there are rows, should that change.
+    interval_ns: Option<watch::Receiver<u64>>,
     /// Refused, and not to be sent again on this epoch.
     refused: BTreeSet<u64>,
 }
@@ -107,18 +119,31 @@ impl Client {
             spool,
             link,
             shipper,
+            interval_ns: None,
             refused: BTreeSet::new(),
         })
     }
 
+    /// Says Hello anew when rows come more or less often: the aggregator takes a node for silent by that.
+    pub fn following(mut self, interval_ns: watch::Receiver<u64>) -> Self {
+        self.interval_ns = Some(interval_ns);
+        self
+    }
+
     /// Runs until `end`.
     pub async fn run(mut self, mut end: Shutdown) {
-        let mut backoff = BACKOFF_FIRST;
+        let mut backoff = Backoff::new(BACKOFF_FIRST, BACKOFF_AT_MOST);
+        let mut interval_ns = self.interval_ns.take();
         loop {
             let before = self.spool.stats().acked;
             let error = tokio::select! {
                 result = self.talk() => result.err().unwrap_or(LinkError::Ended),
                 () = end.recv() => return,
+                now = next(&mut interval_ns) => {
+                    self.link.connected.store(false, Ordering::Relaxed);
+                    self.hello.interval_ns = now;
+                    continue;
+                }
             };
             self.link.connected.store(false, Ordering::Relaxed);
             let poisoned = matches!(&error, LinkError::Status(status) if poison::sequence(status).is_some());
@@ -127,13 +152,12 @@ impl Client {
             }
             *self.link.last_error.lock() = error.to_string();
             if poisoned || self.spool.stats().acked > before {
-                backoff = BACKOFF_FIRST;
+                backoff.reset();
             }
             tokio::select! {
-                () = tokio::time::sleep(jittered(backoff)) => {}
+                () = tokio::time::sleep(backoff.wait()) => {}
                 () = end.recv() => return,
             }
-            backoff = (backoff * 2).min(BACKOFF_AT_MOST);
         }
     }
 
@@ -311,10 +335,4 @@ impl Flow {
             }
         }
     }
-}
-
-/// Between half and all of it, so that a thousand collectors do not come back in step.
-fn jittered(span: Duration) -> Duration {
-    let random = RandomState::new().hash_one(0u8) as u32;
-    span / 2 + (span / 2).mul_f64(f64::from(random) / f64::from(u32::MAX))
 }

@@ -27,7 +27,7 @@ use crate::kernel::latency::{self, LATENCY_BOUNDS};
 use crate::kernel::packets;
 use crate::kernel::plan::{Attach, Bucket, Hook, Rung, Signal, Step};
 use crate::kernel::probe::{
-    Decoded, Decoder, Defaults, Host, KernelProbe, Opened, Reader, Round, Setup, Standing, key_budget,
+    Decoded, Decoder, Defaults, Host, KernelProbe, Live, Opened, Reader, Round, Setup, Standing, key_budget,
 };
 use crate::kernel::record::{self, RecordError};
 use crate::kernel::symbols::Symbols;
@@ -264,12 +264,12 @@ const STAGE_PROGRAMS: [&str; 2] = ["stage_udp_fentry", "stage_udp_kprobe"];
 
 fn prepare(host: &Host<'_>) -> Setup {
     let symbols = Arc::clone(&host.symbols);
-    let sample = host.settings.sample;
+    let live = Arc::clone(&host.live);
     Setup::new(move |object| {
         let decoder = |position| -> Box<dyn Decoder> {
             Box::new(Long {
                 position,
-                sample,
+                live: Arc::clone(&live),
                 symbols: Arc::clone(&symbols),
             })
         };
@@ -354,14 +354,14 @@ impl Reader for Namespaces {
 struct Long {
     /// Of its type in `sonde_ebpf_common::limit`.
     position: usize,
-    sample: u32,
+    live: Arc<Live>,
     symbols: Arc<Symbols>,
 }
 
 impl Decoder for Long {
     fn decode(&mut self, bytes: &[u8]) -> Result<Decoded, Box<dyn Error>> {
         let (record, stack) = record::parse::<Record>(bytes, |record| &record.head)?;
-        let mut seen = observe(&record, self.position == limit::RXKERNEL_SLOW, self.sample)?;
+        let mut seen = observe(&record, self.position == limit::RXKERNEL_SLOW, self.live.sample())?;
         seen.stack = self.symbols.stack(&stack);
         Ok(Decoded::Event(self.position, Box::new(seen)))
     }
@@ -402,6 +402,7 @@ fn observe(record: &Record, received: bool, sample: u32) -> Result<Observation, 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernel::probe::live_with_sample as live;
     use sonde_ebpf_common::packet::Packet;
     use sonde_ebpf_common::record::Head;
     use zerocopy::IntoBytes as _;
@@ -442,7 +443,7 @@ mod tests {
     fn decoder(position: usize) -> Long {
         Long {
             position,
-            sample: 1,
+            live: live(1),
             symbols: Arc::new(Symbols::new(std::path::Path::new("/nonexistent"))),
         }
     }

@@ -26,7 +26,7 @@ use crate::kernel::latency::{self, LATENCY_BOUNDS};
 use crate::kernel::packets;
 use crate::kernel::plan::{Attach, Bucket, Hook, Rung, Signal, Step};
 use crate::kernel::probe::{
-    Decoded, Decoder, Defaults, Host, KernelProbe, Opened, Reader, Round, Setup, Standing, key_budget,
+    Decoded, Decoder, Defaults, Host, KernelProbe, Live, Opened, Reader, Round, Setup, Standing, key_budget,
 };
 use crate::kernel::record::{self, RecordError};
 use crate::kernel::symbols::Symbols;
@@ -185,12 +185,12 @@ const TIME: Signal = Signal {
 
 fn prepare(host: &Host<'_>) -> Setup {
     let symbols = Arc::clone(&host.symbols);
-    let sample = host.settings.sample;
+    let live = Arc::clone(&host.live);
     Setup::new(move |object| {
         let decoder = |kind| -> Box<dyn Decoder> {
             Box::new(Long {
                 kind,
-                sample,
+                live: Arc::clone(&live),
                 symbols: Arc::clone(&symbols),
             })
         };
@@ -256,7 +256,7 @@ impl Reader for Devices {
 struct Long {
     /// Position in `sonde_ebpf_common::limit`.
     kind: usize,
-    sample: u32,
+    live: Arc<Live>,
     symbols: Arc<Symbols>,
 }
 
@@ -268,7 +268,7 @@ impl Decoder for Long {
         } else {
             XMIT
         };
-        let mut seen = observe(&record, name, self.sample)?;
+        let mut seen = observe(&record, name, self.live.sample())?;
         seen.stack = self.symbols.stack(&stack);
         Ok(Decoded::Event(self.kind, Box::new(seen)))
     }
@@ -297,6 +297,7 @@ fn observe(record: &Record, kind: &'static str, sample: u32) -> Result<Observati
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernel::probe::live_with_sample as live;
     use sonde_ebpf_common::packet::Packet;
     use sonde_ebpf_common::record::Head;
     use zerocopy::IntoBytes as _;
@@ -335,7 +336,7 @@ mod tests {
     fn decode(bytes: &[u8]) -> Result<(usize, Observation), String> {
         let mut decoder = Long {
             kind: limit::NETIFTXLAT_QDISC,
-            sample: 8,
+            live: live(8),
             symbols: Arc::new(Symbols::new(std::path::Path::new("/nonexistent"))),
         };
         match decoder.decode(bytes) {

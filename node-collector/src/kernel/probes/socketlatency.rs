@@ -105,11 +105,11 @@ pub(super) const PROBE: KernelProbe = KernelProbe {
 
 fn prepare(host: &Host<'_>) -> Setup {
     let symbols = Arc::clone(&host.symbols);
-    let settings = host.settings;
+    let live = Arc::clone(&host.live);
     Setup::new(move |object| {
         let reader = Waits {
             times: Counted::new(object.map("SOCKETLATENCY_TIMES")?),
-            unread: unread::Unread::new(object.map("SOCKETLATENCY_READS")?, &settings),
+            unread: unread::Unread::new(object.map("SOCKETLATENCY_READS")?, live),
             datagrams: unread::Datagrams::new(object.map("SOCKETLATENCY_UDP")?),
         };
         Ok(Opened {

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use sonde_ebpf_common::limit;
@@ -11,7 +12,7 @@ use super::{READSLOW, SPEC};
 use crate::event::{Direction, NetnsKey, Observation};
 use crate::kernel::clock::monotonic_ns;
 use crate::kernel::connection;
-use crate::kernel::probe::ProbeSettings;
+use crate::kernel::probe::Live;
 use crate::kernel::sys::{BatchBuffer, RawMap};
 
 /// Whoever reads within this time tells of it by reading.
@@ -24,27 +25,24 @@ pub(super) struct Unread {
     reads: RawMap<u64, Reads>,
     buffer: BatchBuffer<u64, Reads>,
     told: Told,
-    limit_ns: u64,
-    events: bool,
+    live: Arc<Live>,
 }
 
 /// The oldest mark of each socket of which it was told that nobody reads.
 pub(super) type Told = HashMap<u64, u64>;
 
 impl Unread {
-    pub(super) fn new(reads: RawMap<u64, Reads>, settings: &ProbeSettings) -> Self {
-        let limit = settings.threshold.max(PATIENCE);
+    pub(super) fn new(reads: RawMap<u64, Reads>, live: Arc<Live>) -> Self {
         Self {
             reads,
             buffer: BatchBuffer::default(),
             told: Told::new(),
-            limit_ns: u64::try_from(limit.as_nanos()).unwrap_or(u64::MAX),
-            events: settings.events,
+            live,
         }
     }
 
     pub(super) fn look(&mut self) -> io::Result<Vec<(usize, Observation)>> {
-        if !self.events {
+        if !self.live.events() {
             return Ok(Vec::new());
         }
         let mut waiting = Vec::new();
@@ -56,7 +54,9 @@ impl Unread {
                     .map(|reads| (*socket, *reads)),
             );
         })?;
-        let found = find(&waiting, &mut self.told, monotonic_ns(), self.limit_ns);
+        let limit = self.live.threshold().max(PATIENCE);
+        let limit_ns = u64::try_from(limit.as_nanos()).unwrap_or(u64::MAX);
+        let found = find(&waiting, &mut self.told, monotonic_ns(), limit_ns);
         Ok(found
             .into_iter()
             .map(|seen| (limit::SOCKETLAT_READSLOW, seen))
