@@ -24,6 +24,7 @@ mod doctor;
 mod engine;
 mod facts;
 mod gaps;
+mod governor;
 mod latency;
 mod listing;
 mod load;
