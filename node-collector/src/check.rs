@@ -17,6 +17,8 @@ pub enum Problem {
     UnknownProbe { name: String, known: String },
     #[error("probes: `{theirs}`: is probe `{ours}`, which is there too")]
     ProbeTwice { theirs: String, ours: String },
+    #[error("kernel.cpu_budget_percent: `{0}`: expected a number from 0 (no budget) to 100")]
+    Budget(f64),
     #[error(transparent)]
     Glob(#[from] BadGlob),
     #[error(transparent)]
@@ -29,6 +31,10 @@ pub fn check(config: &Config) -> Result<(), Problem> {
     Globs::new(&config.pods.netns.include)?;
     ExtraLabels::new(&config.metrics)?;
     sinks::check(&config.sinks)?;
+    let budget = config.kernel.cpu_budget_percent;
+    if !(0.0..=100.0).contains(&budget) {
+        return Err(Problem::Budget(budget));
+    }
     let known: Vec<&str> = probes::specs().iter().map(|spec| spec.name).collect();
     for name in config.probes.keys() {
         let ours = kubeskoop::probe(name);
@@ -75,6 +81,20 @@ mod tests {
             error,
             "metrics.labels: `device: x`: label name `device` is taken by probe `netdev`"
         );
+    }
+
+    #[test]
+    fn a_budget_is_a_percentage() {
+        let mut config = Config::default();
+        for good in [0.0, 0.5, 100.0] {
+            config.kernel.cpu_budget_percent = good;
+            check(&config).unwrap();
+        }
+        for bad in [-1.0, 100.5, f64::NAN, f64::INFINITY] {
+            config.kernel.cpu_budget_percent = bad;
+            let error = check(&config).unwrap_err().to_string();
+            assert!(error.starts_with("kernel.cpu_budget_percent: `"), "{error}");
+        }
     }
 
     #[test]

@@ -31,7 +31,14 @@ use crate::sinks::Sinks;
 pub const LOOK: Duration = Duration::from_secs(1);
 
 /// Keys that change while the collector runs, with all below them.
-const LIVE: [&str; 5] = ["probes", "events.rate", "events.burst", "sinks", "collector.interval"];
+const LIVE: [&str; 6] = [
+    "probes",
+    "events.rate",
+    "events.burst",
+    "sinks",
+    "collector.interval",
+    "kernel.cpu_budget_percent",
+];
 /// Keys of others than the collector.
 const FOREIGN: [&str; 3] = ["aggregator", "storage", "kubernetes"];
 
@@ -210,6 +217,7 @@ impl Reloader<'_> {
         now.sinks = new.sinks;
         (now.events.rate, now.events.burst) = (new.events.rate, new.events.burst);
         now.collector.interval = new.collector.interval;
+        now.kernel.cpu_budget_percent = new.kernel.cpu_budget_percent;
         self.settings.current.store(Arc::new(now.clone()));
         let mut failed = None;
         let of_rounds = changes.live.iter().any(|key| !key.starts_with("sinks"));

@@ -21,7 +21,7 @@ use uuid::Uuid;
 use crate::check;
 use crate::gaps::GapLog;
 use crate::handles::Wanted;
-use crate::kernel::{Kernel, SignalStatus};
+use crate::kernel::{GovernorThread, Kernel, SignalStatus};
 use crate::missing::Missing;
 use crate::pipeline::{EventStats, Pipeline};
 use crate::pods::cri::{self, Board, CriSource};
@@ -133,6 +133,13 @@ pub async fn run(mut config: Config, file: Option<PathBuf>, mut shutdown: Shutdo
     let host = config.host.paths();
     let processes = ProcessRounds::new(on, &host, Finder::new(&host), handles / 4);
     let probe_stats = vec![rounds.stats(), processes.stats()];
+    let governor = GovernorThread::start(Arc::clone(&kernel), {
+        let shipper = shipper.clone();
+        move |changed| {
+            shipper.rows(Arc::new(changed.tables));
+            shipper.gaps(changed.gaps);
+        }
+    })?;
     let reading = Reading::start(
         Parts {
             rounds,
@@ -182,6 +189,7 @@ pub async fn run(mut config: Config, file: Option<PathBuf>, mut shutdown: Shutdo
     tracing::info!("collector ends");
     drop(cri);
     spawn_blocking(move || {
+        drop(governor);
         // The last round reads the kernel's maps; after it nobody holds the programs, and the observations end.
         drop(reading);
         drop(source);

@@ -25,8 +25,11 @@ pub const SINK_LOST: &str = "sink_lost";
 /// The configuration had the probe, or its events, switched off while the collector ran.
 pub const SWITCHED_OFF: &str = "switched_off";
 
+/// Programs took more of the CPU than they may: a probe looked at less, or told less.
+pub const GOVERNOR: &str = "governor";
+
 /// All of them.
-pub const ALL: [&str; 12] = [
+pub const ALL: [&str; 13] = [
     RATE_LIMITED,
     RING_FULL,
     PROGRAM_SKIPPED,
@@ -39,4 +42,5 @@ pub const ALL: [&str; 12] = [
     BAD_RECORD,
     SINK_LOST,
     SWITCHED_OFF,
+    GOVERNOR,
 ];

@@ -124,6 +124,8 @@ pub struct Kernel {
     pub btf_path: PathBuf,
     /// Whether to load eBPF programs: `auto` uses what the host permits and says what is missing, `off` loads none.
     pub ebpf: Switch,
+    /// Percent of the node's CPU time that the programs of all probes may take together. Above it probes are stepped down, the dearest first: no events, then one packet in 64, then off (those that are on by default go on counting); well below it for a while, up again. 0: no budget.
+    pub cpu_budget_percent: f64,
     /// Ways to hook into the kernel that may be taken: leave out one that does harm on a kernel. Of those that are left, each signal takes the best that the kernel has.
     pub rungs: Vec<Rung>,
 }
@@ -133,6 +135,7 @@ impl Default for Kernel {
         Self {
             btf_path: PathBuf::new(),
             ebpf: Switch::default(),
+            cpu_budget_percent: 3.0,
             rungs: Rung::ALL.into(),
         }
     }

@@ -81,6 +81,13 @@ pub struct Changed {
 impl Kernel {
     /// Makes the kernel side as `config` has it.
     pub fn apply(&mut self, config: &Config) -> Changed {
+        self.asked = config.clone();
+        self.make_as_limited()
+    }
+
+    /// As the configuration has it, less what the governor leaves out.
+    pub(super) fn make_as_limited(&mut self) -> Changed {
+        let config = &self.governor.limit(&self.asked);
         let index = std::sync::Arc::clone(&self.index);
         // What was counted until now is told by those who counted it.
         let (tables, mut gaps) = self.read(now_ns(), &index);
@@ -99,7 +106,8 @@ impl Kernel {
             .map(|error| error.to_string())
             .next();
         self.begin_wanted(&before, config, &anew);
-        gaps.extend(self.off.note(config, now_ns()));
+        gaps.extend(self.off.note(&self.asked, now_ns()));
+        self.say_who_limits();
         let again = probes::ALL.iter().filter(|probe| anew.contains(&probe.spec.name));
         let again = again.filter(|probe| probe.settings(&before).enabled && probe.settings(config).enabled);
         gaps.extend(again.map(|probe| was_off(probe.spec.name, What::Anew, ended_ns.min(now_ns()), now_ns())));
@@ -108,6 +116,16 @@ impl Kernel {
             tables,
             gaps,
             error,
+        }
+    }
+
+    /// What is off for want of CPU time is not off as the configuration has it so.
+    fn say_who_limits(&mut self) {
+        for (signal, step, status) in &mut self.signals {
+            let down = self.governor.is_down(signal.probe);
+            if let Some(left) = down.filter(|_| step.is_none() && off_by_choice(signal, &self.asked).is_none()) {
+                status.reason = format!("stepped down by the governor; of its probe there is left: {left}");
+            }
         }
     }
 

@@ -18,6 +18,7 @@ mod connects;
 mod dns;
 mod drops;
 mod flow;
+mod governor;
 mod kernellatency;
 mod limits;
 mod netiftxlat;

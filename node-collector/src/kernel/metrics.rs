@@ -86,6 +86,32 @@ pub(super) fn write(status: &KernelStatus, page: &mut Page) {
     for (name, help, value) in gauges {
         page.single(name, Type::Gauge, help, value);
     }
+    let percent = [
+        (
+            "sonde_collector_ebpf_cpu_budget_ratio",
+            "Part of the node's CPU time that programs may take, 0: no budget",
+            Some(status.governor.budget_percent),
+        ),
+        (
+            "sonde_collector_ebpf_cpu_ratio",
+            "Part of the node's CPU time that programs took when the governor looked last",
+            status.governor.cost_percent,
+        ),
+    ];
+    for (name, help, value) in percent {
+        if let Some(value) = value {
+            page.single(name, Type::Gauge, help, value / 100.0);
+        }
+    }
+    let down = "sonde_collector_ebpf_stepped_down";
+    page.family(
+        down,
+        Type::Gauge,
+        "Whether the governor leaves something out of the probe, and what is left",
+    );
+    for (probe, left) in &status.governor.stepped_down {
+        page.sample(down, &[("probe", probe), ("left", left)], true);
+    }
     for gauge in status.probes.iter().flat_map(|report| &report.gauges) {
         page.single(gauge.name, Type::Gauge, gauge.help, gauge.value);
     }

@@ -47,6 +47,7 @@ pub use attribute::attribute;
 pub use change::Changed;
 pub use clock::{Clock, clock};
 pub use doctor::{DoctorReport, doctor};
+pub use governor::{GovernorStatus, GovernorThread};
 
 use engine::{Around, Engine};
 use plan::{Signal, Step, plan};
@@ -82,6 +83,8 @@ pub struct KernelStatus {
     pub map_bytes: u64,
     /// Probes of which at least one signal runs.
     pub probes: Vec<ProbeReport>,
+    /// What keeps programs within their budget of CPU time.
+    pub governor: GovernorStatus,
 }
 
 /// What a probe's maps hold.
@@ -137,8 +140,11 @@ pub struct Kernel {
     index: Arc<PodIndex>,
     symbols: Arc<Symbols>,
     events: Sender<Vec<Observation>>,
-    /// The configuration as it was applied last.
+    /// What the configuration asks for.
+    asked: Config,
+    /// As it was applied last: what it asks for, less what the governor leaves out.
     config: Config,
+    governor: governor::State,
     /// Since when probes, or their events, are off as the configuration has it so.
     off: change::Off,
 }
@@ -165,7 +171,9 @@ impl Kernel {
             index,
             symbols: Arc::new(Symbols::new(&config.host.proc)),
             events,
+            asked: config.clone(),
             config: config.clone(),
+            governor: governor::State::default(),
             off: change::Off::default(),
         };
         let mut wanted = Vec::new();
@@ -197,7 +205,9 @@ impl Kernel {
         mut wanted: Vec<(&'static Signal, plan::Decision)>,
     ) -> Vec<(&'static Signal, Option<usize>, SignalStatus)> {
         let names: Vec<_> = wanted.iter().map(|(signal, _)| signal.name).collect();
-        let alone = wanted.extract_if(.., |(signal, _)| signal.after.is_some_and(|after| !names.contains(&after)));
+        let alone = wanted.extract_if(.., |(signal, _)| {
+            signal.after.is_some_and(|after| !names.contains(&after))
+        });
         let mut results: Vec<_> = alone
             .map(|(signal, _)| {
                 let why = format!("{} does not run", signal.after.unwrap_or_default());
@@ -277,6 +287,7 @@ impl Kernel {
             namespaces: engines().map(Engine::namespaces).max().unwrap_or(0),
             map_bytes: engines().map(Engine::map_bytes).sum(),
             probes: reports.collect(),
+            governor: self.governor.status(&self.asked),
         }
     }
 

@@ -1,19 +1,13 @@
-//! Keeps the programs of all probes within a budget of the node's CPU time.
+//! Which probe to step down when programs pass their budget, and when to step it up again.
 //!
-//! What programs cost is taken from the kernel's own statistics (BPF_ENABLE_STATS, Linux 5.8), for a moment every few
-//! seconds: while they are on, every program of the node pays for them. Above the budget the dearest probe is stepped
-//! down, and as many more as it takes; well below it for a while, the last one is stepped up again. A probe that proves
-//! too dear again waits longer each time.
+//! Above the budget the dearest probe is stepped down, and as many more as it takes; well below it for a while, the last
+//! one is stepped up again. A probe that proves too dear again waits longer each time.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use super::probe::KernelProbe;
+use crate::kernel::probe::KernelProbe;
 
-/// How long statistics are on for one look.
-pub(super) const LOOK: Duration = Duration::from_millis(100);
-/// From one look to the next.
-pub(super) const LOOK_EVERY: Duration = Duration::from_secs(10);
 /// Of the budget: below it there is room to step up.
 const ROOM: f64 = 0.5;
 /// How long there must have been room.
@@ -49,7 +43,9 @@ impl Level {
 
 /// The steps that a probe has. What is on by default costs so little to count that counting stays; what looks at every
 /// packet can be too dear even so.
-pub(super) fn levels(probe: &KernelProbe, samples: bool) -> Vec<Level> {
+pub(super) fn levels(probe: &KernelProbe) -> Vec<Level> {
+    // What a sample is counted by.
+    let samples = probe.maps.iter().any(|(name, _)| name.ends_with("_TURNS"));
     let mut levels = vec![Level::Full];
     if probe.signals.iter().any(|signal| !signal.buckets.is_empty()) {
         levels.push(Level::NoEvents);
@@ -107,11 +103,7 @@ pub(super) struct Governor {
 }
 
 impl Governor {
-    pub(super) fn new(
-        budget: f64,
-        probes: impl IntoIterator<Item = (&'static str, Vec<Level>)>,
-        now: Instant,
-    ) -> Self {
+    pub(super) fn new(budget: f64, probes: impl IntoIterator<Item = (&'static str, Vec<Level>)>, now: Instant) -> Self {
         let governed = |(probe, levels)| Governed {
             probe,
             levels,
@@ -126,6 +118,10 @@ impl Governor {
             down: Vec::new(),
             helpless: false,
         }
+    }
+
+    pub(super) fn set_budget(&mut self, budget: f64) {
+        self.budget = budget;
     }
 
     /// Those that are not at their full.
@@ -188,7 +184,7 @@ impl Governor {
                 from,
                 to: probe.level(),
                 why: format!(
-                    "programs take {} of the node's CPU time, this probe's {}; kernel.cpu_budget is {}",
+                    "programs take {} of the node's CPU time, this probe's {}; kernel.cpu_budget_percent allows {}",
                     percent(total),
                     percent(of),
                     percent(self.budget)
@@ -217,7 +213,7 @@ impl Governor {
             from,
             to: probe.level(),
             why: format!(
-                "programs took at most half of kernel.cpu_budget ({}) for {} s, now {}",
+                "programs took at most half of what kernel.cpu_budget_percent allows ({}) for {} s, now {}",
                 percent(self.budget),
                 waited.as_secs(),
                 percent(total)
@@ -236,6 +232,7 @@ mod tests {
     use crate::kernel::probes;
 
     const PACKETS: &[Level] = &[Level::Full, Level::NoEvents, Level::Sampled, Level::Off];
+    const LOOK_EVERY: Duration = Duration::from_secs(10);
     const DROPS: &[Level] = &[Level::Full, Level::NoEvents];
 
     /// A clock of its own.
@@ -348,9 +345,16 @@ mod tests {
     #[test]
     fn every_probe_has_a_way_down_that_fits_it() {
         for probe in probes::ALL {
-            let levels = levels(probe, false);
+            let levels = levels(probe);
             assert!(levels.is_sorted() && levels[0] == Level::Full);
-            assert_eq!(levels.contains(&Level::Off), !probe.defaults.enabled, "{}", probe.spec.name);
+            let samples = ["flow", "kernellatency", "netiftxlat"].contains(&probe.spec.name);
+            assert_eq!(levels.contains(&Level::Sampled), samples, "{}", probe.spec.name);
+            assert_eq!(
+                levels.contains(&Level::Off),
+                !probe.defaults.enabled,
+                "{}",
+                probe.spec.name
+            );
         }
     }
 }
