@@ -12,6 +12,7 @@ use tokio::sync::mpsc::Sender;
 
 use crate::event::{Gap, NetnsKey, Observation};
 use crate::pods::PodIndex;
+use crate::switched::Switched;
 use crate::table::Table;
 
 mod attribute;
@@ -139,7 +140,7 @@ pub struct Kernel {
     /// The configuration as it was applied last.
     config: Config,
     /// Since when probes, or their events, are off as the configuration has it so.
-    off: change::Off,
+    switched: Switched,
 }
 
 impl Kernel {
@@ -165,7 +166,7 @@ impl Kernel {
             symbols: Arc::new(Symbols::new(&config.host.proc)),
             events,
             config: config.clone(),
-            off: change::Off::default(),
+            switched: Switched::default(),
         };
         let mut wanted = Vec::new();
         for signal in probes::signals() {
@@ -182,7 +183,7 @@ impl Kernel {
         let results = kernel.begin(config, &facts, btf, wanted);
         kernel.signals.extend(results);
         kernel.signals.sort_by_key(|(signal, _, _)| signal.name);
-        kernel.off.note(config, now_ns());
+        change::note(&mut kernel.switched, config, now_ns());
         let statuses = kernel.statuses();
         (kernel, statuses)
     }
