@@ -21,6 +21,7 @@ mod run;
 pub mod serve;
 pub mod ship;
 pub mod sinks;
+pub mod switched;
 pub mod sysfs;
 pub mod table;
 

@@ -13,6 +13,7 @@ use sonde_common::config::Config;
 use sonde_common::prom::{Format, Page};
 use sonde_common::time::now_ns;
 
+use crate::event::Gap;
 use crate::kernel::{Changed, Kernel, KernelStatus};
 use crate::pipeline::EventStats;
 use crate::pods::{PodIndex, Targets};
@@ -21,6 +22,7 @@ use crate::processes::ProcessRounds;
 use crate::round::Rounds;
 use crate::serve::Pages;
 use crate::ship::writer::Shipper;
+use crate::switched::{Switched, What};
 use crate::table::Table;
 
 /// What the last round found.
@@ -73,6 +75,16 @@ pub struct Parts {
     pub shipper: Shipper,
     pub log: Arc<RoundLog>,
     pub events: Arc<EventStats>,
+    /// Probes of `/proc`, see [`note`].
+    pub switched: Switched,
+}
+
+/// Notes which probes of `/proc` are off with `config`, and gives what came on as gaps.
+pub fn note(switched: &mut Switched, config: &Config, now_ns: u64) -> Vec<Gap> {
+    let files = PROBES.iter().map(|probe| probe.spec.name);
+    let all = files.chain(PROCESS_PROBES.iter().map(|probe| probe.spec.name));
+    all.filter_map(|name| switched.note(name, What::Probe, !config.is_enabled(name, true), now_ns))
+        .collect()
 }
 
 /// How long after an event its count is read, where the next round is further away: who sees an event looks for it in
@@ -174,6 +186,7 @@ impl Parts {
         let mut changed = self.kernel.lock().apply(config);
         self.shipper.rows(Arc::new(std::mem::take(&mut changed.tables)));
         self.shipper.gaps(std::mem::take(&mut changed.gaps));
+        self.shipper.gaps(note(&mut self.switched, config, now_ns()));
         changed
     }
 

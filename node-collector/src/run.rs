@@ -11,6 +11,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use parking_lot::Mutex;
 use sonde_common::config::{Config, PodSource};
 use sonde_common::shutdown::{self, Shutdown};
+use sonde_common::time::now_ns;
 use sonde_proto::v1;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -30,7 +31,7 @@ use crate::pods::netns::{self, NetnsSource, Settings};
 use crate::pods::{PodIndex, Targets};
 use crate::probes::{self, PROBES, PROCESS_PROBES, Registration};
 use crate::processes::{Finder, ProcessRounds};
-use crate::reading::{Parts, Reading, RoundLog};
+use crate::reading::{self, Parts, Reading, RoundLog};
 use crate::reload::{self, Reloader};
 use crate::round::Rounds;
 use crate::serve::{self, metrics};
@@ -38,6 +39,7 @@ use crate::ship::client::{self, Client, Link};
 use crate::ship::spool::Spool;
 use crate::ship::writer::{Shipper, Writer};
 use crate::sinks::Sinks;
+use crate::switched::Switched;
 
 /// Vectors of observations between the kernel side and the pipeline.
 const OBSERVATIONS: usize = 256;
@@ -140,6 +142,8 @@ pub async fn run(mut config: Config, file: Option<PathBuf>, mut shutdown: Shutdo
             shipper.gaps(changed.gaps);
         }
     })?;
+    let mut switched = Switched::default();
+    reading::note(&mut switched, &config, now_ns());
     let reading = Reading::start(
         Parts {
             rounds,
@@ -150,6 +154,7 @@ pub async fn run(mut config: Config, file: Option<PathBuf>, mut shutdown: Shutdo
             shipper,
             log: Arc::clone(&round_log),
             events: Arc::clone(&events),
+            switched,
         },
         config.collector.interval.0,
     )?;

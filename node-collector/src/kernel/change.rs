@@ -4,66 +4,28 @@
 //! is touched. Signals are attached or detached each by itself, and a probe that comes on gets maps, rings and a thread of
 //! its own, so the others go on as if nothing was. What was off is a gap once it is on again.
 
-use std::collections::BTreeMap;
-
 use sonde_common::config::Config;
 use sonde_common::time::now_ns;
-use sonde_proto::gap;
 
 use super::plan::{Decision, Signal, off_by_choice, plan};
 use super::probe::KernelProbe;
 use super::{Kernel, SignalStatus, facts, probes, status_of, with_status};
-use crate::event::{Gap, Subject};
+use crate::event::Gap;
+use crate::switched::{Switched, What, was_off};
 use crate::table::Table;
 
-/// What is off, since when; Unix time.
-#[derive(Debug, Default)]
-pub(super) struct Off(BTreeMap<(&'static str, What), u64>);
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum What {
-    Probe,
-    Events,
-    /// Only while it was begun anew.
-    Anew,
-}
-
-impl Off {
-    /// Notes what goes off with `config`, and gives what came on as gaps.
-    pub(super) fn note(&mut self, config: &Config, now_ns: u64) -> Vec<Gap> {
-        let mut gaps = Vec::new();
-        for probe in probes::ALL {
-            let settings = probe.settings(config);
-            let makes = probe.signals.iter().any(|signal| !signal.buckets.is_empty());
-            let events_off = makes && settings.enabled && !settings.events;
-            for (what, off) in [(What::Probe, !settings.enabled), (What::Events, events_off)] {
-                let key = (probe.spec.name, what);
-                if off {
-                    self.0.entry(key).or_insert(now_ns);
-                } else if let Some(since) = self.0.remove(&key) {
-                    gaps.push(was_off(probe.spec.name, what, since.min(now_ns), now_ns));
-                }
-            }
+/// Notes what is off with `config`, and gives what came on as gaps.
+pub(super) fn note(switched: &mut Switched, config: &Config, now_ns: u64) -> Vec<Gap> {
+    let mut gaps = Vec::new();
+    for probe in probes::ALL {
+        let settings = probe.settings(config);
+        let makes = probe.signals.iter().any(|signal| !signal.buckets.is_empty());
+        let events_off = makes && settings.enabled && !settings.events;
+        for (what, off) in [(What::Probe, !settings.enabled), (What::Events, events_off)] {
+            gaps.extend(switched.note(probe.spec.name, what, off, now_ns));
         }
-        gaps
     }
-}
-
-fn was_off(probe: &'static str, what: What, from_ns: u64, to_ns: u64) -> Gap {
-    Gap {
-        probe,
-        cause: gap::SWITCHED_OFF,
-        from_ns,
-        to_ns,
-        count: 0,
-        subject: Subject::Node,
-        detail: match what {
-            What::Probe => "the configuration had the probe switched off",
-            What::Events => "the configuration had its events switched off",
-            What::Anew => "it was begun anew, as it counts by other keys now",
-        }
-        .to_owned(),
-    }
+    gaps
 }
 
 /// What became of a new configuration.
@@ -106,11 +68,11 @@ impl Kernel {
             .map(|error| error.to_string())
             .next();
         self.begin_wanted(&before, config, &anew);
-        gaps.extend(self.off.note(&self.asked, now_ns()));
+        gaps.extend(note(&mut self.switched, &self.asked, now_ns()));
         self.say_who_limits();
         let again = probes::ALL.iter().filter(|probe| anew.contains(&probe.spec.name));
         let again = again.filter(|probe| probe.settings(&before).enabled && probe.settings(config).enabled);
-        gaps.extend(again.map(|probe| was_off(probe.spec.name, What::Anew, ended_ns.min(now_ns()), now_ns())));
+        gaps.extend(again.map(|probe| was_off(probe.spec.name, What::Anew, ended_ns, now_ns())));
         Changed {
             signals: self.statuses(),
             tables,

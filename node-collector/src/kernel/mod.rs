@@ -12,6 +12,7 @@ use tokio::sync::mpsc::Sender;
 
 use crate::event::{Gap, NetnsKey, Observation};
 use crate::pods::PodIndex;
+use crate::switched::Switched;
 use crate::table::Table;
 
 mod attribute;
@@ -146,7 +147,7 @@ pub struct Kernel {
     config: Config,
     governor: governor::State,
     /// Since when probes, or their events, are off as the configuration has it so.
-    off: change::Off,
+    switched: Switched,
 }
 
 impl Kernel {
@@ -174,7 +175,7 @@ impl Kernel {
             asked: config.clone(),
             config: config.clone(),
             governor: governor::State::default(),
-            off: change::Off::default(),
+            switched: Switched::default(),
         };
         let mut wanted = Vec::new();
         for signal in probes::signals() {
@@ -191,7 +192,7 @@ impl Kernel {
         let results = kernel.begin(config, &facts, btf, wanted);
         kernel.signals.extend(results);
         kernel.signals.sort_by_key(|(signal, _, _)| signal.name);
-        kernel.off.note(config, now_ns());
+        change::note(&mut kernel.switched, config, now_ns());
         let statuses = kernel.statuses();
         (kernel, statuses)
     }
