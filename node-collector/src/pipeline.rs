@@ -14,6 +14,7 @@ use tokio::time::Instant;
 
 use crate::event::{Event, Observation, Subject};
 use crate::kernel::attribute;
+use crate::netfilter::Explainer;
 use crate::pods::PodIndex;
 use crate::pods::netns::Rescan;
 use crate::ship::writer::Shipper;
@@ -84,6 +85,8 @@ pub struct Pipeline {
     index: Arc<PodIndex>,
     rescan: Rescan,
     shipper: Shipper,
+    /// Gives on events of its own.
+    explainer: Explainer,
     stats: Arc<EventStats>,
     unknown: UnknownNetns,
     include_host: bool,
@@ -98,12 +101,14 @@ impl Pipeline {
         index: Arc<PodIndex>,
         rescan: Rescan,
         shipper: Shipper,
+        explainer: Explainer,
         stats: Arc<EventStats>,
     ) -> Self {
         Self {
             index,
             rescan,
             shipper,
+            explainer,
             stats,
             unknown: config.events.unknown_netns,
             include_host: config.pods.include_host,
@@ -141,6 +146,11 @@ impl Pipeline {
                 events.extend(self.judge(event));
             }
         }
+        self.ship(events);
+    }
+
+    fn ship(&self, mut events: Vec<Event>) {
+        self.explainer.take(&mut events);
         self.shipper.events(events);
     }
 
@@ -176,7 +186,7 @@ impl Pipeline {
                 events.extend(self.judge(event));
             }
         }
-        self.shipper.events(events);
+        self.ship(events);
     }
 
     fn decide(&mut self, now: Instant) {
@@ -184,7 +194,7 @@ impl Pipeline {
         while let Some((_, event)) = self.held.pop_front_if(|(deadline, _)| *deadline <= now) {
             events.extend(self.judge(attribute(event.observation, &self.index)));
         }
-        self.shipper.events(events);
+        self.ship(events);
     }
 
     fn judge(&self, event: Event) -> Option<Event> {

@@ -20,6 +20,7 @@ use crate::gaps::GapLog;
 use crate::handles::Wanted;
 use crate::kernel::{Kernel, SignalStatus};
 use crate::missing::Missing;
+use crate::netfilter::Explainer;
 use crate::pipeline::{EventStats, Pipeline};
 use crate::pods::cri::{self, Board, CriSource};
 use crate::pods::names::Globs;
@@ -94,11 +95,18 @@ pub async fn run(mut config: Config, mut shutdown: Shutdown) -> anyhow::Result<(
     let gaps = Arc::new(GapLog::default());
     let (writer, shipper) = Writer::start(Arc::clone(&spool), Arc::clone(&index), Arc::clone(&gaps), recovery)?;
     let events = Arc::new(EventStats::default());
+    let explainer = {
+        let shipper = shipper.clone();
+        let (index, targets, missing) = (Arc::clone(&index), Arc::clone(&targets), Arc::clone(&missing));
+        Explainer::start(&config, index, targets, missing, move |events| shipper.events(events))?
+    };
+    let netfilter = explainer.stats();
     let pipeline = Pipeline::new(
         &config,
         Arc::clone(&index),
         source.rescan(),
         shipper.clone(),
+        explainer,
         Arc::clone(&events),
     );
     let pipeline = tokio::spawn(pipeline.run(observations));
@@ -145,6 +153,7 @@ pub async fn run(mut config: Config, mut shutdown: Shutdown) -> anyhow::Result<(
         rounds: round_log,
         probes: probe_stats,
         events,
+        netfilter,
         gaps,
         missing,
         spool: Arc::clone(&spool),

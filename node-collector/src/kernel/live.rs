@@ -19,6 +19,7 @@ mod drops;
 mod flow;
 mod kernellatency;
 mod limits;
+mod netfilter;
 mod netiftxlat;
 mod places;
 mod resets;

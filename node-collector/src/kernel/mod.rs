@@ -42,8 +42,10 @@ mod sys;
 mod live;
 
 pub use attribute::attribute;
+pub(crate) use clock::monotonic_ns;
 pub use clock::{Clock, clock};
 pub use doctor::{DoctorReport, doctor};
+pub(crate) use facts::is_since;
 
 use engine::Engine;
 use plan::{Signal, Step, plan};

@@ -43,6 +43,7 @@ pub(super) fn render(page: &mut Page, state: &State) {
     rounds(page, state);
     probes(page, state);
     events(page, state);
+    netfilter(page, state);
     gaps(page, state);
     spool(page, state);
     link(page, state);
@@ -134,6 +135,29 @@ fn events(page: &mut Page, state: &State) {
                 count,
             );
         }
+    }
+}
+
+fn netfilter(page: &mut Page, state: &State) {
+    let stats = &state.netfilter;
+    for (name, help, count) in [
+        (
+            "sonde_collector_nft_rulesets_read_total",
+            "Rulesets of nftables read, as something was dropped that one of their rules can have dropped",
+            &stats.rulesets,
+        ),
+        (
+            "sonde_collector_nft_traces_total",
+            "Traces of nftables begun (probes.packetloss.nft_trace)",
+            &stats.traces,
+        ),
+        (
+            "sonde_collector_netfilter_unexplained_total",
+            "Events of netfilter's drops that went on without what the ruleset says",
+            &stats.unexplained,
+        ),
+    ] {
+        page.single(name, Type::Counter, help, count.load(Ordering::Relaxed));
     }
 }
 
