@@ -13,6 +13,8 @@ use crate::netlink::nftables::{Base, Chain, Does, Field, Rule, Ruleset, family};
 
 /// How many are told in words.
 const SHOWN: usize = 5;
+/// Chains that a way is told with.
+const STEPS: usize = 4;
 /// Chains that lead to each other deeper than this are not followed; the kernel permits 16 levels of jumps.
 const DEEPEST: usize = 32;
 
@@ -319,7 +321,10 @@ impl<'a> Walk<'a> {
 /// `inet/filter input > web rule 7 drop "no telnet"`, `ip/filter INPUT policy drop`.
 fn show(ruleset: &Ruleset, (at, rule): Place, path: &[usize]) -> String {
     let chain = &ruleset.chains[at];
-    let names: Vec<&str> = path.iter().map(|at| &*ruleset.chains[*at].name).collect();
+    let mut names: Vec<&str> = path.iter().map(|at| &*ruleset.chains[*at].name).collect();
+    if names.len() > STEPS {
+        names.splice(1..names.len() - (STEPS - 2), ["..."]);
+    }
     let mut out = format!("{}/{} {}", family::name(chain.family), chain.table, names.join(" > "));
     let Some(rule) = rule.map(|number| &chain.rules[number]) else {
         out.push_str(" policy drop");

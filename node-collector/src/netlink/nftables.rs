@@ -192,10 +192,10 @@ fn c_string(text: &str) -> Vec<u8> {
     [text.as_bytes(), &[0]].concat()
 }
 
-/// A name; the kernel ends it with a NUL.
+/// A name, which the kernel ends with a NUL, or a comment. Whoever wrote it: it stays in its line.
 fn text(value: &[u8]) -> String {
     let end = value.iter().position(|byte| *byte == 0).unwrap_or(value.len());
-    String::from_utf8_lossy(&value[..end]).into_owned()
+    String::from_utf8_lossy(&value[..end]).replace(char::is_control, " ")
 }
 
 fn be32(value: &[u8]) -> Option<u32> {

@@ -206,6 +206,17 @@ fn jumps_are_followed_with_what_they_demand_and_rules_are_told_once() {
             "inet/t late policy drop"
         ]
     );
+    let mut long = vec![chain(family::INET, "c0", INPUT, vec![go(1, vec![], "c1")])];
+    long.extend((1..7).map(|n| {
+        chain(
+            family::INET,
+            &format!("c{n}"),
+            None,
+            vec![go(1, vec![], &format!("c{}", n + 1))],
+        )
+    }));
+    long.push(chain(family::INET, "c7", None, vec![drop(1)]));
+    assert_eq!(find(long, &seen(|_| ())), ["inet/t c0 > ... > c6 > c7 rule 1 drop"]);
     let ruleset = Ruleset::of(chains);
     let found = Candidates::find(&ruleset, &Packet::of(&seen(|_| ())));
     let culprit = |chain: &str, handle| Culprit {

@@ -206,7 +206,7 @@ fn a_map_of_verdicts_is_asked_for_once_and_stands_for_what_its_elements_do() {
             chain_message(b"web\0", None, None),
         ],
         vec![
-            rule_message(4, &[vmap.clone()], &[]),
+            rule_message(4, std::slice::from_ref(&vmap), &[]),
             rule_message(5, &[set, drop_now()], &[]),
             rule_message(6, &[vmap], &[]),
         ],
@@ -337,6 +337,7 @@ fn any_bytes_do_no_harm() {
 #[test]
 fn comments_are_found_among_what_user_space_keeps() {
     assert_eq!(rule::comment(b"\x02\x01x\x00\x03it\0").as_deref(), Some("it"));
+    assert_eq!(rule::comment(b"\x00\x04a\nb\0").as_deref(), Some("a b"), "one line");
     assert_eq!(rule::comment(b"\x02\x01x"), None);
     assert_eq!(rule::comment(b"\x00\x09it\0"), None, "longer than there is");
     assert_eq!(rule::comment(b"\x00"), None);
