@@ -3,8 +3,8 @@
 //!
 //! The kernel says of such a drop only that it was netfilter, and in a stack at which hook. So the ruleset of the
 //! network namespace is read, from a thread of its own: events wait here, and those of other things do not.
-//! Nothing is read before something was dropped; a ruleset is read again only when its generation has changed, and at
-//! most once a second for each namespace.
+//! Nothing is read before something was dropped; a ruleset is read again only when its generation has changed, and where
+//! that is all the time, so seldom that it costs little: events wait for that, a second at most.
 
 mod candidates;
 mod conntrack;
@@ -36,6 +36,8 @@ pub struct Stats {
     pub rulesets: AtomicU64,
     /// Traces begun.
     pub traces: AtomicU64,
+    /// Events that wait for it now.
+    pub waiting: AtomicU64,
     /// Events that went on without what they should tell of netfilter.
     pub unexplained: AtomicU64,
 }
@@ -90,8 +92,11 @@ impl Explainer {
         let Some(sender) = self.sender.as_ref().filter(|_| !ours.is_empty()) else {
             return;
         };
+        let count = ours.len() as u64;
+        self.stats.waiting.fetch_add(count, Ordering::Relaxed);
         if let Err(TrySendError::Full(back) | TrySendError::Disconnected(back)) = sender.try_send(ours) {
-            self.stats.unexplained.fetch_add(back.len() as u64, Ordering::Relaxed);
+            self.stats.waiting.fetch_sub(count, Ordering::Relaxed);
+            self.stats.unexplained.fetch_add(count, Ordering::Relaxed);
             events.extend(back);
         }
     }
@@ -151,5 +156,92 @@ impl Dropper {
             Self::Other => "iptables-legacy, conntrack or other",
             Self::Any => "nft, iptables-legacy, conntrack or other",
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::Subject;
+    use parking_lot::Mutex;
+    use std::sync::mpsc::channel;
+
+    fn event(reason: &str, location: &str) -> Event {
+        Event {
+            time_ns: 1,
+            subject: Subject::Unknown,
+            peer: None,
+            observation: Observation {
+                probe: SPEC.name,
+                reason: Some(reason.into()),
+                attributes: vec![("location", location.into())],
+                ..Observation::default()
+            },
+        }
+    }
+
+    #[test]
+    fn drops_of_netfilter_are_told_from_others_and_by_who_it_can_have_been() {
+        let is_ours = |reason, location| is_of_netfilter(&event(reason, location).observation);
+        assert!(is_ours("NETFILTER_DROP", "nft_do_chain+0x4f1"));
+        assert!(is_ours("NOT_SPECIFIED", "nf_hook_slow+0x1"), "no reasons below 5.17");
+        assert!(!is_ours("NOT_SPECIFIED", "udp_queue_rcv_one_skb+0x1"));
+        assert!(!is_ours("NO_SOCKET", "nft_do_chain+0x4f1"));
+        let of = |location, tells_nft| Dropper::of(&event("NETFILTER_DROP", location).observation, tells_nft);
+        assert_eq!(of("nft_do_chain.constprop.0+0x4f1", true), Dropper::Nft);
+        assert_eq!(of("nf_hook_slow+0xa0", true), Dropper::Other);
+        assert_eq!(of("nf_hook_slow+0xa0", false), Dropper::Any);
+        assert_eq!(
+            of("0xffffffff81000231", true),
+            Dropper::Any,
+            "kernel symbols are hidden"
+        );
+    }
+
+    #[test]
+    fn a_thread_that_does_not_keep_up_costs_the_explanation_and_no_event() {
+        let held = Arc::new(Mutex::new(()));
+        let (sender, delivered) = channel();
+        let deliver = {
+            let held = Arc::clone(&held);
+            move |events: Vec<Event>| {
+                let _wait = held.lock();
+                let _ = sender.send(events.len());
+            }
+        };
+        let explainer = Explainer::start(
+            &Config::default(),
+            Arc::default(),
+            Arc::default(),
+            Arc::default(),
+            deliver,
+        )
+        .unwrap();
+        let busy = held.lock();
+        let (mut given, mut back) = (0, 0);
+        while back == 0 {
+            let mut events = vec![
+                event("NETFILTER_DROP", "nft_do_chain+0x1"),
+                event("NO_SOCKET", "udp_rcv+0x1"),
+            ];
+            explainer.take(&mut events);
+            assert_eq!(
+                events[0].observation.reason.as_deref(),
+                Some("NO_SOCKET"),
+                "goes its own way"
+            );
+            (given, back) = (given + 1, events.len() - 1);
+            assert!(given < 20 * BATCHES, "it is held up");
+        }
+        let stats = explainer.stats();
+        drop(busy);
+        drop(explainer);
+        let explained: usize = delivered.iter().sum();
+        assert_eq!(explained, given - 1, "the end gives on what waits");
+        assert_eq!(
+            stats.unexplained.load(Ordering::Relaxed),
+            given as u64,
+            "no namespace, no rules"
+        );
     }
 }

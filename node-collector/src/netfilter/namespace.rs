@@ -12,13 +12,17 @@ use crate::netlink::nftables::trace::Culprit;
 use crate::netlink::nftables::{self, Ruleset};
 use crate::netlink::socket::AskSocket;
 
-/// Between two readings of the ruleset, and after one that failed.
-const READ_EVERY: Duration = Duration::from_secs(1);
+/// A ruleset that changes all the time is read so seldom that reading takes this part of the time, in this span.
+const SHARE: u32 = 20;
+const SOONEST: Duration = Duration::from_millis(20);
+const LATEST: Duration = Duration::from_secs(1);
 /// Packets that are remembered with what the ruleset says of them.
 const ANSWERS: usize = 1024;
 
 #[derive(Debug, Default)]
 pub(super) struct Namespace {
+    /// Its pod's sandbox; empty: the node.
+    pub(super) owner: String,
     known: Option<Known>,
     failed: Option<Instant>,
     pub(super) conntrack: Readings,
@@ -29,7 +33,8 @@ pub(super) struct Namespace {
 #[derive(Debug)]
 struct Known {
     ruleset: Ruleset,
-    read: Instant,
+    /// Not read again before.
+    keeps_until: Instant,
     /// Since when at the latest it has been this one (CLOCK_MONOTONIC).
     since_ns: u64,
     answers: HashMap<Packet, Candidates>,
@@ -47,9 +52,16 @@ pub(super) enum Standing {
 }
 
 impl Namespace {
+    pub(super) fn of(owner: &str) -> Self {
+        Self {
+            owner: owner.to_owned(),
+            ..Self::default()
+        }
+    }
+
     /// Reads the ruleset of the namespace that the calling thread is in, if it is another one now.
     pub(super) fn refresh(&mut self, buffer: &mut [u8], read: &AtomicU64) -> Result<Standing, DumpError> {
-        if self.failed.is_some_and(|at| at.elapsed() < READ_EVERY) {
+        if self.failed.is_some_and(|at| at.elapsed() < LATEST) {
             return Ok(Standing::Failed);
         }
         let result = self.read(buffer, read);
@@ -63,15 +75,17 @@ impl Namespace {
             if nftables::generation(&socket, buffer)? == known.ruleset.generation {
                 return Ok(Standing::Known);
             }
-            if known.read.elapsed() < READ_EVERY {
+            if Instant::now() < known.keeps_until {
                 return Ok(Standing::NotYet);
             }
         }
+        let begin = Instant::now();
         let ruleset = nftables::read(&socket, buffer)?;
+        let took = begin.elapsed();
         read.fetch_add(1, Ordering::Relaxed);
         self.known = Some(Known {
             ruleset,
-            read: Instant::now(),
+            keeps_until: Instant::now() + (SHARE * took).clamp(SOONEST, LATEST),
             since_ns: monotonic_ns(),
             answers: HashMap::new(),
         });

@@ -42,14 +42,14 @@ impl Tracer {
         is_new && self.running.len() < RUNNING && self.running.iter().all(|running| running.key.0 != key.0)
     }
 
-    /// In the network namespace of the key, which the calling thread is in.
-    pub(super) fn start(&mut self, key: Key) -> io::Result<()> {
+    /// In the network namespace of the key, which the calling thread is in. `false`: there are too many connections.
+    pub(super) fn start(&mut self, key: Key) -> io::Result<bool> {
         if self.known.len() >= KEPT {
             self.known.retain(|_, (at, _)| at.elapsed() < HOLDS);
         }
         if self.known.len() >= KEPT {
-            // A storm of connections: those that are known already suffice.
-            return Ok(());
+            // A storm of them: those that are known already suffice.
+            return Ok(false);
         }
         self.known.insert(key, (Instant::now(), None));
         let trace = Trace::start(key.1)?;
@@ -58,7 +58,7 @@ impl Tracer {
             until: Instant::now() + LASTS,
             trace,
         });
-        Ok(())
+        Ok(true)
     }
 
     /// Hears what was told, and ends what is done: a trace holds its namespace, so those that are gone end too.

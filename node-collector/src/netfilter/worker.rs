@@ -66,6 +66,19 @@ enum Place {
     Away(Arc<Target>),
 }
 
+impl Place {
+    /// Whose it is; empty: the node's.
+    fn owner(&self) -> &str {
+        match self {
+            Self::Home => "",
+            Self::Away(target) => match &target.subject {
+                Subject::Pod(pod) => &pod.sandbox,
+                Subject::Node | Subject::Unknown => "",
+            },
+        }
+    }
+}
+
 impl Worker {
     pub(super) fn new(
         config: &Config,
@@ -123,7 +136,9 @@ impl Worker {
             }
             let done = self.work(home, &targets, ends);
             if !done.is_empty() {
+                let count = done.len() as u64;
                 deliver(done);
+                self.stats.waiting.fetch_sub(count, Ordering::Relaxed);
             }
         }
     }
@@ -197,7 +212,11 @@ impl Worker {
             self.give_up(events, done);
             return Vec::new();
         }
-        let mut namespace = self.namespaces.remove(&netns).unwrap_or_default();
+        // Without cookies a key may come again, for another pod.
+        let known = self.namespaces.remove(&netns);
+        let mut namespace = known
+            .filter(|known| known.owner == place.owner())
+            .unwrap_or_else(|| Namespace::of(place.owner()));
         let later = self.explain_inside(netns, &mut namespace, events, done);
         if matches!(place, Place::Away(_)) {
             // A thread that cannot come home would tell one namespace's rules as another's.
@@ -285,8 +304,8 @@ impl Worker {
             return;
         };
         match tracer.start(key) {
-            Ok(()) => {
-                self.stats.traces.fetch_add(1, Ordering::Relaxed);
+            Ok(started) => {
+                self.stats.traces.fetch_add(started.into(), Ordering::Relaxed);
                 self.missing.found(TRACES);
             }
             Err(error) => self.missing.say(TRACES, &error),
@@ -333,7 +352,8 @@ fn find(key: NetnsKey, node: Option<NetnsKey>, targets: &[Arc<Target>]) -> Optio
     let is_it = |target: &&Arc<Target>| match &target.subject {
         Subject::Pod(pod) => {
             let cookies = (pod.netns.cookie, key.cookie);
-            pod.netns.inode == key.inode && (cookies.0 == cookies.1 || cookies.0 == 0 || cookies.1 == 0)
+            let is_same = pod.netns.inode == key.inode && (cookies.0 == cookies.1 || cookies.0 == 0 || cookies.1 == 0);
+            is_same && target.netns.is_some()
         }
         Subject::Node | Subject::Unknown => false,
     };

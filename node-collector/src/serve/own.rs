@@ -159,6 +159,12 @@ fn netfilter(page: &mut Page, state: &State) {
     ] {
         page.single(name, Type::Counter, help, count.load(Ordering::Relaxed));
     }
+    page.single(
+        "sonde_collector_netfilter_waiting_events",
+        Type::Gauge,
+        "Events of netfilter's drops that wait for the ruleset now",
+        stats.waiting.load(Ordering::Relaxed),
+    );
 }
 
 fn gaps(page: &mut Page, state: &State) {
