@@ -210,7 +210,6 @@ pub(super) struct Candidates {
     pub(super) count: usize,
     /// The first of them in words.
     pub(super) shown: Vec<Arc<str>>,
-    all: Vec<Place>,
 }
 
 /// A rule of a chain, `None`: its policy, by their places in the ruleset.
@@ -219,48 +218,53 @@ type Place = (usize, Option<usize>);
 impl Candidates {
     /// In the order in which the kernel comes to them. A rule that several ways lead to is there once.
     pub(super) fn find(ruleset: &Ruleset, packet: &Packet) -> Self {
-        let mut bases: Vec<(i32, usize)> = ruleset
-            .chains
-            .iter()
-            .enumerate()
-            .filter_map(|(at, chain)| Some((at, chain, chain.base.as_ref()?)))
-            .filter(|(_, chain, base)| packet.comes_to(chain, base))
-            .map(|(at, _, base)| (base.priority, at))
-            .collect();
-        bases.sort_unstable();
         let mut out = Self::default();
-        let mut known = HashSet::new();
-        for (_, base) in bases {
-            let mut walk = Walk::new(ruleset, None);
-            walk.follow(base, 0);
-            if !walk.changes {
-                // Else its later rules were asked about another packet than the one that was dropped.
-                walk = Walk::new(ruleset, Some(packet));
-                walk.follow(base, 0);
+        each(ruleset, packet, |place, path| {
+            out.count += 1;
+            if out.shown.len() < SHOWN {
+                out.shown.push(show(ruleset, place, path).into());
             }
-            for (place, path) in walk.found {
-                if known.insert(place) {
-                    if out.shown.len() < SHOWN {
-                        out.shown.push(show(ruleset, place, &path).into());
-                    }
-                    out.all.push(place);
-                }
-            }
-        }
-        out.count = out.all.len();
+        });
         out
     }
+}
 
-    /// In words, if it is one of them.
-    pub(super) fn name(&self, ruleset: &Ruleset, culprit: &Culprit) -> Option<String> {
-        let is_it = |&(chain, rule): &Place| {
-            let found = &ruleset.chains[chain];
-            let handle = rule.map(|rule| found.rules[rule].handle);
-            (found.family, &*found.table, &*found.name, handle)
-                == (culprit.family, &culprit.table, &culprit.chain, culprit.handle)
-        };
-        let place = self.all.iter().copied().find(is_it)?;
-        Some(show(ruleset, place, &[place.0]))
+/// In words, if it is one of the candidates.
+pub(super) fn name(ruleset: &Ruleset, packet: &Packet, culprit: &Culprit) -> Option<String> {
+    let mut found = None;
+    each(ruleset, packet, |place, path| {
+        let (chain, rule) = (&ruleset.chains[place.0], place.1);
+        let handle = rule.map(|rule| chain.rules[rule].handle);
+        let own = (chain.family, &*chain.table, &*chain.name, handle);
+        if own == (culprit.family, &culprit.table, &culprit.chain, culprit.handle) {
+            found = Some(show(ruleset, place, path));
+        }
+    });
+    found
+}
+
+/// Each candidate once, with the chains that lead to it.
+fn each(ruleset: &Ruleset, packet: &Packet, mut found: impl FnMut(Place, &[usize])) {
+    let mut bases: Vec<(i32, usize)> = ruleset
+        .chains
+        .iter()
+        .enumerate()
+        .filter_map(|(at, chain)| Some((at, chain, chain.base.as_ref()?)))
+        .filter(|(_, chain, base)| packet.comes_to(chain, base))
+        .map(|(at, _, base)| (base.priority, at))
+        .collect();
+    bases.sort_unstable();
+    let mut known = HashSet::new();
+    for (_, base) in bases {
+        // Where rules change packets, later rules were asked about another packet than the one that was dropped.
+        let mut way = Walk::new(ruleset, None);
+        way.follow(base, 0, &mut |_, _| ());
+        let packet = (!way.changes).then_some(packet);
+        Walk::new(ruleset, packet).follow(base, 0, &mut |place, path| {
+            if known.insert(place) {
+                found(place, path);
+            }
+        });
     }
 }
 
@@ -272,7 +276,6 @@ struct Walk<'a> {
     /// Chains from the base on.
     path: Vec<usize>,
     changes: bool,
-    found: Vec<(Place, Vec<usize>)>,
 }
 
 impl<'a> Walk<'a> {
@@ -283,11 +286,10 @@ impl<'a> Walk<'a> {
             visited: HashSet::new(),
             path: Vec::new(),
             changes: false,
-            found: Vec::new(),
         }
     }
 
-    fn follow(&mut self, at: usize, depth: usize) {
+    fn follow(&mut self, at: usize, depth: usize, found: &mut dyn FnMut(Place, &[usize])) {
         if depth > DEEPEST || !self.visited.insert(at) {
             return;
         }
@@ -301,10 +303,10 @@ impl<'a> Walk<'a> {
             }
             for does in &rule.does {
                 match does {
-                    Does::Drop | Does::Reject => self.found.push(((at, Some(number)), self.path.clone())),
+                    Does::Drop | Does::Reject => found((at, Some(number)), &self.path),
                     Does::Go(to) => {
                         if let Some(to) = ruleset.chain(chain, to) {
-                            self.follow(to, depth + 1);
+                            self.follow(to, depth + 1, found);
                         }
                     }
                     Does::Map(_) => {}
@@ -312,7 +314,7 @@ impl<'a> Walk<'a> {
             }
         }
         if chain.base.as_ref().is_some_and(|base| base.drops) {
-            self.found.push(((at, None), self.path.clone()));
+            found((at, None), &self.path);
         }
         self.path.pop();
     }

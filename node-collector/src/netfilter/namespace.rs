@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use super::candidates::{Candidates, Packet};
+use super::candidates::{self, Candidates, Packet};
 use super::conntrack::Readings;
 use crate::kernel::monotonic_ns;
 use crate::netlink::dump::DumpError;
@@ -15,9 +15,11 @@ use crate::netlink::socket::AskSocket;
 /// A ruleset that changes all the time is read so seldom that reading takes this part of the time, in this span.
 const SHARE: u32 = 20;
 const SOONEST: Duration = Duration::from_millis(20);
-const LATEST: Duration = Duration::from_secs(1);
+const LATEST: Duration = Duration::from_secs(20);
+/// After a reading that failed.
+const RETRY: Duration = Duration::from_secs(1);
 /// Packets that are remembered with what the ruleset says of them.
-const ANSWERS: usize = 1024;
+const ANSWERS: usize = 256;
 
 #[derive(Debug, Default)]
 pub(super) struct Namespace {
@@ -37,6 +39,8 @@ struct Known {
     keeps_until: Instant,
     /// Since when at the latest it has been this one (CLOCK_MONOTONIC).
     since_ns: u64,
+    /// It is another one now.
+    is_old: bool,
     answers: HashMap<Packet, Candidates>,
 }
 
@@ -45,7 +49,7 @@ struct Known {
 pub(super) enum Standing {
     /// It is known as it is now.
     Known,
-    /// It has changed and was read just before: later.
+    /// It has changed and was read just before: later, or as it was.
     NotYet,
     /// It could not be read just before.
     Failed,
@@ -61,7 +65,7 @@ impl Namespace {
 
     /// Reads the ruleset of the namespace that the calling thread is in, if it is another one now.
     pub(super) fn refresh(&mut self, buffer: &mut [u8], read: &AtomicU64) -> Result<Standing, DumpError> {
-        if self.failed.is_some_and(|at| at.elapsed() < LATEST) {
+        if self.failed.is_some_and(|at| at.elapsed() < RETRY) {
             return Ok(Standing::Failed);
         }
         let result = self.read(buffer, read);
@@ -71,10 +75,11 @@ impl Namespace {
 
     fn read(&mut self, buffer: &mut [u8], read: &AtomicU64) -> Result<Standing, DumpError> {
         let socket = AskSocket::netfilter(0)?;
-        if let Some(known) = &self.known {
+        if let Some(known) = &mut self.known {
             if nftables::generation(&socket, buffer)? == known.ruleset.generation {
                 return Ok(Standing::Known);
             }
+            known.is_old = true;
             if Instant::now() < known.keeps_until {
                 return Ok(Standing::NotYet);
             }
@@ -87,6 +92,7 @@ impl Namespace {
             ruleset,
             keeps_until: Instant::now() + (SHARE * took).clamp(SOONEST, LATEST),
             since_ns: monotonic_ns(),
+            is_old: false,
             answers: HashMap::new(),
         });
         Ok(Standing::Known)
@@ -106,14 +112,14 @@ impl Namespace {
             known.answers.clear();
         }
         let ruleset = &known.ruleset;
+        let mut out = Vec::new();
+        if let Some(rule) = culprit.and_then(|culprit| candidates::name(ruleset, &packet, culprit)) {
+            out.push(("nft_rule", rule));
+        }
         let found = known
             .answers
             .entry(packet)
             .or_insert_with_key(|packet| Candidates::find(ruleset, packet));
-        let mut out = Vec::new();
-        if let Some(rule) = culprit.and_then(|culprit| found.name(ruleset, culprit)) {
-            out.push(("nft_rule", rule));
-        }
         if !found.shown.is_empty() {
             let mut all = found.shown.join("; ");
             if found.count > found.shown.len() {
@@ -122,12 +128,11 @@ impl Namespace {
             out.push(("nft", all));
         }
         out.push(("nft_candidates", found.count.to_string()));
+        let ms = |ns: u64| ns.div_ceil(1_000_000);
         let ruleset = match at_ns.checked_sub(known.since_ns) {
+            Some(before) if known.is_old => format!("read {} ms before the drop, and changed since", ms(before)),
             Some(_) => "unchanged since before the drop".to_owned(),
-            None => format!(
-                "read {} ms after the drop",
-                (known.since_ns - at_ns).div_ceil(1_000_000)
-            ),
+            None => format!("read {} ms after the drop", ms(known.since_ns - at_ns)),
         };
         out.push(("nft_ruleset", ruleset));
         out
@@ -136,5 +141,39 @@ impl Namespace {
     /// Rules kept.
     pub(super) fn rules(&self) -> usize {
         self.known.as_ref().map_or(0, |known| known.ruleset.rules())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::Observation;
+
+    #[test]
+    fn how_far_the_ruleset_is_from_the_drop_is_told() {
+        let told = |is_old, at_ms: u64| {
+            let mut namespace = Namespace {
+                known: Some(Known {
+                    ruleset: Ruleset::default(),
+                    keeps_until: Instant::now(),
+                    since_ns: 500_000_000,
+                    is_old,
+                    answers: HashMap::new(),
+                }),
+                ..Namespace::default()
+            };
+            let told = namespace.tell(Packet::of(&Observation::default()), at_ms * 1_000_000, None);
+            assert_eq!(told[0], ("nft_candidates", "0".to_owned()));
+            told[1].1.clone()
+        };
+        assert_eq!(told(false, 600), "unchanged since before the drop");
+        assert_eq!(told(false, 480), "read 20 ms after the drop");
+        assert_eq!(told(true, 600), "read 100 ms before the drop, and changed since");
+        assert_eq!(told(true, 480), "read 20 ms after the drop");
+        assert!(
+            Namespace::default()
+                .tell(Packet::of(&Observation::default()), 1, None)
+                .is_empty()
+        );
     }
 }

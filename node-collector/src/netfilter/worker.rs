@@ -28,6 +28,8 @@ use crate::probes::packetloss::SPEC;
 const WAITING: usize = 20_000;
 /// How long an event waits for its namespace to be open to us: its pod may have been found just now.
 const NAMESPACE_COMES: Duration = Duration::from_millis(500);
+/// How long an event waits for a ruleset that has changed; then it is told what is known of it.
+const RULESET_COMES: Duration = Duration::from_secs(1);
 /// How often is looked while something waits or is traced.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// How often is looked for nftables where it was not there.
@@ -161,7 +163,7 @@ impl Worker {
         for (netns, events) in by_namespace {
             let place = netns.and_then(|netns| Some((netns, find(netns, self.index.node(), targets)?)));
             let mut later = match place {
-                Some((netns, place)) => self.explain(home, (netns, place), events, &mut done),
+                Some((netns, place)) => self.explain(home, (netns, place), events, ends, &mut done),
                 None => self.nowhere(events, &mut done),
             };
             let room = if ends {
@@ -202,6 +204,7 @@ impl Worker {
         home: &File,
         (netns, place): (NetnsKey, Place),
         events: Vec<Waiting>,
+        ends: bool,
         done: &mut Vec<Event>,
     ) -> Vec<Waiting> {
         if let Place::Away(target) = &place
@@ -217,7 +220,7 @@ impl Worker {
         let mut namespace = known
             .filter(|known| known.owner == place.owner())
             .unwrap_or_else(|| Namespace::of(place.owner()));
-        let later = self.explain_inside(netns, &mut namespace, events, done);
+        let later = self.explain_inside(netns, &mut namespace, events, ends, done);
         if matches!(place, Place::Away(_)) {
             // A thread that cannot come home would tell one namespace's rules as another's.
             netns::enter(home.as_fd()).expect("the own network namespace can be entered again");
@@ -232,6 +235,7 @@ impl Worker {
         netns: NetnsKey,
         namespace: &mut Namespace,
         events: Vec<Waiting>,
+        ends: bool,
         done: &mut Vec<Event>,
     ) -> Vec<Waiting> {
         let tells_nft = self.tells_nft;
@@ -248,14 +252,14 @@ impl Worker {
         for (since, mut event) in events {
             let dropper = dropper(&event);
             let can_be_nft = dropper != Dropper::Other;
-            if can_be_nft && standing == Some(Standing::NotYet) {
+            if can_be_nft && standing == Some(Standing::NotYet) && !ends && since.elapsed() < RULESET_COMES {
                 later.push((since, event));
                 continue;
             }
             let seen = &mut event.observation;
             let packet = Packet::of(seen);
             seen.attributes.push(("netfilter", dropper.name().into()));
-            if can_be_nft && standing == Some(Standing::Known) {
+            if can_be_nft && matches!(standing, Some(Standing::Known | Standing::NotYet)) {
                 let key = packet.tuple().map(|tuple| (netns, tuple));
                 let culprit = key.and_then(|key| self.tracer.as_ref()?.found(&key));
                 let told = namespace.tell(packet, seen.ktime_ns, culprit);

@@ -99,11 +99,11 @@ pub const ATTRIBUTES: &[LabelSpec] = &[
     },
     LabelSpec {
         name: "nft_candidates",
-        help: "How many of them there are. 1: it is the only one; 0: nothing in the ruleset says drop to such a packet",
+        help: "How many of them there are. 1: in the ruleset of nft_ruleset it is the only one; 0: nothing there says drop to such a packet",
     },
     LabelSpec {
         name: "nft_ruleset",
-        help: "Whether that is the ruleset by which the packet was dropped: 'unchanged since before the drop', or how long after the drop it was read, and so may have changed in between",
+        help: "Whether that is the ruleset by which the packet was dropped: 'unchanged since before the drop'; or how long after the drop it was read, and so may have changed in between; or, where a large ruleset changes all the time, how long before",
     },
     LabelSpec {
         name: "nft_rule",

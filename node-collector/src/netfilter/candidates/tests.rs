@@ -218,17 +218,16 @@ fn jumps_are_followed_with_what_they_demand_and_rules_are_told_once() {
     long.push(chain(family::INET, "c7", None, vec![drop(1)]));
     assert_eq!(find(long, &seen(|_| ())), ["inet/t c0 > ... > c6 > c7 rule 1 drop"]);
     let ruleset = Ruleset::of(chains);
-    let found = Candidates::find(&ruleset, &Packet::of(&seen(|_| ())));
     let culprit = |chain: &str, handle| Culprit {
         family: family::INET,
         table: "t".into(),
         chain: chain.into(),
         handle,
     };
-    let name = |culprit| found.name(&ruleset, &culprit);
+    let name = |culprit| super::name(&ruleset, &Packet::of(&seen(|_| ())), &culprit);
     assert_eq!(
         name(culprit("shared", Some(9))).as_deref(),
-        Some("inet/t shared rule 9 drop")
+        Some("inet/t first > middle > shared rule 9 drop")
     );
     assert_eq!(name(culprit("late", None)).as_deref(), Some("inet/t late policy drop"));
     assert_eq!(name(culprit("web", Some(7))), None, "it cannot have been that one");

@@ -49,7 +49,7 @@ fn the_trace_tells_which_of_several_rules_it_was_and_leaves_nothing_behind() {
              chain c {{ type filter hook {hook} priority 10; meta mark 5 drop; jump blocked\n }}\n }}"
         ))
         .unwrap();
-        let told = format!("inet/t blocked rule {} drop \"it\"", handle(pod, "it"));
+        let told = format!("inet/t c > blocked rule {} drop \"it\"", handle(pod, "it"));
         for family in Family::BOTH {
             send(&scene.client, &scene.server, family);
             let first = &explained.next(1)[0];
