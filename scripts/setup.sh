@@ -45,6 +45,7 @@ has node >/dev/null || MISSING+=(nodejs npm)
 if [ "$WHAT" = test ]; then
   need iproute2 has lnstat
   need nftables has nft
+  need iptables has iptables-nft
   need containerd has containerd
   need runc has runc
   need containernetworking-plugins test -x /usr/lib/cni/bridge

@@ -33,7 +33,7 @@ pub struct NetnsKey {
     pub cookie: u64,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Direction {
     #[default]
     Unknown,

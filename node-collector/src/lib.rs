@@ -8,6 +8,7 @@ pub mod gaps;
 pub mod handles;
 pub mod kernel;
 pub mod missing;
+pub mod netfilter;
 pub mod netlink;
 pub mod pipeline;
 pub mod pods;

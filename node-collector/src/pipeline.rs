@@ -14,6 +14,7 @@ use tokio::time::Instant;
 
 use crate::event::{Event, Observation, Subject};
 use crate::kernel::attribute;
+use crate::netfilter::Explainer;
 use crate::pods::PodIndex;
 use crate::pods::netns::Rescan;
 use crate::ship::writer::Shipper;
@@ -86,6 +87,8 @@ pub struct Pipeline {
     rescan: Rescan,
     shipper: Shipper,
     sinks: Arc<Sinks>,
+    /// Gives on events of its own.
+    explainer: Explainer,
     stats: Arc<EventStats>,
     unknown: UnknownNetns,
     include_host: bool,
@@ -101,6 +104,7 @@ impl Pipeline {
         rescan: Rescan,
         shipper: Shipper,
         sinks: Arc<Sinks>,
+        explainer: Explainer,
         stats: Arc<EventStats>,
     ) -> Self {
         Self {
@@ -108,6 +112,7 @@ impl Pipeline {
             rescan,
             shipper,
             sinks,
+            explainer,
             stats,
             unknown: config.events.unknown_netns,
             include_host: config.pods.include_host,
@@ -149,7 +154,8 @@ impl Pipeline {
     }
 
     /// Whose it is as far as it will be known here goes with an event to the sinks too.
-    fn deliver(&self, events: Vec<Event>) {
+    fn deliver(&self, mut events: Vec<Event>) {
+        self.explainer.take(&mut events);
         self.sinks.events(&events);
         self.shipper.events(events);
     }

@@ -24,6 +24,7 @@ use crate::gaps::GapLog;
 use crate::handles::Wanted;
 use crate::kernel::{GovernorThread, Kernel, SignalStatus};
 use crate::missing::Missing;
+use crate::netfilter::Explainer;
 use crate::pipeline::{EventStats, Pipeline};
 use crate::pods::cri::{self, Board, CriSource};
 use crate::pods::names::Globs;
@@ -107,12 +108,22 @@ pub async fn run(mut config: Config, file: Option<PathBuf>, mut shutdown: Shutdo
     let (writer, shipper) = Writer::start(Arc::clone(&spool), Arc::clone(&index), Arc::clone(&gaps), recovery)?;
     let sinks = Arc::new(Sinks::start(&config.sinks, &config.node.name, shipper.clone())?);
     let events = Arc::new(EventStats::default());
+    let explainer = {
+        let (shipper, sinks) = (shipper.clone(), Arc::clone(&sinks));
+        let (index, targets, missing) = (Arc::clone(&index), Arc::clone(&targets), Arc::clone(&missing));
+        Explainer::start(&config, index, targets, missing, move |events| {
+            sinks.events(&events);
+            shipper.events(events);
+        })?
+    };
+    let netfilter = explainer.stats();
     let pipeline = Pipeline::new(
         &config,
         Arc::clone(&index),
         source.rescan(),
         shipper.clone(),
         Arc::clone(&sinks),
+        explainer,
         Arc::clone(&events),
     );
     let pipeline = tokio::spawn(pipeline.run(observations));
@@ -171,6 +182,7 @@ pub async fn run(mut config: Config, file: Option<PathBuf>, mut shutdown: Shutdo
         rounds: round_log,
         probes: probe_stats,
         events,
+        netfilter,
         gaps,
         missing: Arc::clone(&missing),
         spool: Arc::clone(&spool),

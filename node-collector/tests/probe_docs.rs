@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use sonde_collector::catalogue::{ColumnSpec, Kind, ProbeSpec};
-use sonde_collector::probes::{Whose, is_on_by_default, specs, whose};
+use sonde_collector::probes::{Whose, attributes, is_on_by_default, specs, whose};
 use sonde_collector::serve::metrics::kubeskoop::{Entry, Labels, Rows, entries};
 
 fn docs() -> PathBuf {
@@ -96,6 +96,10 @@ fn page(spec: &ProbeSpec) -> String {
         .iter()
         .map(|event| vec![code(event.name), event.help.into()]);
     table(&mut out, "Events", &["type", "meaning"], events);
+    let attributes = attributes(name)
+        .iter()
+        .map(|attribute| vec![code(attribute.name), attribute.help.into()]);
+    table(&mut out, "Attributes of events", &["attribute", "meaning"], attributes);
     let theirs = entries()
         .filter(|entry| entry.probe == name)
         .map(|entry| vec![code(entry.name), entry.kind.as_str().into(), made_of(&entry)]);

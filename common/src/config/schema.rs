@@ -399,6 +399,8 @@ pub struct Probe {
     pub sample: Option<NonZeroU32>,
     /// Whether flows are told apart by port, which makes many more of them. For probe `flow`.
     pub ports: bool,
+    /// Whether the rule of nftables that dropped a packet is asked of the kernel, for probe `packetloss`: a table `sonde_trace` is put into the network namespace for at most ten seconds, which marks a few packets of that connection to be traced (Linux 5.12). Its next events tell the rule.
+    pub nft_trace: bool,
 }
 
 impl Default for Probe {
@@ -410,6 +412,7 @@ impl Default for Probe {
             threshold: None,
             sample: None,
             ports: false,
+            nft_trace: false,
         }
     }
 }

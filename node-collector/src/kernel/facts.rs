@@ -220,6 +220,12 @@ fn kprobes(devices: &Path) -> Answer {
     }
 }
 
+/// Whether the running kernel is that version or a later one. One that does not tell is none.
+pub(crate) fn is_since(proc: &Path, major: u32, minor: u32) -> bool {
+    let text = first_line(&proc.join("sys/kernel/osrelease")).unwrap_or_default();
+    parse_release(&text).is_some_and(|release| release >= Release(major, minor))
+}
+
 fn parse_release(text: &str) -> Option<Release> {
     let mut numbers = text.split(|c: char| !c.is_ascii_digit()).map(str::parse);
     Some(Release(numbers.next()?.ok()?, numbers.next()?.ok()?))

@@ -21,6 +21,7 @@ mod flow;
 mod governor;
 mod kernellatency;
 mod limits;
+mod netfilter;
 mod netiftxlat;
 mod places;
 mod resets;

@@ -46,8 +46,10 @@ mod live;
 
 pub use attribute::attribute;
 pub use change::Changed;
+pub(crate) use clock::monotonic_ns;
 pub use clock::{Clock, clock};
 pub use doctor::{DoctorReport, doctor};
+pub(crate) use facts::is_since;
 pub use governor::{GovernorStatus, GovernorThread};
 
 use engine::{Around, Engine};

@@ -7,11 +7,11 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use super::message::{attributes_of, messages_of, request};
 use super::socket::Transport;
 
-const NLM_F_REQUEST: u16 = 1;
+pub(super) const NLM_F_REQUEST: u16 = 1;
 const NLM_F_DUMP_INTR: u16 = 0x10;
 const NLM_F_DUMP: u16 = 0x300;
 const NLMSG_NOOP: u16 = 1;
-const NLMSG_ERROR: u16 = 2;
+pub(super) const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
 const NLMSG_OVERRUN: u16 = 4;
 
@@ -20,6 +20,10 @@ pub const ATTEMPTS: usize = 3;
 
 /// Of all sockets of the process, so that a late answer is never taken for another's.
 static SEQUENCE: AtomicU32 = AtomicU32::new(1);
+
+pub(super) fn next_sequence() -> u32 {
+    SEQUENCE.fetch_add(1, Ordering::Relaxed)
+}
 
 /// Why a dump gave nothing.
 #[derive(Debug, thiserror::Error)]
@@ -102,7 +106,7 @@ fn once(
     buffer: &mut [u8],
     sink: &mut dyn Sink,
 ) -> Result<(), DumpError> {
-    let sequence = SEQUENCE.fetch_add(1, Ordering::Relaxed);
+    let sequence = next_sequence();
     let flags = NLM_F_REQUEST | NLM_F_DUMP;
     transport.send(&request(question.kind, flags, sequence, question.payload, &[]))?;
     sink.begin();
@@ -159,8 +163,43 @@ fn once(
     }
 }
 
+/// A question with one answer, which goes to `sink`.
+pub fn ask(
+    transport: &dyn Transport,
+    question: Question<'_>,
+    buffer: &mut [u8],
+    sink: &mut dyn Sink,
+) -> Result<(), DumpError> {
+    let sequence = next_sequence();
+    transport.send(&request(question.kind, NLM_F_REQUEST, sequence, question.payload, &[]))?;
+    sink.begin();
+    loop {
+        let len = match transport.receive(buffer) {
+            Ok(len) => len,
+            // It was made within send(): when nothing is there, nothing will come.
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Err(DumpError::Truncated),
+            Err(e) => return Err(e.into()),
+        };
+        for message in messages_of(&buffer[..len.min(buffer.len())]) {
+            let Ok((header, payload)) = message else {
+                return Err(DumpError::Truncated);
+            };
+            match header.kind {
+                _ if header.sequence != sequence => sink.heard(),
+                NLMSG_ERROR => return Err(io::Error::from_raw_os_error(-code(payload)).into()),
+                kind if kind == question.answer => {
+                    return sink
+                        .message(payload)
+                        .map_err(|Malformed(what)| DumpError::Malformed(what));
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
 /// errno of an NLMSG_ERROR or NLMSG_DONE, negative; 0: none.
-fn code(payload: &[u8]) -> i32 {
+pub(super) fn code(payload: &[u8]) -> i32 {
     payload
         .get(..4)
         .map_or(0, |c| i32::from_ne_bytes([c[0], c[1], c[2], c[3]]))

@@ -86,7 +86,12 @@ pub(super) fn request(kind: u16, flags: u16, sequence: u32, payload: &[u8], attr
     out
 }
 
-const fn aligned(len: usize) -> usize {
+/// A payload that is followed by attributes, for who asks with both.
+pub(super) fn with_attributes(payload: &[u8], attributes: &[(u16, &[u8])]) -> Vec<u8> {
+    request(0, 0, 0, payload, attributes).split_off(16)
+}
+
+pub(super) const fn aligned(len: usize) -> usize {
     (len + 3) & !3
 }
 

@@ -2,6 +2,7 @@
 
 pub mod dump;
 mod message;
+pub mod nftables;
 pub mod qdisc;
 pub mod rdma;
 pub mod route;

@@ -77,6 +77,11 @@ impl AskSocket {
         open(libc::NETLINK_ROUTE, ROUTE_GROUPS).map(Self)
     }
 
+    /// Of netfilter, that hears `groups`. Where the kernel's nfnetlink is a module, this loads it.
+    pub fn netfilter(groups: u32) -> io::Result<Self> {
+        open(libc::NETLINK_NETFILTER, groups).map(Self)
+    }
+
     /// Where the kernel's RDMA core is a module, this loads it.
     pub fn rdma() -> io::Result<Self> {
         open(libc::NETLINK_RDMA, 0).map(Self)

@@ -30,7 +30,7 @@ mod udp;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use crate::catalogue::ProbeSpec;
+use crate::catalogue::{LabelSpec, ProbeSpec};
 use crate::event::Subject;
 use crate::handles::{Netlink, Readings};
 use crate::processes::Members;
@@ -109,6 +109,15 @@ pub fn specs() -> Vec<&'static ProbeSpec> {
         .chain(PROCESS_PROBES.iter().map(|probe| probe.spec))
         .chain(crate::kernel::probes::ALL.iter().map(|probe| probe.spec))
         .collect()
+}
+
+/// What events of a probe carry beside what all have, as far as it is written down.
+pub fn attributes(probe: &str) -> &'static [LabelSpec] {
+    if probe == packetloss::SPEC.name {
+        packetloss::ATTRIBUTES
+    } else {
+        &[]
+    }
 }
 
 /// Whose rows a probe has.

@@ -21,6 +21,7 @@ use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::gaps::GapLog;
 use crate::missing::Missing;
+use crate::netfilter;
 use crate::pipeline::EventStats;
 use crate::pods::PodIndex;
 use crate::reading::RoundLog;
@@ -48,6 +49,7 @@ pub struct State {
     /// Of each kind of probe.
     pub probes: Vec<Arc<Mutex<Vec<ProbeStats>>>>,
     pub events: Arc<EventStats>,
+    pub netfilter: Arc<netfilter::Stats>,
     pub gaps: Arc<GapLog>,
     pub missing: Arc<Missing>,
     pub spool: Arc<Spool>,

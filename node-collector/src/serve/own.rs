@@ -45,6 +45,7 @@ pub(super) fn render(page: &mut Page, state: &State) {
     rounds(page, state);
     probes(page, state);
     events(page, state);
+    netfilter(page, state);
     gaps(page, state);
     spool(page, state);
     link(page, state);
@@ -139,6 +140,35 @@ fn events(page: &mut Page, state: &State) {
             );
         }
     }
+}
+
+fn netfilter(page: &mut Page, state: &State) {
+    let stats = &state.netfilter;
+    for (name, help, count) in [
+        (
+            "sonde_collector_nft_rulesets_read_total",
+            "Rulesets of nftables read, as something was dropped that one of their rules can have dropped",
+            &stats.rulesets,
+        ),
+        (
+            "sonde_collector_nft_traces_total",
+            "Traces of nftables begun (probes.packetloss.nft_trace)",
+            &stats.traces,
+        ),
+        (
+            "sonde_collector_netfilter_unexplained_total",
+            "Events of netfilter's drops that went on without what the ruleset says",
+            &stats.unexplained,
+        ),
+    ] {
+        page.single(name, Type::Counter, help, count.load(Ordering::Relaxed));
+    }
+    page.single(
+        "sonde_collector_netfilter_waiting_events",
+        Type::Gauge,
+        "Events of netfilter's drops that wait for the ruleset now",
+        stats.waiting.load(Ordering::Relaxed),
+    );
 }
 
 fn gaps(page: &mut Page, state: &State) {

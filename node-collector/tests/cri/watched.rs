@@ -90,7 +90,7 @@ impl Watched {
             targets,
             missing,
             keys,
-            processes: Mutex::new(ProcessRounds::new(PROCESS_PROBES, &paths, finder)),
+            processes: Mutex::new(ProcessRounds::new(PROCESS_PROBES, &paths, finder, 1_000)),
         }
     }
 

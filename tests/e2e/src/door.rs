@@ -73,9 +73,24 @@ impl Site {
         Ok(())
     }
 
-    /// Sends one datagram to a closed port of `server` and waits for its event. All events of this node come in the
-    /// order in which they happened, so whatever was to come before is there now.
+    /// Whatever was to come before is there now. All events of this node come in the order in which they happened, but
+    /// for drops of netfilter: these may wait for their ruleset, so what waits is waited for.
     pub fn barrier(&self, client: &Pod, server: &Pod) -> Result<()> {
+        self.mark(client, server)?;
+        self.until("the collector to explain what netfilter dropped", || {
+            let metrics = self.collector_metrics()?;
+            let waiting = prom::sum(&metrics, "sonde_collector_netfilter_waiting_events", &[]);
+            Ok(if waiting == Some(0.0) {
+                Ok(())
+            } else {
+                Err(format!("{waiting:?} wait"))
+            })
+        })?;
+        self.mark(client, server)
+    }
+
+    /// Sends one datagram to a closed port of `server` and waits for its event.
+    fn mark(&self, client: &Pod, server: &Pod) -> Result<()> {
         static NEXT: AtomicU16 = AtomicU16::new(50_000);
         let port = NEXT.fetch_add(1, Ordering::Relaxed);
         let socket = sockets::udp(client, Family::V4, port)?;

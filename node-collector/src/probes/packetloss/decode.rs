@@ -272,6 +272,10 @@ fn hook(stack: &[Arc<str>]) -> Option<&'static str> {
         "ip_rcv" | "ipv6_rcv" | "ip_sublist_rcv" | "ip6_sublist_rcv" | "nf_hook" => "prerouting",
         "ip_local_deliver" | "ip6_input" => "input",
         "ip_forward" | "ip6_forward" => "forward",
+        // A bridge that hands its packets to the hooks of IP (br_netfilter).
+        "br_nf_pre_routing" | "br_nf_pre_routing_ipv6" => "prerouting",
+        "br_nf_forward_ip" | "br_nf_forward" => "forward",
+        "br_nf_post_routing" => "postrouting",
         "__ip_local_out" | "__ip6_local_out" | "ip6_xmit" | "rawv6_send_hdrinc" | "raw_send_hdrinc" => "output",
         "ip_output" | "ip6_output" | "ip_mc_output" => "postrouting",
         "__netif_receive_skb_core" => "ingress",

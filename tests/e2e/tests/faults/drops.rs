@@ -96,6 +96,15 @@ fn events_fit(events: &[Value], injected: &Injected, drop: &Drop, peer: Option<&
             "reason: expected one of {:?} in {event:#}",
             drop.reasons
         );
+        if reason == "NETFILTER_DROP" {
+            // Not which rule: the fault takes it away again at once.
+            let attributes = &event["attributes"];
+            let told = attributes["netfilter"].as_str().is_some_and(|who| who.contains("nft"));
+            ensure!(
+                told && attributes["nft_candidates"].is_string(),
+                "expected who dropped it in {event:#}"
+            );
+        }
         if let Some(interface) = drop.interface {
             ensure!(
                 event["interface"] == interface,
