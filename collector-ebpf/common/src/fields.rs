@@ -151,6 +151,7 @@ macro_rules! for_each_argument {
             START_XMIT_SKB: "net_dev_start_xmit" "skb" "*sk_buff";
             START_XMIT_DEV: "net_dev_start_xmit" "dev" "*net_device";
             NET_DEV_XMIT_SKB: "net_dev_xmit" "skb" "*sk_buff";
+            NET_DEV_XMIT_DEV: "net_dev_xmit" "dev" "*net_device";
             NETIF_RX_SKB: "netif_rx" "skb" "*sk_buff";
             RECEIVE_SKB: "netif_receive_skb" "skb" "*sk_buff";
         }

@@ -12,11 +12,13 @@ use sonde_lab::faults::{self, Fault, Signal};
 use sonde_lab::{Family, Lab, healthy};
 use tokio::sync::mpsc::{Receiver, channel};
 
+mod assembled;
 mod commands;
 mod connects;
 mod dns;
 mod drops;
 mod flow;
+mod hidden;
 mod kernellatency;
 mod limits;
 mod netiftxlat;
