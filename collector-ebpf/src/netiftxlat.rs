@@ -18,8 +18,8 @@ use sonde_ebpf_common::record::kind;
 use sonde_ebpf_common::{limit as types, lost};
 
 use crate::access::{
-    Access, DEV_IFINDEX, NET_DEV_QUEUE_SKB, NET_DEV_XMIT_DEV, NET_DEV_XMIT_SKB, Probed, SKB_DATA_LEN, SKB_LEN, SKB_TSTAMP,
-    START_XMIT_DEV, START_XMIT_SKB, Setting, Typed, add, argument,
+    Access, DEV_IFINDEX, NET_DEV_QUEUE_SKB, NET_DEV_XMIT_DEV, NET_DEV_XMIT_SKB, Probed, SKB_DATA_LEN, SKB_LEN,
+    SKB_TSTAMP, START_XMIT_DEV, START_XMIT_SKB, Setting, Typed, add, argument,
 };
 use crate::place::{self, Place};
 use crate::{latency, limit, packet, per_packet, ring};
@@ -237,7 +237,10 @@ fn start<A: Access>(context: *const u64) -> i32 {
 #[inline(always)]
 fn xmit<A: Access>(context: *const u64) -> i32 {
     let now = unsafe { generated::bpf_ktime_get_ns() };
-    let (Some(skb), Some(device)) = (argument(context, &NET_DEV_XMIT_SKB), argument(context, &NET_DEV_XMIT_DEV)) else {
+    let (Some(skb), Some(device)) = (
+        argument(context, &NET_DEV_XMIT_SKB),
+        argument(context, &NET_DEV_XMIT_DEV),
+    ) else {
         return 0;
     };
     let Some(drivers) = NETIFTXLAT_DRIVERS.get_ptr_mut(0) else {

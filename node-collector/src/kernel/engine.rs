@@ -119,8 +119,13 @@ impl Engine {
         drop(btf);
         let object = Object::new(btf_facts, &settings)?;
         let host = index.node().filter(|_| config.pods.include_host);
-        let listing = Listing::new(object.map("NAMESPACES")?, object.map("HELD")?, host)
-            .map_err(|error| LoadError::Map("NAMESPACES", error))?;
+        let listing = Listing::new(
+            object.map("NAMESPACES")?,
+            object.map("HELD")?,
+            object.map("LISTINGS")?,
+            host,
+        )
+        .map_err(|error| LoadError::Map("NAMESPACES", error))?;
         let engine = Self {
             _ring: None,
             readers: Vec::new(),
