@@ -1,22 +1,26 @@
 //! Probe `flow`: packets and bytes of the listed namespaces by address, at tracepoints net:net_dev_start_xmit and
-//! net:netif_receive_skb: on all devices, beside whatever other programs hang on them.
+//! net:netif_receive_skb: on all devices, beside whatever other programs hang on them. What was lost of them is in
+//! [`losses`].
 
 use aya_ebpf::EbpfContext;
-use aya_ebpf::bindings::BPF_NOEXIST;
+use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 use aya_ebpf::macros::{btf_tracepoint, map, raw_tracepoint};
-use aya_ebpf::maps::{HashMap, PerCpuArray, PerCpuHashMap};
+use aya_ebpf::maps::{HashMap, LruHashMap, PerCpuArray, PerCpuHashMap};
 use aya_ebpf::programs::{BtfTracePointContext, RawTracePointContext};
 use core::ptr::addr_of_mut;
-use sonde_ebpf_common::flow::{Count, Key, PER_NAMESPACE, direction, family};
+use sonde_ebpf_common::flow::{Count, DeviceKey, Key, PER_NAMESPACE, direction, family};
 use sonde_ebpf_common::lost;
 
 use crate::access::{
-    Access, Probed, RECEIVE_SKB, SHARED_GSO_SEGS, SHARED_GSO_SIZE, SHARED_GSO_TYPE, SKB_DATA, SKB_DATA_LEN, SKB_DEV,
-    SKB_ENCAPSULATION, SKB_END, SKB_INNER_TRANSPORT, SKB_LEN, SKB_MAC_HEADER, START_XMIT_DEV, START_XMIT_SKB, Setting,
-    Typed, add, argument,
+    Access, DEV_IFINDEX, Probed, RECEIVE_SKB, SHARED_GSO_SEGS, SHARED_GSO_SIZE, SHARED_GSO_TYPE, SKB_DATA,
+    SKB_DATA_LEN, SKB_DEV, SKB_ENCAPSULATION, SKB_END, SKB_INNER_TRANSPORT, SKB_LEN, SKB_MAC_HEADER, START_XMIT_DEV,
+    START_XMIT_SKB, Setting, Typed, add, argument,
 };
 use crate::per_packet::{Ends, Layer3, TCP};
+use crate::place::Place;
 use crate::{limit, packet, per_packet, place, ring};
+
+mod losses;
 
 #[map]
 static FLOW_COUNTS: PerCpuHashMap<Key, Count> = PerCpuHashMap::with_max_entries(1, 0);
@@ -24,6 +28,10 @@ static FLOW_COUNTS: PerCpuHashMap<Key, Count> = PerCpuHashMap::with_max_entries(
 /// Flows of each namespace, by inode; user space corrects it when flows are forgotten.
 #[map]
 static FLOW_USED: HashMap<u32, u64> = HashMap::with_max_entries(1, 0);
+
+/// Names of devices that packets were seen on, for dropped ones that say no more than an index.
+#[map]
+static FLOW_DEVICES: LruHashMap<DeviceKey, [u64; 2]> = LruHashMap::with_max_entries(1, 0);
 
 #[map]
 static FLOW_TURNS: PerCpuArray<u32> = PerCpuArray::with_max_entries(1, 0);
@@ -102,6 +110,8 @@ fn count<A: Access>(skb: *const u8, device: *const u8, direction: u8) -> i32 {
     let mut one = Count {
         packets: 1,
         bytes: bytes as u64,
+        drops: 0,
+        retransmits: 0,
     };
     let mut pages = SKB_DATA_LEN.read::<A>(skb) != Some(0);
     pages |= bytes > 1514;
@@ -114,28 +124,44 @@ fn count<A: Access>(skb: *const u8, device: *const u8, direction: u8) -> i32 {
         one.packets *= sample as u64;
         one.bytes *= sample as u64;
     }
-    let with_ports = FLOW_PORTS.get() != 0;
-    let key = Key {
-        cookie: place.cookie,
-        netns: place.netns,
-        sport: if with_ports { ends.sport } else { 0 },
-        dport: if with_ports { ends.dport } else { 0 },
-        saddr: ends.saddr,
-        daddr: ends.daddr,
-        device: per_packet::name::<A>(device),
-        protocol: ends.protocol,
-        family: ends.family,
-        direction,
-        pad: [0; 5],
+    let mut key = key(&place, per_packet::name::<A>(device), direction, &ends);
+    if add_packets(&key, &one) {
+        return 0;
+    }
+    // A new flow, or one for which there was no room before.
+    let known = DeviceKey {
+        cookie: key.cookie,
+        netns: key.netns,
+        ifindex: DEV_IFINDEX.read::<A>(device).unwrap_or(0),
     };
-    if !add_to(&key, &one) && !make(key, &one) {
+    // Without it, such a drop tells no device.
+    let _ = FLOW_DEVICES.insert(&known, &key.device, BPF_ANY as u64);
+    if !make(&mut key, &one) {
         ring::uncounted(lost::FLOW);
     }
     0
 }
 
 #[inline(always)]
-fn add_to(key: &Key, one: &Count) -> bool {
+fn key(place: &Place, device: [u64; 2], direction: u8, ends: &Ends) -> Key {
+    let with_ports = FLOW_PORTS.get() != 0;
+    Key {
+        cookie: place.cookie,
+        netns: place.netns,
+        sport: if with_ports { ends.sport } else { 0 },
+        dport: if with_ports { ends.dport } else { 0 },
+        saddr: ends.saddr,
+        daddr: ends.daddr,
+        device,
+        protocol: ends.protocol,
+        family: ends.family,
+        direction,
+        pad: [0; 5],
+    }
+}
+
+#[inline(always)]
+fn add_packets(key: &Key, one: &Count) -> bool {
     let Some(counter) = FLOW_COUNTS.get_ptr_mut(key) else {
         return false;
     };
@@ -146,9 +172,23 @@ fn add_to(key: &Key, one: &Count) -> bool {
     true
 }
 
-/// Makes a new flow of it, or counts it with those for which there is no room.
 #[inline(always)]
-fn make(mut key: Key, one: &Count) -> bool {
+fn add_to(key: &Key, one: &Count) -> bool {
+    let Some(counter) = FLOW_COUNTS.get_ptr_mut(key) else {
+        return false;
+    };
+    unsafe {
+        add(addr_of_mut!((*counter).packets), one.packets);
+        add(addr_of_mut!((*counter).bytes), one.bytes);
+        add(addr_of_mut!((*counter).drops), one.drops);
+        add(addr_of_mut!((*counter).retransmits), one.retransmits);
+    }
+    true
+}
+
+/// Makes a new flow of it, or counts it with those for which there is no room: then that is the key.
+#[inline(always)]
+fn make(key: &mut Key, one: &Count) -> bool {
     let used = match FLOW_USED.get_ptr_mut(key.netns) {
         Some(used) => Some(used),
         None => {
@@ -160,12 +200,12 @@ fn make(mut key: Key, one: &Count) -> bool {
     };
     let Some(used) = used else { return false };
     if unsafe { *used } < PER_NAMESPACE {
-        if FLOW_COUNTS.insert(&key, one, BPF_NOEXIST as u64).is_ok() {
+        if FLOW_COUNTS.insert(&*key, one, BPF_NOEXIST as u64).is_ok() {
             add(used, 1);
             return true;
         }
         // Full, or another CPU was first.
-        if add_to(&key, one) {
+        if add_to(key, one) {
             return true;
         }
     }
@@ -174,7 +214,7 @@ fn make(mut key: Key, one: &Count) -> bool {
     key.dport = 0;
     key.saddr = [0; 4];
     key.daddr = [0; 4];
-    add_to(&key, one) || FLOW_COUNTS.insert(&key, one, BPF_NOEXIST as u64).is_ok() || add_to(&key, one)
+    add_to(key, one) || FLOW_COUNTS.insert(&*key, one, BPF_NOEXIST as u64).is_ok() || add_to(key, one)
 }
 
 /// What a large buffer becomes on the wire.

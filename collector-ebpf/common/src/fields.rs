@@ -76,6 +76,7 @@ macro_rules! for_each_field {
             SKB_CB: [u8; 48] = "sk_buff" ["cb"];
             TCP_CB_SEGMENTS: u16 = "tcp_skb_cb" ["tcp_gso_segs"];
             TCP_CB_SEQ: u32 = "tcp_skb_cb" ["seq"];
+            SOCK_DST: u64 = "sock" ["sk_dst_cache"];
             SOCK_NET: u64 = "sock" ["__sk_common.skc_net.net"];
             SOCK_FAMILY: u16 = "sock" ["__sk_common.skc_family"];
             SOCK_STATE: u8 = "sock" ["__sk_common.skc_state"];

@@ -3,7 +3,7 @@
 //! A key says a network namespace and what is counted there. Keys of namespaces that ended are deleted after a last
 //! reading; those of namespaces that are no pod's are forgotten when they do not grow any more.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::hash::Hash;
 use std::io;
 use std::time::Duration;
@@ -37,6 +37,8 @@ pub(crate) struct Counted<K, V> {
     map: RawMap<K, V>,
     buffer: BatchBuffer<K, V>,
     entries: Vec<(K, V)>,
+    /// What was deleted after the last reading.
+    deleted: HashSet<K>,
     /// Of keys that are no pod's: what they were at, and for how many rounds.
     idle: HashMap<K, (V, u32)>,
     /// How long any key stays that does not grow; `None`: for ever, only those of nobody go.
@@ -57,6 +59,7 @@ impl<K: Key, V: Value> Counted<K, V> {
             map,
             buffer: BatchBuffer::default(),
             entries: Vec::new(),
+            deleted: HashSet::new(),
             idle: HashMap::new(),
             idle_limit: None,
             still: HashMap::new(),
@@ -112,12 +115,37 @@ impl<K: Key, V: Value> Counted<K, V> {
             }
             before = after;
         }
-        self.entries.extend(before);
+        self.put_in(before);
         self.standing.keys = self.entries.len();
+        self.deleted.clear();
         let (sums, strangers) = sums(&self.entries, group, round.owner);
         self.forget(&strangers, round.gone);
         self.forget_idle(round.time_ns);
         Ok(sums)
+    }
+
+    /// Adds to what was read, to the same keys where they are there.
+    fn put_in(&mut self, more: Vec<(K, V)>) {
+        if more.is_empty() {
+            return;
+        }
+        let at: HashMap<K, usize> = self
+            .entries
+            .iter()
+            .enumerate()
+            .map(|(at, (key, _))| (*key, at))
+            .collect();
+        for (key, value) in more {
+            match at.get(&key) {
+                Some(at) => self.entries[*at].1.add(&value),
+                None => self.entries.push((key, value)),
+            }
+        }
+    }
+
+    /// Keys that were deleted after the last reading.
+    pub(crate) fn deleted(&self) -> &HashSet<K> {
+        &self.deleted
     }
 
     /// Everything it counts at this moment.
@@ -150,7 +178,9 @@ impl<K: Key, V: Value> Counted<K, V> {
                 _ => now_ns,
             };
             let idle = u128::from(now_ns.saturating_sub(since)) >= limit.as_nanos();
-            if !idle || !self.map.delete(key).unwrap_or(false) {
+            if idle && self.map.delete(key).unwrap_or(false) {
+                self.deleted.insert(*key);
+            } else {
                 still.insert(*key, (count, since));
             }
         }
@@ -169,6 +199,7 @@ impl<K: Key, V: Value> Counted<K, V> {
             };
             if rounds >= IDLE_ROUNDS && self.map.delete(&key).unwrap_or(false) {
                 self.forgotten += value.count();
+                self.deleted.insert(key);
             } else {
                 idle.insert(key, (value, rounds));
             }
@@ -179,8 +210,8 @@ impl<K: Key, V: Value> Counted<K, V> {
             let ended = gone
                 .iter()
                 .any(|ended| ended.inode == netns.inode && (ended.cookie == netns.cookie || ended.cookie == 0));
-            if ended {
-                let _ = self.map.delete(key);
+            if ended && self.map.delete(key).unwrap_or(false) {
+                self.deleted.insert(*key);
             }
         }
     }
