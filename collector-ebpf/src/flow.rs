@@ -107,25 +107,24 @@ fn count<A: Access>(skb: *const u8, device: *const u8, direction: u8) -> i32 {
         (per_packet::received::<A>(skb, head), link)
     };
     let ends = per_packet::ends(layer3);
-    let mut one = Count {
-        packets: 1,
-        bytes: bytes as u64,
-        drops: 0,
-        retransmits: 0,
-    };
+    let (mut packets, mut all_bytes) = (1, bytes as u64);
     let mut pages = SKB_DATA_LEN.read::<A>(skb) != Some(0);
     pages |= bytes > 1514;
     if pages {
         let segments = Segments::read::<A>(skb, head, &layer3, &ends, link, bytes);
-        one.packets = segments.count as u64;
-        one.bytes += (segments.count - 1) as u64 * segments.headers as u64;
+        packets = segments.count as u64;
+        all_bytes += (segments.count - 1) as u64 * segments.headers as u64;
     }
     if sample > 1 {
-        one.packets *= sample as u64;
-        one.bytes *= sample as u64;
+        packets *= sample as u64;
+        all_bytes *= sample as u64;
     }
     let mut key = key(&place, per_packet::name::<A>(device), direction, &ends);
-    if add_packets(&key, &one) {
+    if let Some(counter) = FLOW_COUNTS.get_ptr_mut(&key) {
+        unsafe {
+            add(addr_of_mut!((*counter).packets), packets);
+            add(addr_of_mut!((*counter).bytes), all_bytes);
+        }
         return 0;
     }
     // A new flow, or one for which there was no room before.
@@ -136,6 +135,12 @@ fn count<A: Access>(skb: *const u8, device: *const u8, direction: u8) -> i32 {
     };
     // Without it, such a drop tells no device.
     let _ = FLOW_DEVICES.insert(&known, &key.device, BPF_ANY as u64);
+    let one = Count {
+        packets,
+        bytes: all_bytes,
+        drops: 0,
+        retransmits: 0,
+    };
     if !make(&mut key, &one) {
         ring::uncounted(lost::FLOW);
     }
@@ -156,20 +161,9 @@ fn key(place: &Place, device: [u64; 2], direction: u8, ends: &Ends) -> Key {
         protocol: ends.protocol,
         family: ends.family,
         direction,
-        pad: [0; 5],
+        pad: 0,
+        pad_word: 0,
     }
-}
-
-#[inline(always)]
-fn add_packets(key: &Key, one: &Count) -> bool {
-    let Some(counter) = FLOW_COUNTS.get_ptr_mut(key) else {
-        return false;
-    };
-    unsafe {
-        add(addr_of_mut!((*counter).packets), one.packets);
-        add(addr_of_mut!((*counter).bytes), one.bytes);
-    }
-    true
 }
 
 #[inline(always)]

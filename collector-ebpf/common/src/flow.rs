@@ -40,7 +40,9 @@ record! {
         pub family: u8,
         /// See [`direction`].
         pub direction: u8,
-        pub pad: [u8; 5],
+        /// Two fields, as an odd number of bytes is zeroed by a loop.
+        pub pad: u8,
+        pub pad_word: u32,
     }
 }
 

@@ -402,7 +402,8 @@ mod tests {
             protocol,
             family,
             direction: direction::EGRESS,
-            pad: [0; 5],
+            pad: 0,
+            pad_word: 0,
         }
     }
 
