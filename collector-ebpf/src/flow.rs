@@ -4,10 +4,10 @@
 
 use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
-use aya_ebpf::macros::{btf_tracepoint, map, raw_tracepoint};
+use aya_ebpf::macros::{btf_tracepoint, classifier, map, raw_tracepoint};
 use aya_ebpf::maps::{HashMap, LruHashMap, PerCpuArray, PerCpuHashMap};
-use aya_ebpf::programs::{BtfTracePointContext, RawTracePointContext};
-use core::ptr::addr_of_mut;
+use aya_ebpf::programs::{BtfTracePointContext, RawTracePointContext, TcContext};
+use core::ptr::{addr_of, addr_of_mut};
 use sonde_ebpf_common::flow::{Count, DeviceKey, Key, PER_NAMESPACE, direction, family};
 use sonde_ebpf_common::lost;
 
@@ -33,6 +33,10 @@ static FLOW_USED: HashMap<u32, u64> = HashMap::with_max_entries(1, 0);
 #[map]
 static FLOW_DEVICES: LruHashMap<DeviceKey, [u64; 2]> = LruHashMap::with_max_entries(1, 0);
 
+/// Devices of which [`flow_tc`] counts what they receive, written by user space when that is attached there.
+#[map]
+static FLOW_BY_TC: HashMap<DeviceKey, u32> = HashMap::with_max_entries(1, 0);
+
 #[map]
 static FLOW_TURNS: PerCpuArray<u32> = PerCpuArray::with_max_entries(1, 0);
 
@@ -44,6 +48,11 @@ static FLOW_SAMPLE: Setting<u32> = Setting::new(1);
 #[used]
 #[unsafe(no_mangle)]
 static FLOW_PORTS: Setting<u32> = Setting::new(0);
+
+/// 1: there may be some in `FLOW_BY_TC`.
+#[used]
+#[unsafe(no_mangle)]
+static FLOW_TC: Setting<u32> = Setting::new(0);
 
 #[btf_tracepoint(function = "net_dev_start_xmit")]
 pub fn flow_sent_btf(ctx: BtfTracePointContext) -> i32 {
@@ -70,7 +79,7 @@ fn sent<A: Access>(context: *const u64) -> i32 {
     let (Some(skb), Some(device)) = (argument(context, &START_XMIT_SKB), argument(context, &START_XMIT_DEV)) else {
         return 0;
     };
-    count::<A>(skb as *const u8, device as *const u8, direction::EGRESS)
+    count::<A>(skb as *const u8, device as *const u8, Way::Sent)
 }
 
 #[inline(always)]
@@ -79,11 +88,36 @@ fn received<A: Access>(context: *const u64) -> i32 {
         return 0;
     };
     let skb = skb as *const u8;
-    count::<A>(skb, SKB_DEV.pointer::<A>(skb), direction::INGRESS)
+    count::<A>(skb, SKB_DEV.pointer::<A>(skb), Way::Received)
+}
+
+/// On a device, before all other programs there: packets come here too that another program took from a device of the
+/// host's and gave to this one.
+#[classifier]
+pub fn flow_tc(ctx: TcContext) -> i32 {
+    const NEXT: i32 = -1;
+    // The context is the kernel's packet; as a number, as its members are not those that the verifier has for it.
+    let context = ctx.as_ptr();
+    let skb: u64 = unsafe { Probed::load(addr_of!(context).cast()) };
+    let skb = skb as *const u8;
+    count::<Probed>(skb, SKB_DEV.pointer::<Probed>(skb), Way::ByTc);
+    NEXT
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Way {
+    Sent,
+    /// As the tracepoint has it: its link-layer header was cut off already.
+    Received,
+    /// With its link-layer header.
+    ByTc,
 }
 
 #[inline(always)]
-fn count<A: Access>(skb: *const u8, device: *const u8, direction: u8) -> i32 {
+fn count<A: Access>(skb: *const u8, device: *const u8, way: Way) -> i32 {
+    if way != Way::Sent && FLOW_TC.get() != 0 && is_by_tc::<A>(device) != (way == Way::ByTc) {
+        return 0;
+    }
     let sample = FLOW_SAMPLE.get();
     if !per_packet::is_its_turn(&FLOW_TURNS, sample) {
         return 0;
@@ -95,16 +129,19 @@ fn count<A: Access>(skb: *const u8, device: *const u8, direction: u8) -> i32 {
     let head = packet::head::<A>(skb);
     let data = SKB_DATA.read::<A>(skb).unwrap_or(0).wrapping_sub(head as u64) as u32;
     let mut bytes = SKB_LEN.read::<A>(skb).unwrap_or(0);
-    // What is sent begins with its link-layer header; of what is received it was cut off already.
-    let (layer3, link) = if direction == direction::EGRESS {
-        (per_packet::sent::<A>(skb, head), data)
-    } else {
+    let (layer3, link) = if way == Way::Received {
         let link = match SKB_MAC_HEADER.read::<A>(skb) {
             Some(mac) if (mac as u32) < data => mac as u32,
             _ => data,
         };
         bytes += data - link;
         (per_packet::received::<A>(skb, head), link)
+    } else {
+        (per_packet::sent::<A>(skb, head), data)
+    };
+    let direction = match way {
+        Way::Sent => direction::EGRESS,
+        _ => direction::INGRESS,
     };
     let ends = per_packet::ends(layer3);
     let (mut packets, mut all_bytes) = (1, bytes as u64);
@@ -145,6 +182,18 @@ fn count<A: Access>(skb: *const u8, device: *const u8, direction: u8) -> i32 {
         ring::uncounted(lost::FLOW);
     }
     0
+}
+
+/// Whether what the device receives is counted by [`flow_tc`], and not at the tracepoint.
+#[inline(always)]
+fn is_by_tc<A: Access>(device: *const u8) -> bool {
+    let place = place::of_device::<A>(device);
+    let key = DeviceKey {
+        cookie: place.cookie,
+        netns: place.netns,
+        ifindex: DEV_IFINDEX.read::<A>(device).unwrap_or(0),
+    };
+    unsafe { FLOW_BY_TC.get(&key) }.is_some()
 }
 
 #[inline(always)]

@@ -208,7 +208,7 @@ impl Engine {
         })
     }
 
-    pub(super) fn list(&self, live: &[NetnsKey]) {
+    fn list(&self, live: &[NetnsKey]) {
         let error = self.listing.update(live).err().map(|error| error.to_string());
         let mut last = self.list_error.lock();
         if let Some(error) = error.as_ref().filter(|_| *last != error) {
@@ -259,6 +259,24 @@ impl Engine {
         }
         *last = now;
         (tables, gaps.finish())
+    }
+
+    /// As [`Self::list`], for what readers have left in namespaces too.
+    pub(super) fn netns_changed(&mut self, live: &[NetnsKey]) {
+        self.list(live);
+        for running in &mut self.readers {
+            running.reader.stay_in(live);
+        }
+    }
+
+    /// The calling thread is in that namespace, a pod's, whose devices are new or have changed.
+    pub(super) fn visit(&mut self, netns: NetnsKey) {
+        for running in &mut self.readers {
+            if let Err(error) = running.reader.visit(netns) {
+                let probe = running.probe.spec.name;
+                tracing::warn!(probe, inode = netns.inode, %error, "programs could not be attached to a pod's devices");
+            }
+        }
     }
 
     /// Gives on what readers find; what has no room waits for the next round.

@@ -19,6 +19,8 @@ pub(crate) enum Rung {
     Fentry,
     /// Entry and exit of functions, by breakpoint.
     Kprobe,
+    /// Programs on the devices of pods, beside whatever else is there.
+    Tcx,
 }
 
 impl Rung {
@@ -28,6 +30,7 @@ impl Rung {
             Self::RawTracepoint => "raw_tracepoint",
             Self::Fentry => "fentry",
             Self::Kprobe => "kprobe",
+            Self::Tcx => "tcx",
         }
     }
 }
@@ -42,6 +45,8 @@ pub(crate) enum Attach {
     Fexit(&'static [&'static str]),
     Kprobe(&'static [&'static str]),
     Kretprobe(&'static [&'static str]),
+    /// Only loaded: who reads the probe's maps attaches it to devices as they come.
+    Tcx,
 }
 
 /// A program of the object by name, and where it goes.
@@ -95,6 +100,8 @@ pub(crate) struct Signal {
     pub missed: &'static str,
     /// Makes it happen on this host, for `doctor`; its reader must then see something.
     pub provoke: Option<fn() -> std::io::Result<()>>,
+    /// The key under `probes.NAME` without which it is off, and whether that says so.
+    pub option: Option<(&'static str, fn(&Config) -> bool)>,
 }
 
 impl Signal {
@@ -178,6 +185,9 @@ pub(super) fn plan(signal: &Signal, facts: &Facts, config: &Config) -> Decision 
     }
     if signal.only_events() && !probe.events {
         return Decision::off_by_choice(format!("probes.{}.events is false", signal.probe));
+    }
+    if let Some((key, _)) = signal.option.filter(|(_, is_on)| !is_on(config)) {
+        return Decision::off_by_choice(format!("probes.{}.{key} is false", signal.probe));
     }
     if let Some(why) = forbidden(facts) {
         return Decision::off(why);
@@ -277,8 +287,18 @@ fn cannot_hook(attach: Attach, btf: &BtfFacts, facts: &Facts) -> Option<String> 
             Answer::No(why) => Some(why.clone()),
             _ => None,
         },
+        Attach::Tcx => match facts.release {
+            Some(release) if release < TCX => Some(format!(
+                "programs on devices in an order (tcx) came with Linux {}.{}",
+                TCX.0, TCX.1
+            )),
+            _ => None,
+        },
     }
 }
+
+/// Before it a program on a device would be a qdisc and a filter that somebody must take away again.
+const TCX: Release = Release(6, 6);
 
 #[cfg(test)]
 mod tests {
@@ -322,6 +342,7 @@ mod tests {
         needs: &[],
         missed: "",
         provoke: None,
+        option: None,
     };
 
     fn capable() -> Facts {
@@ -535,6 +556,32 @@ mod tests {
             "fentry: the kernel's types have no function new_name or old_name",
             "only better ones are spoken of"
         );
+    }
+
+    #[test]
+    fn what_an_option_asks_for_is_off_without_it_and_on_kernels_that_lack_it() {
+        let signal = signal("flow.tc");
+        let with = |tc: bool, release: Release| {
+            let mut config = Config::default();
+            let flow = sonde_common::config::Probe {
+                enabled: Some(true),
+                tc,
+                ..Default::default()
+            };
+            config.probes.insert("flow".into(), flow);
+            let facts = Facts {
+                release: Some(release),
+                ..capable()
+            };
+            plan(signal, &facts, &config)
+        };
+        let off = with(false, Release(6, 12));
+        assert!(off.chosen && off.candidates.is_empty());
+        assert_eq!(off.reason(signal, None), "probes.flow.tc is false");
+        assert_eq!(rungs(signal, &with(true, Release(6, 6))), [Rung::Tcx]);
+        let old = with(true, Release(6, 5));
+        assert!(!old.chosen && old.candidates.is_empty());
+        assert!(old.reason(signal, None).contains("Linux 6.6"), "{old:?}");
     }
 
     #[test]

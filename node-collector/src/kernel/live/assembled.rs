@@ -34,6 +34,10 @@ pub(super) const fn store32(base: u8, at: i16, from: u8) -> Instruction {
     Instruction(0x63, base, from, at, 0)
 }
 
+pub(super) const fn store32_number(base: u8, at: i16, number: i32) -> Instruction {
+    Instruction(0x62, base, 0, at, number)
+}
+
 pub(super) const fn store64(base: u8, at: i16, number: i32) -> Instruction {
     Instruction(0x7a, base, 0, at, number)
 }
@@ -49,6 +53,10 @@ pub(super) const fn call(helper: i32) -> Instruction {
 
 pub(super) const fn skip_unless_zero(of: u8, instructions: i16) -> Instruction {
     Instruction(0x55, of, 0, instructions, 0)
+}
+
+pub(super) const fn skip_if_zero(of: u8, instructions: i16) -> Instruction {
+    Instruction(0x15, of, 0, instructions, 0)
 }
 
 pub(super) const EXIT: Instruction = Instruction(0x95, 0, 0, 0, 0);
@@ -132,4 +140,77 @@ pub(super) fn bpf<T>(command: bpf_cmd, attr: &T) -> io::Result<OwnedFd> {
     }
     // SAFETY: just made, and nobody else's.
     Ok(unsafe { OwnedFd::from_raw_fd(made as i32) })
+}
+
+#[repr(C)]
+struct Link {
+    program: u32,
+    ifindex: u32,
+    at: u32,
+    flags: u32,
+    relative: u32,
+    pad: u32,
+    revision: u64,
+}
+
+const BPF_TCX_INGRESS: u32 = 46;
+
+/// Behind all others on what a device of the calling thread's network namespace receives.
+pub(super) fn attach_last(program: &OwnedFd, ifindex: u32) -> io::Result<OwnedFd> {
+    let link = Link {
+        program: program.as_raw_fd() as u32,
+        ifindex,
+        at: BPF_TCX_INGRESS,
+        flags: 0,
+        relative: 0,
+        pad: 0,
+        revision: 0,
+    };
+    bpf(bpf_cmd::BPF_LINK_CREATE, &link)
+}
+
+#[repr(C)]
+struct Query {
+    ifindex: u32,
+    at: u32,
+    flags: u32,
+    attach_flags: u32,
+    programs: u64,
+    count: u32,
+    pad: u32,
+    program_flags: u64,
+    links: u64,
+    link_flags: u64,
+    revision: u64,
+}
+
+/// Ids of the programs that look at what a device receives, in their order.
+pub(super) fn attached(ifindex: u32) -> io::Result<Vec<u32>> {
+    let mut ids = [0u32; 16];
+    let mut query = Query {
+        ifindex,
+        at: BPF_TCX_INGRESS,
+        flags: 0,
+        attach_flags: 0,
+        programs: ids.as_mut_ptr() as u64,
+        count: ids.len() as u32,
+        pad: 0,
+        program_flags: 0,
+        links: 0,
+        link_flags: 0,
+        revision: 0,
+    };
+    // SAFETY: a member of union bpf_attr; the address in it is of a live buffer with room for `count`.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            bpf_cmd::BPF_PROG_QUERY as libc::c_long,
+            &raw mut query,
+            size_of::<Query>(),
+        )
+    };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(ids[..query.count as usize].to_vec())
 }

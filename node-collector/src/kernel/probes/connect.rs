@@ -102,6 +102,7 @@ const TIMES: Signal = Signal {
     ],
     missed: "attempts to connect that were not counted",
     provoke: Some(connect),
+    option: None,
 };
 
 fn prepare(_host: &Host<'_>) -> Setup {

@@ -114,6 +114,7 @@ const COUNT: Signal = Signal {
     ],
     missed: "queries or answers that were not seen",
     provoke: None,
+    option: None,
 };
 
 fn prepare(_: &Host<'_>) -> Setup {

@@ -3,7 +3,8 @@
 //! Packets are counted on every device of a listed namespace, so a device upon a device (VLAN, tunnel, bridge) shows the
 //! same traffic once more under its own name; the sum over the rows of one device and direction is everything that the
 //! device passed on, whether or not there was room for its flows. Not seen is what another program moves past the device:
-//! Cilium's host routing (bpf_redirect_peer) gives packets to the pod's device without this tracepoint.
+//! Cilium's host routing (bpf_redirect_peer) gives packets to the pod's device without this tracepoint. With
+//! `probes.flow.tc` a program on the pods' devices counts what they receive instead, see [`devices`].
 //!
 //! Drops are those that probe `packetloss` calls suspect, and what was sent again is counted as the kernel does for
 //! RetransSegs; both are of every packet, also where `sample` is above 1. They are on the row of the flow's packets where the
@@ -19,12 +20,14 @@ use std::time::Duration;
 
 use zerocopy::IntoBytes as _;
 
+use sonde_common::config::Config;
 use sonde_ebpf_common::drop::NO_REASON;
 use sonde_ebpf_common::flow::{Count, DropKey, Dropped, Key, direction, family};
 use sonde_ebpf_common::lost;
 
 use crate::catalogue::{ColumnSpec, LabelSpec, ProbeSpec};
 use crate::event::NetnsKey;
+use crate::kernel::Gauge;
 use crate::kernel::counted::{self, Counted};
 use crate::kernel::packets;
 use crate::kernel::plan::{Attach, Hook, Rung, Signal, Step};
@@ -35,6 +38,10 @@ use crate::kernel::sys::{BPF_ANY, BatchBuffer, RawMap};
 use crate::probes::packetloss::{Class, headers};
 use crate::table::Table;
 
+mod devices;
+
+use devices::Devices;
+
 /// After which time a flow without packets is forgotten.
 const IDLE: Duration = Duration::from_secs(300);
 
@@ -42,7 +49,8 @@ const SPEC: ProbeSpec = ProbeSpec {
     name: "flow",
     help: "Traffic by address; an estimate where probes.flow.sample is above 1",
     source: "eBPF on tracepoints net:net_dev_start_xmit and net:netif_receive_skb (Linux net/core/dev.c), skb:kfree_skb, \
-             tcp:tcp_retransmit_skb and tcp:tcp_retransmit_synack",
+             tcp:tcp_retransmit_skb and tcp:tcp_retransmit_synack; with probes.flow.tc also a program before all others on what \
+             pods' devices receive (tcx, Linux 6.6)",
     labels: &[
         LabelSpec {
             name: "device",
@@ -106,7 +114,7 @@ pub(super) const PROBE: KernelProbe = KernelProbe {
         threshold: Duration::ZERO,
         sample: 1,
     },
-    signals: &[&COUNT],
+    signals: &[&COUNT, &BY_TC],
     maps: &[
         ("FLOW_COUNTS", |cpus| if cpus > 16 { 8192 } else { 16_384 }),
         ("FLOW_USED", |_| 2048),
@@ -114,6 +122,7 @@ pub(super) const PROBE: KernelProbe = KernelProbe {
         ("FLOW_DEVICES", |_| 4096),
         ("FLOW_UNDECIDED", |_| 4096),
         ("FLOW_SITES", |_| 8192),
+        ("FLOW_BY_TC", |_| 8192),
     ],
     uncounted: Some((
         lost::FLOW,
@@ -184,10 +193,31 @@ const COUNT: Signal = Signal {
     ],
     missed: "packets, drops or retransmits that were not counted",
     provoke: None,
+    option: None,
 };
+
+/// What the first signal counts too, where this one's program is on the device.
+const BY_TC: Signal = Signal {
+    name: "flow.tc",
+    probe: SPEC.name,
+    rows: true,
+    buckets: &[],
+    steps: &[Step::new(Rung::Tcx, &[Hook(ON_DEVICES, Attach::Tcx)])],
+    needs: &[],
+    missed: "packets that were not counted on pods' devices",
+    provoke: None,
+    option: Some(("tc", by_tc)),
+};
+
+const ON_DEVICES: &str = "flow_tc";
+
+fn by_tc(config: &Config) -> bool {
+    config.probes.get(SPEC.name).is_some_and(|settings| settings.tc)
+}
 
 fn prepare(host: &Host<'_>) -> Setup {
     let ports = host.config.probes.get(SPEC.name).is_some_and(|settings| settings.ports);
+    let by_tc = by_tc(host.config);
     let reasons = host
         .btf
         .map(|btf| Reasons::read(btf, &host.config.host.sys))
@@ -197,8 +227,13 @@ fn prepare(host: &Host<'_>) -> Setup {
     let backlog = backlog.map_or(NO_REASON, |(number, _)| number);
     let symbols = Arc::clone(&host.symbols);
     Setup::new(move |object| {
+        let devices = match object.for_devices(ON_DEVICES) {
+            Some(program) => Some(Devices::new(program, object.map("FLOW_BY_TC")?)),
+            None => None,
+        };
         Ok(Opened {
             reader: Box::new(Flows {
+                devices,
                 counts: Counted::new(object.map("FLOW_COUNTS")?).forgets_idle(IDLE),
                 used: object.map("FLOW_USED")?,
                 known: HashMap::new(),
@@ -212,6 +247,7 @@ fn prepare(host: &Host<'_>) -> Setup {
         })
     })
     .global("FLOW_PORTS", &u32::from(ports))
+    .global("FLOW_TC", &u32::from(by_tc))
     .global("FLOW_BACKLOG_REASON", &backlog)
     .global("PACKETLOSS_REASONS", &verdicts)
 }
@@ -244,6 +280,7 @@ struct Flows {
     /// What `used` was last set to.
     known: HashMap<u32, u64>,
     undecided: Undecided,
+    devices: Option<Devices>,
 }
 
 /// Drops that came before their site had a class. What is in the map stays there for as long as the flow: the kernel
@@ -326,8 +363,30 @@ impl Reader for Flows {
         Ok(table)
     }
 
+    fn visit(&mut self, netns: NetnsKey) -> io::Result<()> {
+        match &mut self.devices {
+            Some(devices) => devices.visit(netns),
+            None => Ok(()),
+        }
+    }
+
+    fn stay_in(&mut self, live: &[NetnsKey]) {
+        if let Some(devices) = &mut self.devices {
+            devices.stay_in(live);
+        }
+    }
+
     fn seen(&mut self) -> io::Result<u64> {
         self.counts.seen()
+    }
+
+    fn gauges(&self) -> Vec<Gauge> {
+        let gauge = |devices: &Devices| Gauge {
+            name: "sonde_collector_ebpf_flow_devices",
+            help: "Devices of pods that probe flow has a program on",
+            value: devices.count() as u64,
+        };
+        self.devices.iter().map(gauge).collect()
     }
 
     fn standing(&self) -> Standing {

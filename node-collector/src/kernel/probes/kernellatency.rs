@@ -176,6 +176,7 @@ const TIME: Signal = Signal {
     ],
     missed: "segments whose times were not taken",
     provoke: None,
+    option: None,
 };
 
 fn prepare(host: &Host<'_>) -> Setup {

@@ -144,6 +144,7 @@ const TIMES: Signal = Signal {
     needs: &["SOFTIRQ_RAISE_VECTOR", "SOFTIRQ_ENTRY_VECTOR", "SOFTIRQ_EXIT_VECTOR"],
     missed: "softirqs whose times were not counted",
     provoke: Some(receive_a_packet),
+    option: None,
 };
 
 fn prepare(host: &Host<'_>) -> Setup {

@@ -181,6 +181,7 @@ const TIME: Signal = Signal {
     ],
     missed: "packets whose times were not taken",
     provoke: None,
+    option: None,
 };
 
 fn prepare(host: &Host<'_>) -> Setup {

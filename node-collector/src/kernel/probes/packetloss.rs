@@ -46,6 +46,7 @@ const COUNT: Signal = Signal {
     needs: NEEDS,
     missed: "drops that were not counted",
     provoke: Some(drop_a_packet),
+    option: None,
 };
 
 const EVENTS: Signal = Signal {
@@ -72,6 +73,7 @@ const EVENTS: Signal = Signal {
     needs: NEEDS,
     missed: "drops that could make no event",
     provoke: None,
+    option: None,
 };
 
 const NEEDS: &[&str] = &[

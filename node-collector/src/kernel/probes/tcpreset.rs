@@ -139,6 +139,7 @@ const COUNT: Signal = Signal {
     needs: NEEDS,
     missed: "resets that were not counted",
     provoke: Some(refuse_a_connection),
+    option: None,
 };
 
 const EVENTS: Signal = Signal {
@@ -205,6 +206,7 @@ const EVENTS: Signal = Signal {
     needs: NEEDS,
     missed: "resets that could make no event",
     provoke: None,
+    option: None,
 };
 
 const fn bucket(position: usize) -> Bucket {

@@ -81,6 +81,7 @@ const COUNT: Signal = Signal {
     needs: NEEDS,
     missed: "retransmits that were not counted",
     provoke: None,
+    option: None,
 };
 
 const EVENTS: Signal = Signal {
@@ -110,6 +111,7 @@ const EVENTS: Signal = Signal {
     needs: NEEDS,
     missed: "retransmits that could make no event",
     provoke: None,
+    option: None,
 };
 
 const NEEDS: &[&str] = &[

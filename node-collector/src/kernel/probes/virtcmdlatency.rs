@@ -111,6 +111,7 @@ const TIMES: Signal = Signal {
     needs: &[],
     missed: "control commands that were not timed",
     provoke: None,
+    option: None,
 };
 
 fn prepare(host: &Host<'_>) -> Setup {

@@ -84,6 +84,7 @@ pub(super) const READ: Signal = Signal {
     ],
     missed: "reads whose time was not counted",
     provoke: Some(send_and_receive),
+    option: None,
 };
 
 const READY: &[&str] = &[
@@ -178,6 +179,7 @@ pub(super) const SEND: Signal = Signal {
     ],
     missed: "sends whose time was not counted",
     provoke: Some(send_and_receive),
+    option: None,
 };
 
 const LENGTH: &[&str] = &["SEND_LENGTH_SK", "SEND_LENGTH_RET"];
