@@ -101,8 +101,10 @@ pub(crate) struct Signal {
     /// Makes it happen on this host, for `doctor`; its reader must then see something.
     pub provoke: Option<fn() -> std::io::Result<()>>,
     /// The key under `probes.NAME` without which it is off, and whether that says so.
-    pub option: Option<(&'static str, fn(&Config) -> bool)>,
+    pub option: Option<Choice>,
 }
+
+pub(crate) type Choice = (&'static str, fn(&Config) -> bool);
 
 impl Signal {
     /// It makes events and nothing else.

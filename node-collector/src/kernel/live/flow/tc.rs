@@ -147,7 +147,7 @@ fn packets_that_are_redirected_past_the_host_are_counted_by_tc_and_by_nothing_el
         let mut received = 0;
         until("all datagrams to be received", || {
             received += sockets::drain(&sink).unwrap();
-            received as u64 == 2 * DATAGRAMS
+            received == 2 * DATAGRAMS
         });
         let times = if tc { 2 } else { 1 };
         assert_eq!(
@@ -216,7 +216,7 @@ fn other_programs_of_a_device_keep_their_place_and_see_what_they_saw() {
         assert!(after - before >= DATAGRAMS, "{before} to {after}");
     }
     assert!(copies().contains(&format!(" {DATAGRAMS} pkt")), "{}", copies());
-    assert_eq!(sockets::drain(&sink).unwrap() as u64, DATAGRAMS);
+    assert_eq!(sockets::drain(&sink).unwrap(), DATAGRAMS);
 
     // A device that comes later is found at the next visit, one that goes takes its program along.
     server.ip("link add later type bridge").unwrap();
