@@ -239,7 +239,7 @@ pub struct Probe {
     pub sample: Option<NonZeroU32>,
     /// Whether flows are told apart by port, which makes many more of them. For probe `flow`.
     pub ports: bool,
-    /// Whether packets that come into pods are counted by a program on their devices (tcx, Linux 6.6), which also sees those that another program moves past the host's side (bpf_redirect_peer, as Cilium's host routing does). For probe `flow`.
+    /// Whether packets that come into pods are counted by a program on their devices (tcx, Linux 6.6), which also sees those that the tracepoint does not: moved past the host's side by another program (bpf_redirect_peer, as Cilium's host routing does), or taken from the device below (macvlan, ipvlan, VLAN). For probe `flow`.
     pub tc: bool,
 }
 

@@ -115,32 +115,13 @@ impl<K: Key, V: Value> Counted<K, V> {
             }
             before = after;
         }
-        self.put_in(before);
+        put_in(&mut self.entries, before);
         self.standing.keys = self.entries.len();
         self.deleted.clear();
         let (sums, strangers) = sums(&self.entries, group, round.owner);
         self.forget(&strangers, round.gone);
         self.forget_idle(round.time_ns);
         Ok(sums)
-    }
-
-    /// Adds to what was read, to the same keys where they are there.
-    fn put_in(&mut self, more: Vec<(K, V)>) {
-        if more.is_empty() {
-            return;
-        }
-        let at: HashMap<K, usize> = self
-            .entries
-            .iter()
-            .enumerate()
-            .map(|(at, (key, _))| (*key, at))
-            .collect();
-        for (key, value) in more {
-            match at.get(&key) {
-                Some(at) => self.entries[*at].1.add(&value),
-                None => self.entries.push((key, value)),
-            }
-        }
     }
 
     /// Keys that were deleted after the last reading.
@@ -213,6 +194,20 @@ impl<K: Key, V: Value> Counted<K, V> {
             if ended && self.map.delete(key).unwrap_or(false) {
                 self.deleted.insert(*key);
             }
+        }
+    }
+}
+
+/// Adds to what was read, to the same keys where they are there.
+fn put_in<K: Key, V: Value>(entries: &mut Vec<(K, V)>, more: Vec<(K, V)>) {
+    if more.is_empty() {
+        return;
+    }
+    let at: HashMap<K, usize> = entries.iter().enumerate().map(|(at, (key, _))| (*key, at)).collect();
+    for (key, value) in more {
+        match at.get(&key) {
+            Some(at) => entries[*at].1.add(&value),
+            None => entries.push((key, value)),
         }
     }
 }
@@ -304,6 +299,14 @@ mod tests {
             [((3, false), 11, 22), ((3, true), 1, 2), ((3, false), 2, 4)],
             "by namespace, then by group"
         );
+    }
+
+    #[test]
+    fn what_is_kept_elsewhere_adds_to_its_key_or_is_one_of_its_own() {
+        let mut entries = vec![entry(7, 70, 1, 3, 5), entry(8, 80, 1, 3, 2)];
+        put_in(&mut entries, vec![entry(8, 80, 1, 3, 4), entry(9, 90, 1, 3, 1)]);
+        let seen: Vec<_> = entries.iter().map(|(key, count)| (key.netns, count.skbs)).collect();
+        assert_eq!(seen, [(7, 5), (8, 6), (9, 1)]);
     }
 
     #[test]

@@ -2,9 +2,12 @@
 //!
 //! Packets are counted on every device of a listed namespace, so a device upon a device (VLAN, tunnel, bridge) shows the
 //! same traffic once more under its own name; the sum over the rows of one device and direction is everything that the
-//! device passed on, whether or not there was room for its flows. Not seen is what another program moves past the device:
-//! Cilium's host routing (bpf_redirect_peer) gives packets to the pod's device without this tracepoint. With
-//! `probes.flow.tc` a program on the pods' devices counts what they receive instead, see [`devices`].
+//! device passed on, whether or not there was room for its flows.
+//!
+//! The tracepoint of received packets knows only the device that a packet comes by first. Not seen there is what another
+//! program moves past the host's side (bpf_redirect_peer, as Cilium's host routing does), and what a device takes from the one
+//! below it (macvlan, ipvlan, VLAN). With `probes.flow.tc` a program on the pods' devices counts what they receive instead, see
+//! [`devices`].
 //!
 //! Drops are those that probe `packetloss` calls suspect, and what was sent again is counted as the kernel does for
 //! RetransSegs; both are of every packet, also where `sample` is above 1. They are on the row of the flow's packets where the
@@ -18,12 +21,11 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use zerocopy::IntoBytes as _;
-
 use sonde_common::config::Config;
 use sonde_ebpf_common::drop::NO_REASON;
 use sonde_ebpf_common::flow::{Count, DropKey, Dropped, Key, direction, family};
 use sonde_ebpf_common::lost;
+use zerocopy::IntoBytes as _;
 
 use crate::catalogue::{ColumnSpec, LabelSpec, ProbeSpec};
 use crate::event::NetnsKey;
@@ -50,7 +52,8 @@ const SPEC: ProbeSpec = ProbeSpec {
     help: "Traffic by address; an estimate where probes.flow.sample is above 1",
     source: "eBPF on tracepoints net:net_dev_start_xmit and net:netif_receive_skb (Linux net/core/dev.c), skb:kfree_skb, \
              tcp:tcp_retransmit_skb and tcp:tcp_retransmit_synack; with probes.flow.tc also a program before all others on what \
-             pods' devices receive (tcx, Linux 6.6)",
+             pods' devices receive (tcx, Linux 6.6), without which nothing is counted that macvlan, ipvlan and VLAN devices \
+             receive or that bpf_redirect_peer gives to a pod",
     labels: &[
         LabelSpec {
             name: "device",
