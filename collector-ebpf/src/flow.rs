@@ -1,22 +1,26 @@
 //! Probe `flow`: packets and bytes of the listed namespaces by address, at tracepoints net:net_dev_start_xmit and
-//! net:netif_receive_skb: on all devices, beside whatever other programs hang on them.
+//! net:netif_receive_skb: on all devices, beside whatever other programs hang on them. What was lost of them is in
+//! [`losses`].
 
 use aya_ebpf::EbpfContext;
-use aya_ebpf::bindings::BPF_NOEXIST;
-use aya_ebpf::macros::{btf_tracepoint, map, raw_tracepoint};
-use aya_ebpf::maps::{HashMap, PerCpuArray, PerCpuHashMap};
-use aya_ebpf::programs::{BtfTracePointContext, RawTracePointContext};
-use core::ptr::addr_of_mut;
-use sonde_ebpf_common::flow::{Count, Key, PER_NAMESPACE, direction, family};
+use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
+use aya_ebpf::macros::{btf_tracepoint, classifier, map, raw_tracepoint};
+use aya_ebpf::maps::{HashMap, LruHashMap, PerCpuArray, PerCpuHashMap};
+use aya_ebpf::programs::{BtfTracePointContext, RawTracePointContext, TcContext};
+use core::ptr::{addr_of, addr_of_mut};
+use sonde_ebpf_common::flow::{Count, DeviceKey, Key, PER_NAMESPACE, direction, family};
 use sonde_ebpf_common::lost;
 
 use crate::access::{
-    Access, Live, Probed, RECEIVE_SKB, SHARED_GSO_SEGS, SHARED_GSO_SIZE, SHARED_GSO_TYPE, SKB_DATA, SKB_DATA_LEN,
-    SKB_DEV, SKB_ENCAPSULATION, SKB_END, SKB_INNER_TRANSPORT, SKB_LEN, SKB_MAC_HEADER, START_XMIT_DEV, START_XMIT_SKB,
-    Setting, Typed, add, argument,
+    Access, DEV_IFINDEX, Live, Probed, RECEIVE_SKB, SHARED_GSO_SEGS, SHARED_GSO_SIZE, SHARED_GSO_TYPE, SKB_DATA,
+    SKB_DATA_LEN, SKB_DEV, SKB_ENCAPSULATION, SKB_END, SKB_INNER_TRANSPORT, SKB_LEN, SKB_MAC_HEADER, START_XMIT_DEV,
+    START_XMIT_SKB, Setting, Typed, add, argument,
 };
 use crate::per_packet::{Ends, Layer3, TCP};
+use crate::place::Place;
 use crate::{limit, packet, per_packet, place, ring};
+
+mod losses;
 
 #[map]
 static FLOW_COUNTS: PerCpuHashMap<Key, Count> = PerCpuHashMap::with_max_entries(1, 0);
@@ -24,6 +28,14 @@ static FLOW_COUNTS: PerCpuHashMap<Key, Count> = PerCpuHashMap::with_max_entries(
 /// Flows of each namespace, by inode; user space corrects it when flows are forgotten.
 #[map]
 static FLOW_USED: HashMap<u32, u64> = HashMap::with_max_entries(1, 0);
+
+/// Names of devices that packets were seen on, for dropped ones that say no more than an index.
+#[map]
+static FLOW_DEVICES: LruHashMap<DeviceKey, [u64; 2]> = LruHashMap::with_max_entries(1, 0);
+
+/// Devices of which [`flow_tc`] counts what they receive, written by user space when that is attached there.
+#[map]
+static FLOW_BY_TC: HashMap<DeviceKey, u32> = HashMap::with_max_entries(1, 0);
 
 #[map]
 static FLOW_TURNS: PerCpuArray<u32> = PerCpuArray::with_max_entries(1, 0);
@@ -37,6 +49,11 @@ static FLOW_SAMPLE: Live<u32> = Live::new(1);
 #[used]
 #[unsafe(no_mangle)]
 static FLOW_PORTS: Setting<u32> = Setting::new(0);
+
+/// 1: there may be some in `FLOW_BY_TC`.
+#[used]
+#[unsafe(no_mangle)]
+static FLOW_TC: Setting<u32> = Setting::new(0);
 
 #[btf_tracepoint(function = "net_dev_start_xmit")]
 pub fn flow_sent_btf(ctx: BtfTracePointContext) -> i32 {
@@ -63,7 +80,7 @@ fn sent<A: Access>(context: *const u64) -> i32 {
     let (Some(skb), Some(device)) = (argument(context, &START_XMIT_SKB), argument(context, &START_XMIT_DEV)) else {
         return 0;
     };
-    count::<A>(skb as *const u8, device as *const u8, direction::EGRESS)
+    count::<A>(skb as *const u8, device as *const u8, Way::Sent)
 }
 
 #[inline(always)]
@@ -72,11 +89,36 @@ fn received<A: Access>(context: *const u64) -> i32 {
         return 0;
     };
     let skb = skb as *const u8;
-    count::<A>(skb, SKB_DEV.pointer::<A>(skb), direction::INGRESS)
+    count::<A>(skb, SKB_DEV.pointer::<A>(skb), Way::Received)
+}
+
+/// On a device, before all other programs there: packets come here too that another program took from a device of the
+/// host's and gave to this one.
+#[classifier]
+pub fn flow_tc(ctx: TcContext) -> i32 {
+    const NEXT: i32 = -1;
+    // The context is the kernel's packet; as a number, as its members are not those that the verifier has for it.
+    let context = ctx.as_ptr();
+    let skb: u64 = unsafe { Probed::load(addr_of!(context).cast()) };
+    let skb = skb as *const u8;
+    count::<Probed>(skb, SKB_DEV.pointer::<Probed>(skb), Way::ByTc);
+    NEXT
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Way {
+    Sent,
+    /// As the tracepoint has it: its link-layer header was cut off already.
+    Received,
+    /// With its link-layer header.
+    ByTc,
 }
 
 #[inline(always)]
-fn count<A: Access>(skb: *const u8, device: *const u8, direction: u8) -> i32 {
+fn count<A: Access>(skb: *const u8, device: *const u8, way: Way) -> i32 {
+    if way != Way::Sent && FLOW_TC.get() != 0 && is_by_tc::<A>(device) != (way == Way::ByTc) {
+        return 0;
+    }
     let sample = FLOW_SAMPLE.get();
     if !per_packet::is_its_turn(&FLOW_TURNS, sample) {
         return 0;
@@ -88,51 +130,90 @@ fn count<A: Access>(skb: *const u8, device: *const u8, direction: u8) -> i32 {
     let head = packet::head::<A>(skb);
     let data = SKB_DATA.read::<A>(skb).unwrap_or(0).wrapping_sub(head as u64) as u32;
     let mut bytes = SKB_LEN.read::<A>(skb).unwrap_or(0);
-    // What is sent begins with its link-layer header; of what is received it was cut off already.
-    let (layer3, link) = if direction == direction::EGRESS {
-        (per_packet::sent::<A>(skb, head), data)
-    } else {
+    let (layer3, link) = if way == Way::Received {
         let link = match SKB_MAC_HEADER.read::<A>(skb) {
             Some(mac) if (mac as u32) < data => mac as u32,
             _ => data,
         };
         bytes += data - link;
         (per_packet::received::<A>(skb, head), link)
+    } else {
+        (per_packet::sent::<A>(skb, head), data)
+    };
+    let direction = match way {
+        Way::Sent => direction::EGRESS,
+        _ => direction::INGRESS,
     };
     let ends = per_packet::ends(layer3);
-    let mut one = Count {
-        packets: 1,
-        bytes: bytes as u64,
-    };
+    let (mut packets, mut all_bytes) = (1, bytes as u64);
     let mut pages = SKB_DATA_LEN.read::<A>(skb) != Some(0);
     pages |= bytes > 1514;
     if pages {
         let segments = Segments::read::<A>(skb, head, &layer3, &ends, link, bytes);
-        one.packets = segments.count as u64;
-        one.bytes += (segments.count - 1) as u64 * segments.headers as u64;
+        packets = segments.count as u64;
+        all_bytes += (segments.count - 1) as u64 * segments.headers as u64;
     }
     if sample > 1 {
-        one.packets *= sample as u64;
-        one.bytes *= sample as u64;
+        packets *= sample as u64;
+        all_bytes *= sample as u64;
     }
+    let mut key = key(&place, per_packet::name::<A>(device), direction, &ends);
+    if let Some(counter) = FLOW_COUNTS.get_ptr_mut(&key) {
+        unsafe {
+            add(addr_of_mut!((*counter).packets), packets);
+            add(addr_of_mut!((*counter).bytes), all_bytes);
+        }
+        return 0;
+    }
+    // A new flow, or one for which there was no room before.
+    let known = DeviceKey {
+        cookie: key.cookie,
+        netns: key.netns,
+        ifindex: DEV_IFINDEX.read::<A>(device).unwrap_or(0),
+    };
+    // Without it, such a drop tells no device.
+    let _ = FLOW_DEVICES.insert(&known, &key.device, BPF_ANY as u64);
+    let one = Count {
+        packets,
+        bytes: all_bytes,
+        drops: 0,
+        retransmits: 0,
+    };
+    if !make(&mut key, &one) {
+        ring::uncounted(lost::FLOW);
+    }
+    0
+}
+
+/// Whether what the device receives is counted by [`flow_tc`], and not at the tracepoint.
+#[inline(always)]
+fn is_by_tc<A: Access>(device: *const u8) -> bool {
+    let place = place::of_device::<A>(device);
+    let key = DeviceKey {
+        cookie: place.cookie,
+        netns: place.netns,
+        ifindex: DEV_IFINDEX.read::<A>(device).unwrap_or(0),
+    };
+    unsafe { FLOW_BY_TC.get(&key) }.is_some()
+}
+
+#[inline(always)]
+fn key(place: &Place, device: [u64; 2], direction: u8, ends: &Ends) -> Key {
     let with_ports = FLOW_PORTS.get() != 0;
-    let key = Key {
+    Key {
         cookie: place.cookie,
         netns: place.netns,
         sport: if with_ports { ends.sport } else { 0 },
         dport: if with_ports { ends.dport } else { 0 },
         saddr: ends.saddr,
         daddr: ends.daddr,
-        device: per_packet::name::<A>(device),
+        device,
         protocol: ends.protocol,
         family: ends.family,
         direction,
-        pad: [0; 5],
-    };
-    if !add_to(&key, &one) && !make(key, &one) {
-        ring::uncounted(lost::FLOW);
+        pad: 0,
+        pad_word: 0,
     }
-    0
 }
 
 #[inline(always)]
@@ -143,13 +224,15 @@ fn add_to(key: &Key, one: &Count) -> bool {
     unsafe {
         add(addr_of_mut!((*counter).packets), one.packets);
         add(addr_of_mut!((*counter).bytes), one.bytes);
+        add(addr_of_mut!((*counter).drops), one.drops);
+        add(addr_of_mut!((*counter).retransmits), one.retransmits);
     }
     true
 }
 
-/// Makes a new flow of it, or counts it with those for which there is no room.
+/// Makes a new flow of it, or counts it with those for which there is no room: then that is the key.
 #[inline(always)]
-fn make(mut key: Key, one: &Count) -> bool {
+fn make(key: &mut Key, one: &Count) -> bool {
     let used = match FLOW_USED.get_ptr_mut(key.netns) {
         Some(used) => Some(used),
         None => {
@@ -161,12 +244,12 @@ fn make(mut key: Key, one: &Count) -> bool {
     };
     let Some(used) = used else { return false };
     if unsafe { *used } < PER_NAMESPACE {
-        if FLOW_COUNTS.insert(&key, one, BPF_NOEXIST as u64).is_ok() {
+        if FLOW_COUNTS.insert(&*key, one, BPF_NOEXIST as u64).is_ok() {
             add(used, 1);
             return true;
         }
         // Full, or another CPU was first.
-        if add_to(&key, one) {
+        if add_to(key, one) {
             return true;
         }
     }
@@ -175,7 +258,7 @@ fn make(mut key: Key, one: &Count) -> bool {
     key.dport = 0;
     key.saddr = [0; 4];
     key.daddr = [0; 4];
-    add_to(&key, one) || FLOW_COUNTS.insert(&key, one, BPF_NOEXIST as u64).is_ok() || add_to(&key, one)
+    add_to(key, one) || FLOW_COUNTS.insert(&*key, one, BPF_NOEXIST as u64).is_ok() || add_to(key, one)
 }
 
 /// What a large buffer becomes on the wire.

@@ -1,8 +1,9 @@
 //! Which namespaces this collector looks at, and how many events each may make.
 
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{HashMap, PerCpuHashMap};
-use sonde_ebpf_common::limit::{Held, Namespace, UNKNOWN};
+use aya_ebpf::maps::{Array, HashMap, PerCpuArray, PerCpuHashMap};
+use core::ptr::addr_of_mut;
+use sonde_ebpf_common::limit::{Held, Learned, Namespace, RECENT, UNKNOWN};
 
 use crate::access::{Live, Setting, add};
 use crate::place::Place;
@@ -14,6 +15,14 @@ static NAMESPACES: HashMap<u32, Namespace> = HashMap::with_max_entries(2048, 0);
 /// By inode, filled by user space together with `NAMESPACES`.
 #[map]
 static HELD: PerCpuHashMap<u32, Held> = PerCpuHashMap::with_max_entries(2048, 0);
+
+/// How often `NAMESPACES` has changed, written by user space after each change.
+#[map]
+static LISTINGS: Array<u32> = Array::with_max_entries(1, 0);
+
+/// What this CPU last looked up in `NAMESPACES`, by the end of the inode: a look here costs a fifth.
+#[map]
+static RECENTLY: PerCpuArray<Learned> = PerCpuArray::with_max_entries(RECENT, 0);
 
 /// 1: packets of other namespaces than the listed ones are none of this collector's business.
 #[used]
@@ -63,8 +72,37 @@ pub fn wanted(place: &Place) -> bool {
 /// For probes of every packet, which look at nobody's but the listed ones'.
 #[inline(always)]
 pub fn is_listed(place: &Place) -> bool {
-    place.netns != 0
-        && unsafe { NAMESPACES.get(place.netns) }.is_some_and(|known| known.cookie == place.cookie || known.cookie == 0)
+    let netns = place.netns;
+    if netns == 0 {
+        return false;
+    }
+    // Before the look-up: what is learned while the list changes holds for the list before.
+    let (Some(listing), Some(recent)) = (LISTINGS.get_ptr(0), RECENTLY.get_ptr_mut(netns & (RECENT - 1))) else {
+        return is_in_list(place);
+    };
+    let question = (netns as u64) << 32 | unsafe { listing.read_volatile() << 1 } as u64;
+    let (answer, cookie) = unsafe {
+        (
+            addr_of_mut!((*recent).answer).read_volatile(),
+            addr_of_mut!((*recent).cookie).read_volatile(),
+        )
+    };
+    if answer & !1 == question && cookie == place.cookie {
+        return answer & 1 != 0;
+    }
+    let listed = is_in_list(place);
+    // In this order, an interrupt in between leaves no answer under another's cookie.
+    unsafe {
+        addr_of_mut!((*recent).answer).write_volatile(0);
+        addr_of_mut!((*recent).cookie).write_volatile(place.cookie);
+        addr_of_mut!((*recent).answer).write_volatile(question | listed as u64);
+    }
+    listed
+}
+
+#[inline(always)]
+fn is_in_list(place: &Place) -> bool {
+    unsafe { NAMESPACES.get(place.netns) }.is_some_and(|known| known.cookie == place.cookie || known.cookie == 0)
 }
 
 /// Takes a token (GCRA). Without compare-and-swap, which kernels before 5.12 do not load: two CPUs at the same instant may
@@ -74,7 +112,7 @@ pub fn take_token(key: u32, kind: usize, now: u64) -> bool {
     let Some(namespace) = NAMESPACES.get_ptr_mut(key) else {
         return false;
     };
-    let tat = unsafe { core::ptr::addr_of_mut!((*namespace).tat[kind]) };
+    let tat = unsafe { addr_of_mut!((*namespace).tat[kind]) };
     let full_at = unsafe { tat.read_volatile() };
     if full_at > now + EVENT_BURST_NS.get() {
         hold(key, kind);
@@ -90,6 +128,6 @@ pub fn take_token(key: u32, kind: usize, now: u64) -> bool {
 #[inline(always)]
 fn hold(key: u32, kind: usize) {
     if let Some(held) = HELD.get_ptr_mut(key) {
-        add(unsafe { core::ptr::addr_of_mut!((*held).events[kind]) }, 1);
+        add(unsafe { addr_of_mut!((*held).events[kind]) }, 1);
     }
 }

@@ -18,8 +18,8 @@ use sonde_ebpf_common::record::kind;
 use sonde_ebpf_common::{limit as types, lost};
 
 use crate::access::{
-    Access, DEV_IFINDEX, Live, NET_DEV_QUEUE_SKB, NET_DEV_XMIT_SKB, Probed, SKB_DATA_LEN, SKB_LEN, SKB_TSTAMP,
-    START_XMIT_DEV, START_XMIT_SKB, Typed, add, argument,
+    Access, DEV_IFINDEX, Live, NET_DEV_QUEUE_SKB, NET_DEV_XMIT_DEV, NET_DEV_XMIT_SKB, Probed, SKB_DATA_LEN, SKB_LEN,
+    SKB_TSTAMP, START_XMIT_DEV, START_XMIT_SKB, Typed, add, argument,
 };
 use crate::place::{self, Place};
 use crate::{latency, limit, packet, per_packet, ring};
@@ -178,57 +178,62 @@ fn start<A: Access>(context: *const u64) -> i32 {
     let Some(drivers) = NETIFTXLAT_DRIVERS.get_ptr_mut(0) else {
         return 0;
     };
-    let depth = unsafe { (*drivers).depth };
-    unsafe { (*drivers).depth = depth.wrapping_add(1) };
+    // Deeper than the kernel goes: their ends were not seen.
+    let mut depth = unsafe { (*drivers).depth };
     if depth >= NESTED as u32 {
-        return 0;
+        depth = 0;
     }
     let mine = driver(drivers, depth);
     unsafe {
+        (*drivers).depth = depth + 1;
         addr_of_mut!((*mine).skb).write(number);
+        addr_of_mut!((*mine).on).write(A::number(device));
         addr_of_mut!((*mine).since_ns).write(0);
-    }
-    let head = packet::head::<A>(skb);
-    let len = SKB_LEN.read::<A>(skb).unwrap_or(0);
-    let since = queued_since::<A>(skb, number, len);
-    if since.is_none() && NETIFTXLAT_SAMPLE.get() > 1 {
-        return 0;
     }
     let place = place::of_device::<A>(device);
     if !limit::is_listed(&place) {
         return 0;
     }
-    let key = Key {
-        cookie: place.cookie,
-        netns: place.netns,
-        pad: 0,
-        device: per_packet::name::<A>(device),
+    let len = SKB_LEN.read::<A>(skb).unwrap_or(0);
+    let since = queued_since::<A>(skb, number, len);
+    if since.is_none() && NETIFTXLAT_SAMPLE.get() > 1 {
+        return 0;
+    }
+    let key = unsafe {
+        addr_of_mut!((*mine).key).write(Key {
+            cookie: place.cookie,
+            netns: place.netns,
+            pad: 0,
+            device: per_packet::name::<A>(device),
+        });
+        &*addr_of!((*mine).key)
     };
-    let Some(times) = times(&key) else { return 0 };
-    let now = unsafe { generated::bpf_ktime_get_ns() };
-    unsafe {
-        addr_of_mut!((*mine).key).write(key);
-        addr_of_mut!((*mine).ifindex).write(DEV_IFINDEX.read::<A>(device).unwrap_or(0));
-        addr_of_mut!((*mine).len).write(len);
-        if NETIFTXLAT_EVENTS.get() != 0 {
-            // Now, as the driver may free the packet before it is done.
-            per_packet::capture(per_packet::sent::<A>(skb, head), addr_of_mut!((*mine).packet));
+    let Some(times) = times(key) else { return 0 };
+    if NETIFTXLAT_EVENTS.get() != 0 {
+        // Now, as the driver may free the packet before it is done.
+        unsafe {
+            addr_of_mut!((*mine).ifindex).write(DEV_IFINDEX.read::<A>(device).unwrap_or(0));
+            addr_of_mut!((*mine).len).write(len);
+            let layer3 = per_packet::sent::<A>(skb, packet::head::<A>(skb));
+            per_packet::capture(layer3, addr_of_mut!((*mine).packet));
         }
     }
+    // Late, so that this program's own work is not the driver's.
+    let mut begin = unsafe { generated::bpf_ktime_get_ns() };
     match since {
-        // Another packet took the place at this very moment.
-        Some(since) if since > now => {}
+        // Another packet took the place at this very moment, or this one came by it without being queued.
+        Some(since) if since > begin => add(unsafe { addr_of_mut!((*times).unmatched) }, 1),
         Some(since) => {
-            let ns = now - since;
+            let ns = begin - since;
             latency::observe(unsafe { addr_of_mut!((*times).qdisc) }, ns);
             if is_long(ns) {
-                event::<{ types::NETIFTXLAT_QDISC }>(context, kind::NETIFTXLAT_QDISC, mine, &place, now, ns);
+                event::<{ types::NETIFTXLAT_QDISC }>(context, kind::NETIFTXLAT_QDISC, mine, &place, begin, ns);
+                begin = unsafe { generated::bpf_ktime_get_ns() };
             }
         }
         None => add(unsafe { addr_of_mut!((*times).unmatched) }, 1),
     }
-    // Last, so that this program's own work is not the driver's.
-    unsafe { addr_of_mut!((*mine).since_ns).write(generated::bpf_ktime_get_ns()) };
+    unsafe { addr_of_mut!((*mine).since_ns).write(begin) };
     0
 }
 
@@ -236,24 +241,19 @@ fn start<A: Access>(context: *const u64) -> i32 {
 #[inline(always)]
 fn xmit<A: Access>(context: *const u64) -> i32 {
     let now = unsafe { generated::bpf_ktime_get_ns() };
-    let (Some(skb), Some(drivers)) = (argument(context, &NET_DEV_XMIT_SKB), NETIFTXLAT_DRIVERS.get_ptr_mut(0)) else {
+    let (Some(skb), Some(device)) = (
+        argument(context, &NET_DEV_XMIT_SKB),
+        argument(context, &NET_DEV_XMIT_DEV),
+    ) else {
         return 0;
     };
-    let depth = unsafe { (*drivers).depth };
-    if depth == 0 {
+    let Some(drivers) = NETIFTXLAT_DRIVERS.get_ptr_mut(0) else {
         return 0;
-    }
-    unsafe { (*drivers).depth = depth - 1 };
-    if depth > NESTED as u32 {
+    };
+    let Some(mine) = ended(drivers, A::number(skb as *const u8), A::number(device as *const u8)) else {
         return 0;
-    }
-    let mine = driver(drivers, depth - 1);
+    };
     unsafe {
-        if (*mine).skb != A::number(skb as *const u8) {
-            // Begin anew: better not to know than to be wrong.
-            (*drivers).depth = 0;
-            return 0;
-        }
         let since = (*mine).since_ns;
         if since == 0 || since > now {
             return 0;
@@ -274,6 +274,27 @@ fn xmit<A: Access>(context: *const u64) -> i32 {
         }
     }
     0
+}
+
+/// Takes out the packet that a driver is done with: most often the last. What lies above it has ended unseen; of one whose
+/// begin was not seen there is nothing.
+#[inline(always)]
+fn ended(drivers: *mut Drivers, skb: u64, device: u64) -> Option<*mut InDriver> {
+    let mut depth = unsafe { (*drivers).depth };
+    for _ in 0..NESTED {
+        if depth == 0 {
+            return None;
+        }
+        depth -= 1;
+        let mine = driver(drivers, depth);
+        unsafe {
+            if (*mine).skb == skb && (*mine).on == device {
+                (*drivers).depth = depth;
+                return Some(mine);
+            }
+        }
+    }
+    None
 }
 
 #[inline(always)]

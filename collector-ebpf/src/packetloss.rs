@@ -62,16 +62,16 @@ pub fn drop_event_raw(ctx: RawTracePointContext) -> i32 {
 }
 
 /// A dropped packet as the tracepoint gives it.
-struct Drop {
-    skb: *const u8,
-    head: *const u8,
-    site: Site,
+pub struct Drop {
+    pub skb: *const u8,
+    pub head: *const u8,
+    pub site: Site,
     verdict: u8,
 }
 
 impl Drop {
     #[inline(always)]
-    fn read<A: Access>(context: *const u64) -> Option<Self> {
+    pub fn read<A: Access>(context: *const u64) -> Option<Self> {
         let skb = argument(context, &KFREE_SKB_SKB)? as *const u8;
         let location = argument(context, &KFREE_SKB_LOCATION)?;
         let reason = argument(context, &KFREE_SKB_REASON).map_or(NO_REASON, |reason| reason as u32);
@@ -94,8 +94,17 @@ impl Drop {
         })
     }
 
+    /// What it is by its reason, else by what user space said of its site; `verdict::BY_SITE`: nothing yet.
     #[inline(always)]
-    fn place<A: Access>(&self, context: *const u64) -> Place {
+    pub fn class(&self, sites: &HashMap<Site, u32>) -> u8 {
+        match self.verdict & verdict::CLASS {
+            verdict::BY_SITE => unsafe { sites.get(&self.site) }.map_or(verdict::BY_SITE, |class| *class as u8),
+            class => class,
+        }
+    }
+
+    #[inline(always)]
+    pub fn place<A: Access>(&self, context: *const u64) -> Place {
         place::of::<A>(self.skb, nullable_argument(context, &KFREE_SKB_RX_SK))
     }
 }
@@ -161,10 +170,7 @@ fn event<A: Access>(context: *const u64) -> i32 {
         return 0;
     };
     // Most frees are told apart here, before anything is paid for them.
-    let class = match drop.verdict & verdict::CLASS {
-        verdict::BY_SITE => unsafe { PACKETLOSS_SITES.get(&drop.site) }.map_or(verdict::BY_SITE, |class| *class as u8),
-        class => class,
-    };
+    let class = drop.class(&PACKETLOSS_SITES);
     if class == verdict::PROTOCOL || class == verdict::BENIGN {
         return 0;
     }

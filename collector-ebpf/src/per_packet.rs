@@ -1,6 +1,7 @@
 //! What the programs that run for every packet have in common: taking turns, and finding the network header of a packet
 //! that is not in the hands of the IP layer.
 
+use core::mem::MaybeUninit;
 use core::ptr::addr_of_mut;
 
 use aya_ebpf::helpers::generated;
@@ -158,6 +159,17 @@ pub const UDP: u8 = 17;
 const SCTP: u8 = 132;
 const UDPLITE: u8 = 136;
 
+/// Not made of zeroes first: each such array costs a loop over its bytes.
+#[inline(always)]
+fn headers(start: *const u8) -> Option<[u32; HEADERS / 4]> {
+    let mut words = MaybeUninit::<[u32; HEADERS / 4]>::uninit();
+    unsafe {
+        // The helper fills the words in any case, with zeroes when it fails.
+        let result = generated::bpf_probe_read_kernel(words.as_mut_ptr().cast(), HEADERS as u32, start.cast());
+        if result == 0 { Some(words.assume_init()) } else { None }
+    }
+}
+
 #[inline(always)]
 pub fn ends(layer3: Layer3) -> Ends {
     let mut ends = Ends {
@@ -174,11 +186,11 @@ pub fn ends(layer3: Layer3) -> Ends {
     if (!is_ipv4 && layer3.ethertype != packet::ETH_P_IPV6) || layer3.available < needed {
         return ends;
     }
-    let mut words = [0u32; HEADERS / 4];
-    let read =
-        unsafe { generated::bpf_probe_read_kernel(words.as_mut_ptr().cast(), HEADERS as u32, layer3.start.cast()) };
+    let Some(words) = headers(layer3.start) else {
+        return ends;
+    };
     let version = words[0].to_ne_bytes()[0] >> 4;
-    if read != 0 || version != if is_ipv4 { 4 } else { 6 } {
+    if version != if is_ipv4 { 4 } else { 6 } {
         return ends;
     }
     let ports;

@@ -123,6 +123,15 @@ fn route<A: Access>(skb: *const u8) -> Option<*const u8> {
     if route == 0 { None } else { Some(route as *const u8) }
 }
 
+/// The device that the packet's route leads to; NULL: it has no route.
+#[inline(always)]
+pub fn route_device<A: Access>(skb: *const u8) -> *const u8 {
+    match route::<A>(skb) {
+        Some(route) => DST_DEV.pointer::<Probed>(route),
+        None => core::ptr::null(),
+    }
+}
+
 /// What the packet's route does with it on its way in, 0: it has no route.
 #[inline(always)]
 pub fn route_input<A: Access>(skb: *const u8) -> u64 {

@@ -73,18 +73,24 @@ pub fn synack_event_raw(ctx: RawTracePointContext) -> i32 {
 }
 
 /// Something sent again, as a tracepoint gives it.
-struct Retransmit {
+pub struct Retransmit {
     /// The socket, for a SYN-ACK the request.
-    sk: *const u8,
+    pub sk: *const u8,
     state: u8,
     kind: u32,
-    segments: u32,
-    place: Place,
+    pub segments: u32,
+    pub place: Place,
 }
 
 impl Retransmit {
+    /// Not a request for one.
     #[inline(always)]
-    fn segment<A: Access>(context: *const u64) -> Option<Self> {
+    pub fn is_whole_socket(&self) -> bool {
+        self.kind != kind::SYN_ACK
+    }
+
+    #[inline(always)]
+    pub fn segment<A: Access>(context: *const u64) -> Option<Self> {
         let sk = argument(context, &RETRANSMIT_SKB_SK)? as *const u8;
         let skb = argument(context, &RETRANSMIT_SKB_SKB)? as *const u8;
         // Since 6.17 also what could not be sent again comes here.
@@ -102,7 +108,7 @@ impl Retransmit {
     }
 
     #[inline(always)]
-    fn synack<A: Access>(context: *const u64) -> Option<Self> {
+    pub fn synack<A: Access>(context: *const u64) -> Option<Self> {
         // Its first member is what it has in common with a socket.
         let request = argument(context, &RETRANSMIT_SYNACK_REQ)? as *const u8;
         Some(Self {

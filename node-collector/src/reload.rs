@@ -15,7 +15,7 @@ use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use serde::Serialize;
 use serde_json::Value;
-use sonde_common::config::{self, Config};
+use sonde_common::config::{self, Config, Probe};
 use sonde_common::time::{now_ns, rfc3339};
 use tokio::signal::unix::Signal;
 use tokio::sync::watch;
@@ -39,6 +39,8 @@ const LIVE: [&str; 6] = [
     "collector.interval",
     "kernel.cpu_budget_percent",
 ];
+/// Of these, keys that do not.
+const LASTING: [&str; 2] = [".tc", ".nft_trace"];
 /// Keys of others than the collector.
 const FOREIGN: [&str; 3] = ["aggregator", "storage", "kubernetes"];
 
@@ -213,7 +215,7 @@ impl Reloader<'_> {
             return self.settings.refuse(&error.to_string());
         }
         let mut now = (*before).clone();
-        now.probes = new.probes;
+        now.probes = with_lasting(new.probes, &before.probes);
         now.sinks = new.sinks;
         (now.events.rate, now.events.burst) = (new.events.rate, new.events.burst);
         now.collector.interval = new.collector.interval;
@@ -254,6 +256,15 @@ impl Reloader<'_> {
     }
 }
 
+/// What is done when a probe begins or a pod is found stays as it was.
+fn with_lasting(mut new: BTreeMap<String, Probe>, before: &BTreeMap<String, Probe>) -> BTreeMap<String, Probe> {
+    for (name, probe) in &mut new {
+        let before = before.get(name).cloned().unwrap_or_default();
+        (probe.tc, probe.nft_trace) = (before.tc, before.nft_trace);
+    }
+    new
+}
+
 /// Keys whose values differ.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Changes {
@@ -267,12 +278,16 @@ impl Changes {
             let mut leaves = BTreeMap::new();
             let tree = serde_json::to_value(config).expect("the configuration is plain data");
             flatten(&tree, String::new(), &mut leaves);
+            // A probe that is said nothing of has none of them on.
+            leaves.retain(|key, value| *value != Value::Bool(false) || !is_lasting(key));
             leaves
         };
         let (before, now) = (leaves(before), leaves(now));
         let keys = before.keys().chain(now.keys().filter(|key| !before.contains_key(*key)));
         let differ = keys.filter(|key| before.get(*key) != now.get(*key) && !is_below(key, &FOREIGN));
-        let (live, restart) = differ.cloned().partition(|key| is_below(key, &LIVE));
+        let (live, restart) = differ
+            .cloned()
+            .partition(|key| is_below(key, &LIVE) && !is_lasting(key));
         Self { live, restart }
     }
 }
@@ -282,6 +297,10 @@ fn is_below(key: &str, keys: &[&str]) -> bool {
         let rest = key.strip_prefix(above);
         rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
     })
+}
+
+fn is_lasting(key: &str) -> bool {
+    LASTING.iter().any(|end| key.ends_with(end))
 }
 
 fn flatten(node: &Value, path: String, leaves: &mut BTreeMap<String, Value>) {
@@ -303,7 +322,6 @@ fn flatten(node: &Value, path: String, leaves: &mut BTreeMap<String, Value>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use sonde_common::config::Probe;
     use sonde_common::time::Span;
 
     #[test]
@@ -323,15 +341,35 @@ mod tests {
         now.collector.http.set_port(1);
         now.node.name = "other".into();
         now.storage.run_as = "me".into();
+        let flow = now.probes.entry("flow".into()).or_default();
+        (flow.tc, flow.ports) = (true, true);
         let changes = Changes::between(&before, &now);
+        assert!(changes.live.contains(&"probes.flow.ports".to_owned()), "{changes:?}");
         assert!(changes.live.contains(&"probes.tcp.enabled".to_owned()), "{changes:?}");
         assert!(changes.live.contains(&"sinks.loki.url".to_owned()), "{changes:?}");
         assert!(changes.live.contains(&"collector.interval".to_owned()), "{changes:?}");
         assert_eq!(
             changes.restart,
-            ["collector.http", "node.name"],
+            ["collector.http", "node.name", "probes.flow.tc"],
             "the storage is none of the collector's"
         );
+    }
+
+    #[test]
+    fn what_lasts_for_a_probe_is_as_it_was_whatever_else_of_it_changes() {
+        let probe = |tc, ports| Probe {
+            tc,
+            ports,
+            ..Probe::default()
+        };
+        let before = BTreeMap::from([("flow".to_owned(), probe(true, false))]);
+        for (said, holds) in [
+            (probe(false, true), probe(true, true)),
+            (probe(true, true), probe(true, true)),
+        ] {
+            let new = BTreeMap::from([("flow".to_owned(), said)]);
+            assert_eq!(with_lasting(new, &before)["flow"], holds);
+        }
     }
 
     #[test]

@@ -80,6 +80,7 @@ pub async fn run(mut config: Config, file: Option<PathBuf>, mut shutdown: Shutdo
         spawn_blocking(move || Kernel::start(&config, index, observed)).await?
     };
     say_missing(&signals, &missing);
+    let attaches = kernel.attaches_to_devices();
     let kernel = Arc::new(Mutex::new(kernel));
 
     let cri = start_cri(&config, &index, &missing).await;
@@ -96,6 +97,10 @@ pub async fn run(mut config: Config, file: Option<PathBuf>, mut shutdown: Shutdo
         on_change: Box::new({
             let kernel = Arc::clone(&kernel);
             move |live| kernel.lock().netns_changed(live)
+        }),
+        visit: attaches.then(|| {
+            let kernel = Arc::clone(&kernel);
+            Box::new(move |netns| kernel.lock().visit(netns)) as netns::Visit
         }),
         paths,
     };

@@ -1,6 +1,7 @@
 //! Pods from real network namespaces, and counters that real packets move.
 
 use std::collections::HashMap;
+use std::os::unix::fs::MetadataExt as _;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -27,6 +28,17 @@ struct Watched {
     index: Arc<PodIndex>,
     targets: Arc<Targets>,
     keys: Arc<Mutex<Vec<NetnsKey>>>,
+    visits: Arc<Mutex<Vec<Visited>>>,
+}
+
+/// A namespace that was visited, and where the visiting thread was: that namespace's inode, and its devices.
+type Visited = (NetnsKey, u64, Vec<String>);
+
+fn visited(netns: NetnsKey) -> Visited {
+    let inode = std::fs::metadata("/proc/thread-self/ns/net").unwrap().ino();
+    let devices = nix::net::if_::if_nameindex().unwrap();
+    let names = devices.iter().map(|device| device.name().to_str().unwrap().to_owned());
+    (netns, inode, names.collect())
 }
 
 impl Watched {
@@ -35,6 +47,7 @@ impl Watched {
         let index = Arc::new(PodIndex::new(own_netns(&paths).unwrap()));
         let targets = Arc::new(Targets::default());
         let keys = Arc::new(Mutex::new(Vec::new()));
+        let visits = Arc::new(Mutex::new(Vec::new()));
         let settings = Settings {
             paths,
             globs: Some(Globs::new(globs).unwrap()),
@@ -44,6 +57,10 @@ impl Watched {
             pod: Wanted::of(PROBES),
             node: Wanted::of(PROBES),
             keep_handles,
+            visit: Some(Box::new({
+                let visits = Arc::clone(&visits);
+                move |netns| visits.lock().push(visited(netns))
+            })),
             on_change: Box::new({
                 let keys = Arc::clone(&keys);
                 move |live| *keys.lock() = live.to_vec()
@@ -61,6 +78,7 @@ impl Watched {
             index,
             targets,
             keys,
+            visits,
         }
     }
 
@@ -110,6 +128,25 @@ fn column(tables: &[Table], probe: &str, column: &str) -> HashMap<String, i64> {
             )
         })
         .collect()
+}
+
+#[test]
+fn a_pod_is_visited_when_it_is_found_and_when_its_devices_change() {
+    let Some(lab) = Lab::for_test("collector-visits") else {
+        return;
+    };
+    let watched = Watched::new(&[lab.glob()], usize::MAX);
+    let pod = lab.pod("demo", "one").unwrap();
+    let last = || watched.visits.lock().last().cloned();
+    wait::until_true("the first visit", PATIENCE, || Ok(last().is_some())).unwrap();
+    pod.ip("link add later type bridge").unwrap();
+    let seen = |device: &str| last().is_some_and(|(_, _, devices)| devices.iter().any(|name| name == device));
+    wait::until_true("a visit for a new device", PATIENCE, || Ok(seen("later"))).unwrap();
+    pod.ip("link del later").unwrap();
+    wait::until_true("a visit for one that went", PATIENCE, || Ok(!seen("later"))).unwrap();
+    for (netns, inode, _) in &*watched.visits.lock() {
+        assert_eq!((u64::from(netns.inode), *inode), (pod.inode(), pod.inode()));
+    }
 }
 
 #[test]

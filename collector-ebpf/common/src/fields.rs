@@ -76,6 +76,7 @@ macro_rules! for_each_field {
             SKB_CB: [u8; 48] = "sk_buff" ["cb"];
             TCP_CB_SEGMENTS: u16 = "tcp_skb_cb" ["tcp_gso_segs"];
             TCP_CB_SEQ: u32 = "tcp_skb_cb" ["seq"];
+            SOCK_DST: u64 = "sock" ["sk_dst_cache"];
             SOCK_NET: u64 = "sock" ["__sk_common.skc_net.net"];
             SOCK_FAMILY: u16 = "sock" ["__sk_common.skc_family"];
             SOCK_STATE: u8 = "sock" ["__sk_common.skc_state"];
@@ -151,6 +152,7 @@ macro_rules! for_each_argument {
             START_XMIT_SKB: "net_dev_start_xmit" "skb" "*sk_buff";
             START_XMIT_DEV: "net_dev_start_xmit" "dev" "*net_device";
             NET_DEV_XMIT_SKB: "net_dev_xmit" "skb" "*sk_buff";
+            NET_DEV_XMIT_DEV: "net_dev_xmit" "dev" "*net_device";
             NETIF_RX_SKB: "netif_rx" "skb" "*sk_buff";
             RECEIVE_SKB: "netif_receive_skb" "skb" "*sk_buff";
             IP_RCV_CORE_SKB: "ip_rcv_core()" "skb" "*sk_buff";

@@ -1,5 +1,7 @@
 //! Probe `flow`: what traffic is counted by, and how much of it.
 
+use crate::drop::Site;
+
 pub mod direction {
     pub const INGRESS: u8 = 0;
     pub const EGRESS: u8 = 1;
@@ -38,7 +40,9 @@ record! {
         pub family: u8,
         /// See [`direction`].
         pub direction: u8,
-        pub pad: [u8; 5],
+        /// Two fields, as an odd number of bytes is zeroed by a loop.
+        pub pad: u8,
+        pub pad_word: u32,
     }
 }
 
@@ -50,7 +54,40 @@ record! {
         pub packets: u64,
         /// With link-layer header, without frame check sequence.
         pub bytes: u64,
+        /// Packets as above that were dropped where it is a loss, but for [`DropKey`].
+        pub drops: u64,
+        /// Segments that TCP sent again, as the kernel counts them for RetransSegs.
+        pub retransmits: u64,
+    }
+}
+
+record! {
+    /// What drops are counted by of which user space has not yet said whether they are a loss. 88 bytes.
+    #[derive(Debug, PartialEq, Eq, Hash)]
+    pub struct DropKey {
+        /// As it is in the map of flows.
+        pub flow: Key,
+        pub site: Site,
+    }
+}
+
+record! {
+    /// One CPU's count of a [`DropKey`].
+    #[derive(Debug, Default, PartialEq, Eq)]
+    pub struct Dropped {
+        pub packets: u64,
+    }
+}
+
+record! {
+    /// A device by its index, for packets that say no more than that.
+    #[derive(Debug)]
+    pub struct DeviceKey {
+        pub cookie: u64,
+        pub netns: u32,
+        pub ifindex: u32,
     }
 }
 
 const _: () = assert!(size_of::<Key>() == 72);
+const _: () = assert!(size_of::<DropKey>() == 88);

@@ -38,6 +38,19 @@ record! {
     }
 }
 
+/// Namespaces whose answer a CPU remembers. A power of two.
+pub const RECENT: u32 = 64;
+
+record! {
+    /// Whether a namespace is listed, as one CPU last learned it.
+    #[derive(Debug)]
+    pub struct Learned {
+        pub cookie: u64,
+        /// Its inode, 31 bits of which state of the list, and whether it was listed. 0: nothing yet.
+        pub answer: u64,
+    }
+}
+
 record! {
     /// Events that buckets held back, per CPU, by inode. Only ever grows.
     #[derive(Debug, Default)]

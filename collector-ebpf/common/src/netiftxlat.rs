@@ -55,6 +55,8 @@ record! {
     pub struct InDriver {
         /// Its address as a number.
         pub skb: u64,
+        /// The device's likewise: one packet may be in several, of a tunnel and of what that sends over.
+        pub on: u64,
         /// CLOCK_MONOTONIC. 0: not looked at.
         pub since_ns: u64,
         pub key: Key,
@@ -68,7 +70,7 @@ record! {
     /// Of one CPU.
     #[derive(Debug)]
     pub struct Drivers {
-        /// How many of `at` are in use; may be more than there are.
+        /// How many of `at` are in use.
         pub depth: u32,
         pub pad: u32,
         pub at: [InDriver; NESTED],

@@ -3,7 +3,7 @@
 //! A key says a network namespace and what is counted there. Keys of namespaces that ended are deleted after a last
 //! reading; those of namespaces that are no pod's are forgotten when they do not grow any more.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::hash::Hash;
 use std::io;
 use std::time::Duration;
@@ -37,6 +37,8 @@ pub(crate) struct Counted<K, V> {
     map: RawMap<K, V>,
     buffer: BatchBuffer<K, V>,
     entries: Vec<(K, V)>,
+    /// What was deleted after the last reading.
+    deleted: HashSet<K>,
     /// Of keys that are no pod's: what they were at, and for how many rounds.
     idle: HashMap<K, (V, u32)>,
     /// How long any key stays that does not grow; `None`: for ever, only those of nobody go.
@@ -57,6 +59,7 @@ impl<K: Key, V: Value> Counted<K, V> {
             map,
             buffer: BatchBuffer::default(),
             entries: Vec::new(),
+            deleted: HashSet::new(),
             idle: HashMap::new(),
             idle_limit: None,
             still: HashMap::new(),
@@ -112,12 +115,18 @@ impl<K: Key, V: Value> Counted<K, V> {
             }
             before = after;
         }
-        self.entries.extend(before);
+        put_in(&mut self.entries, before);
         self.standing.keys = self.entries.len();
+        self.deleted.clear();
         let (sums, strangers) = sums(&self.entries, group, round.owner);
         self.forget(&strangers, round.gone);
         self.forget_idle(round.time_ns);
         Ok(sums)
+    }
+
+    /// Keys that were deleted after the last reading.
+    pub(crate) fn deleted(&self) -> &HashSet<K> {
+        &self.deleted
     }
 
     /// Everything it counts at this moment.
@@ -150,7 +159,9 @@ impl<K: Key, V: Value> Counted<K, V> {
                 _ => now_ns,
             };
             let idle = u128::from(now_ns.saturating_sub(since)) >= limit.as_nanos();
-            if !idle || !self.map.delete(key).unwrap_or(false) {
+            if idle && self.map.delete(key).unwrap_or(false) {
+                self.deleted.insert(*key);
+            } else {
                 still.insert(*key, (count, since));
             }
         }
@@ -169,6 +180,7 @@ impl<K: Key, V: Value> Counted<K, V> {
             };
             if rounds >= IDLE_ROUNDS && self.map.delete(&key).unwrap_or(false) {
                 self.forgotten += value.count();
+                self.deleted.insert(key);
             } else {
                 idle.insert(key, (value, rounds));
             }
@@ -179,9 +191,23 @@ impl<K: Key, V: Value> Counted<K, V> {
             let ended = gone
                 .iter()
                 .any(|ended| ended.inode == netns.inode && (ended.cookie == netns.cookie || ended.cookie == 0));
-            if ended {
-                let _ = self.map.delete(key);
+            if ended && self.map.delete(key).unwrap_or(false) {
+                self.deleted.insert(*key);
             }
+        }
+    }
+}
+
+/// Adds to what was read, to the same keys where they are there.
+fn put_in<K: Key, V: Value>(entries: &mut Vec<(K, V)>, more: Vec<(K, V)>) {
+    if more.is_empty() {
+        return;
+    }
+    let at: HashMap<K, usize> = entries.iter().enumerate().map(|(at, (key, _))| (*key, at)).collect();
+    for (key, value) in more {
+        match at.get(&key) {
+            Some(at) => entries[*at].1.add(&value),
+            None => entries.push((key, value)),
         }
     }
 }
@@ -273,6 +299,14 @@ mod tests {
             [((3, false), 11, 22), ((3, true), 1, 2), ((3, false), 2, 4)],
             "by namespace, then by group"
         );
+    }
+
+    #[test]
+    fn what_is_kept_elsewhere_adds_to_its_key_or_is_one_of_its_own() {
+        let mut entries = vec![entry(7, 70, 1, 3, 5), entry(8, 80, 1, 3, 2)];
+        put_in(&mut entries, vec![entry(8, 80, 1, 3, 4), entry(9, 90, 1, 3, 1)]);
+        let seen: Vec<_> = entries.iter().map(|(key, count)| (key.netns, count.skbs)).collect();
+        assert_eq!(seen, [(7, 5), (8, 6), (9, 1)]);
     }
 
     #[test]

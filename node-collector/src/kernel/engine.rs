@@ -142,8 +142,13 @@ impl Engine {
         drop(btf);
         let object = Object::new(btf_facts, &settings)?;
         let host = index.node().filter(|_| config.pods.include_host);
-        let listing = Listing::new(object.map("NAMESPACES")?, object.map("HELD")?, host)
-            .map_err(|error| LoadError::Map("NAMESPACES", error))?;
+        let listing = Listing::new(
+            object.map("NAMESPACES")?,
+            object.map("HELD")?,
+            object.map("LISTINGS")?,
+            host,
+        )
+        .map_err(|error| LoadError::Map("NAMESPACES", error))?;
         let engine = Self {
             _ring: None,
             readers: Vec::new(),
@@ -230,7 +235,7 @@ impl Engine {
         })
     }
 
-    pub(super) fn list(&self, live: &[NetnsKey]) {
+    fn list(&self, live: &[NetnsKey]) {
         let error = self.listing.update(live).err().map(|error| error.to_string());
         let mut last = self.list_error.lock();
         if let Some(error) = error.as_ref().filter(|_| *last != error) {
@@ -281,6 +286,24 @@ impl Engine {
         }
         *self.last.lock() = now;
         (tables, gaps.finish())
+    }
+
+    /// As [`Self::list`], for what readers have left in namespaces too.
+    pub(super) fn netns_changed(&mut self, live: &[NetnsKey]) {
+        self.list(live);
+        for running in &mut self.readers {
+            running.reader.stay_in(live);
+        }
+    }
+
+    /// The calling thread is in that namespace, a pod's, whose devices are new or have changed.
+    pub(super) fn visit(&mut self, netns: NetnsKey) {
+        for running in &mut self.readers {
+            if let Err(error) = running.reader.visit(netns) {
+                let probe = running.probe.spec.name;
+                tracing::warn!(probe, inode = netns.inode, %error, "programs could not be attached to a pod's devices");
+            }
+        }
     }
 
     /// Gives on what readers find; what has no room waits for the next round.

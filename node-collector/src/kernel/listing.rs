@@ -12,6 +12,8 @@ use crate::event::NetnsKey;
 pub(super) struct Listing {
     namespaces: RawMap<u32, Namespace>,
     held: RawMap<u32, Held>,
+    /// Tells the programs that the list has changed.
+    changes: RawMap<u32, u32>,
     /// The host's, when the configuration includes it.
     host: Option<NetnsKey>,
     state: Mutex<State>,
@@ -19,6 +21,8 @@ pub(super) struct Listing {
 
 #[derive(Default)]
 struct State {
+    /// How often the list has changed.
+    changes: u32,
     listed: HashMap<u32, Entry>,
     /// No longer there, not yet read for the last time.
     gone: Vec<NetnsKey>,
@@ -63,11 +67,13 @@ impl Listing {
     pub(super) fn new(
         namespaces: RawMap<u32, Namespace>,
         held: RawMap<u32, Held>,
+        changes: RawMap<u32, u32>,
         host: Option<NetnsKey>,
     ) -> io::Result<Self> {
         let listing = Self {
             namespaces,
             held,
+            changes,
             host,
             state: Mutex::default(),
         };
@@ -84,6 +90,19 @@ impl Listing {
     /// Lists the pods' namespaces, and the host's. What could not be written is tried again the next time.
     pub(super) fn update(&self, live: &[NetnsKey]) -> io::Result<()> {
         let state = &mut *self.state.lock();
+        let result = self.replace(state, live);
+        // Also after half of a change.
+        match result {
+            Ok(false) => Ok(()),
+            result => {
+                state.changes = state.changes.wrapping_add(1);
+                result.map(drop).and(self.changes.set(&0, &state.changes, BPF_ANY))
+            }
+        }
+    }
+
+    /// Whether anything changed.
+    fn replace(&self, state: &mut State, live: &[NetnsKey]) -> io::Result<bool> {
         let wanted: HashMap<u32, NetnsKey> = live
             .iter()
             .chain(&self.host)
@@ -91,6 +110,7 @@ impl Listing {
             .map(|key| (key.inode, *key))
             .collect();
         let mut result = Ok(());
+        let mut changed = false;
         let gone: Vec<NetnsKey> = state
             .listed
             .values()
@@ -98,6 +118,7 @@ impl Listing {
             .filter(|key| key.inode != UNKNOWN && wanted.get(&key.inode) != Some(key))
             .collect();
         for key in gone {
+            changed = true;
             if let (Some(entry), Ok(now)) = (state.listed.remove(&key.inode), self.read(key.inode)) {
                 state.gone_held.extend(entry.since(&now));
             }
@@ -111,12 +132,13 @@ impl Listing {
             if state.listed.contains_key(&key.inode) {
                 continue;
             }
+            changed = true;
             match self.list(key) {
                 Ok(()) => drop(state.listed.insert(key.inode, Entry::new(*key))),
                 Err(error) => result = result.and(Err(error)),
             }
         }
-        result
+        result.map(|()| changed)
     }
 
     fn list(&self, key: &NetnsKey) -> io::Result<()> {

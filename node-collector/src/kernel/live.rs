@@ -12,6 +12,7 @@ use sonde_lab::faults::{self, Fault, Signal};
 use sonde_lab::{Family, Lab, healthy};
 use tokio::sync::mpsc::{Receiver, channel};
 
+mod assembled;
 mod changes;
 mod commands;
 mod connects;
@@ -19,6 +20,7 @@ mod dns;
 mod drops;
 mod flow;
 mod governor;
+mod hidden;
 mod kernellatency;
 mod limits;
 mod netfilter;

@@ -3,7 +3,7 @@
 use std::cell::OnceCell;
 use std::collections::HashSet;
 use std::io;
-use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 
 use aya::maps::{Map, MapData, RingBuf};
 use aya::programs::{Program, ProgramError};
@@ -242,6 +242,7 @@ impl Object {
                 patiently(|| program.load()).map_err(refused)?;
                 first(functions, |function| program.attach(function, 0).map(drop)).map_err(attach)
             }
+            (Program::SchedClassifier(program), Attach::Tcx) => patiently(|| program.load()).map_err(refused),
             _ => Err(LoadError::NoProgram(name)),
         }
     }
@@ -255,6 +256,7 @@ impl Object {
             Some(Program::FEntry(program)) => program.unload(),
             Some(Program::FExit(program)) => program.unload(),
             Some(Program::KProbe(program)) => program.unload(),
+            Some(Program::SchedClassifier(program)) => program.unload(),
             _ => Ok(()),
         };
     }
@@ -323,6 +325,7 @@ impl Object {
                 Some(Program::FEntry(program)) => program.fd(),
                 Some(Program::FExit(program)) => program.fd(),
                 Some(Program::KProbe(program)) => program.fd(),
+                Some(Program::SchedClassifier(program)) => program.fd(),
                 _ => return Err(io::Error::other("no such program")),
             };
             let one = program_counters(fd.map_err(io::Error::other)?.as_fd())?;
@@ -331,6 +334,14 @@ impl Object {
             sum.run_time_ns += one.run_time_ns;
         }
         Ok(sum)
+    }
+
+    /// A program for devices, to attach it; `None`: it was not loaded.
+    pub(super) fn for_devices(&self, name: &'static str) -> Option<OwnedFd> {
+        let Some(Program::SchedClassifier(program)) = self.ebpf.program(name) else {
+            return None;
+        };
+        program.fd().ok()?.as_fd().try_clone_to_owned().ok()
     }
 
     /// The map of that name. Its types are the probe's word.

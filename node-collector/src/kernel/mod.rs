@@ -241,9 +241,25 @@ impl Kernel {
 
     /// The network namespaces of all pods that are there now; the host's is added here when `pods.include_host`.
     /// Cheap when nothing changed.
-    pub fn netns_changed(&self, live: &[NetnsKey]) {
-        for engine in &self.engines {
-            engine.list(live);
+    pub fn netns_changed(&mut self, live: &[NetnsKey]) {
+        for engine in &mut self.engines {
+            engine.netns_changed(live);
+        }
+    }
+
+    /// Whether anything here is attached to devices of pods: see [`Self::visit`].
+    pub fn attaches_to_devices(&self) -> bool {
+        self.signals
+            .iter()
+            .filter_map(|(signal, step, _)| Some(&signal.steps[(*step)?]))
+            .any(|step| step.rung == plan::Rung::Tcx)
+    }
+
+    /// Attaches programs to the devices of a pod. To be called by a thread that is in the pod's network namespace, when the
+    /// pod is found and each time that its devices have changed.
+    pub fn visit(&mut self, netns: NetnsKey) {
+        for engine in &mut self.engines {
+            engine.visit(netns);
         }
     }
 

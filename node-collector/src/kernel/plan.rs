@@ -17,6 +17,8 @@ pub(crate) enum Attach {
     Fexit(&'static [&'static str]),
     Kprobe(&'static [&'static str]),
     Kretprobe(&'static [&'static str]),
+    /// Only loaded: who reads the probe's maps attaches it to devices as they come.
+    Tcx,
 }
 
 /// A program of the object by name, and where it goes.
@@ -74,7 +76,11 @@ pub(crate) struct Signal {
     pub after: Option<&'static str>,
     /// Why it can never happen on this host: then nothing is missing.
     pub idle: fn(&Facts) -> Option<String>,
+    /// The key under `probes.NAME` without which it is off, and whether that says so.
+    pub option: Option<Choice>,
 }
+
+pub(crate) type Choice = (&'static str, fn(&Config) -> bool);
 
 impl Signal {
     /// What a signal leaves out.
@@ -89,6 +95,7 @@ impl Signal {
         provoke: None,
         after: None,
         idle: |_| None,
+        option: None,
     };
 
     /// It makes events and nothing else.
@@ -169,6 +176,9 @@ pub(super) fn off_by_choice(signal: &Signal, config: &Config) -> Option<String> 
             true => format!("probes.{}.enabled is false", signal.probe),
             false => format!("probes.{}.enabled is not set, and it is off by default", signal.probe),
         });
+    }
+    if let Some((key, _)) = signal.option.filter(|(_, is_on)| !is_on(config)) {
+        return Some(format!("probes.{}.{key} is false", signal.probe));
     }
     let no_events = signal.only_events() && !probe.events;
     no_events.then(|| format!("probes.{}.events is false", signal.probe))
@@ -284,8 +294,18 @@ fn cannot_hook(attach: Attach, btf: &BtfFacts, facts: &Facts) -> Option<String> 
             Answer::No(why) => Some(why.clone()),
             _ => None,
         },
+        Attach::Tcx => match facts.release {
+            Some(release) if release < TCX => Some(format!(
+                "programs on devices in an order (tcx) came with Linux {}.{}",
+                TCX.0, TCX.1
+            )),
+            _ => None,
+        },
     }
 }
+
+/// Before it a program on a device would be a qdisc and a filter that somebody must take away again.
+const TCX: Release = Release(6, 6);
 
 #[cfg(test)]
 mod tests {
@@ -584,6 +604,32 @@ mod tests {
             "fentry: the kernel's types have no function new_name or old_name",
             "only better ones are spoken of"
         );
+    }
+
+    #[test]
+    fn what_an_option_asks_for_is_off_without_it_and_on_kernels_that_lack_it() {
+        let signal = signal("flow.tc");
+        let with = |tc: bool, release: Release| {
+            let mut config = Config::default();
+            let flow = sonde_common::config::Probe {
+                enabled: Some(true),
+                tc,
+                ..Default::default()
+            };
+            config.probes.insert("flow".into(), flow);
+            let facts = Facts {
+                release: Some(release),
+                ..capable()
+            };
+            plan(signal, &facts, &config)
+        };
+        let off = with(false, Release(6, 12));
+        assert!(off.chosen && off.candidates.is_empty());
+        assert_eq!(off.reason(signal, None), "probes.flow.tc is false");
+        assert_eq!(rungs(signal, &with(true, Release(6, 6))), [Rung::Tcx]);
+        let old = with(true, Release(6, 5));
+        assert!(!old.chosen && old.candidates.is_empty());
+        assert!(old.reason(signal, None).contains("Linux 6.6"), "{old:?}");
     }
 
     #[test]

@@ -205,6 +205,14 @@ pub(crate) trait Reader: Send {
         Ok(Vec::new())
     }
 
+    /// The calling thread is in a pod's network namespace, whose devices are new or have changed.
+    fn visit(&mut self, _netns: NetnsKey) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// These are the pods' network namespaces now: what was left in others is not wanted any more.
+    fn stay_in(&mut self, _live: &[NetnsKey]) {}
+
     /// Everything its maps count at this moment, of any namespace: for `doctor`, which waits for it to grow.
     fn seen(&mut self) -> io::Result<u64>;
 

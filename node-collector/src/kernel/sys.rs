@@ -2,9 +2,9 @@
 //! and counters of programs.
 
 use std::io;
-use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 
-use aya_obj::generated::{bpf_cmd, bpf_prog_info};
+use aya_obj::generated::{bpf_cmd, bpf_link_info, bpf_prog_info};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 pub(super) const BPF_ANY: u64 = 0;
@@ -157,6 +157,50 @@ pub(super) fn program_counters(program: BorrowedFd<'_>) -> io::Result<ProgramCou
     })
 }
 
+/// Attaches a program before all others to what comes into a device of the calling thread's network namespace, until the
+/// link is closed or the device goes.
+pub(super) fn attach_first(program: BorrowedFd<'_>, ifindex: u32) -> io::Result<OwnedFd> {
+    const BPF_TCX_INGRESS: u32 = 46;
+    const BPF_F_BEFORE: u32 = 1 << 3;
+    let link = Link {
+        program: program.as_raw_fd() as u32,
+        ifindex,
+        at: BPF_TCX_INGRESS,
+        flags: BPF_F_BEFORE,
+        relative: 0,
+        pad: 0,
+        revision: 0,
+    };
+    // SAFETY: a member of union bpf_attr, which the command only reads.
+    let made = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            bpf_cmd::BPF_LINK_CREATE as libc::c_long,
+            &raw const link,
+            size_of::<Link>(),
+        )
+    };
+    if made < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: just made, and nobody else's.
+    Ok(unsafe { OwnedFd::from_raw_fd(made as i32) })
+}
+
+/// The device that such a link is on, by its index; 0: it is gone.
+pub(super) fn device_of(link: BorrowedFd<'_>) -> io::Result<u32> {
+    // SAFETY: all zero is a valid value: numbers and addresses as numbers.
+    let mut info: bpf_link_info = unsafe { std::mem::zeroed() };
+    let request = Info {
+        fd: link.as_raw_fd() as u32,
+        len: size_of::<bpf_link_info>() as u32,
+        info: &raw mut info as u64,
+    };
+    bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &request)?;
+    // SAFETY: the kernel has written it, as the link's kind is that.
+    Ok(unsafe { info.__bindgen_anon_1.tcx.ifindex })
+}
+
 /// The members of `union bpf_attr` (linux/bpf.h) that are used here. Addresses are numbers there too.
 #[repr(C)]
 struct Element {
@@ -177,6 +221,17 @@ struct Batch {
     map: u32,
     elem_flags: u64,
     flags: u64,
+}
+
+#[repr(C)]
+struct Link {
+    program: u32,
+    ifindex: u32,
+    at: u32,
+    flags: u32,
+    relative: u32,
+    pad: u32,
+    revision: u64,
 }
 
 #[repr(C)]

@@ -27,6 +27,9 @@ use crate::netlink::route::RouteSocket;
 /// Hears the network namespaces that are pods now, or of which the container runtime is about to say so.
 pub type OnChange = Box<dyn Fn(&[NetnsKey]) + Send>;
 
+/// Called in the network namespace of a pod whose devices are new or have changed.
+pub type Visit = Box<dyn Fn(NetnsKey) + Send>;
+
 /// What the source needs to know.
 pub struct Settings {
     pub paths: HostPaths,
@@ -44,6 +47,8 @@ pub struct Settings {
     pub keep_handles: usize,
     /// Hears which namespaces are pods, each time that changes.
     pub on_change: OnChange,
+    /// `None`: nobody has anything to do in there.
+    pub visit: Option<Visit>,
 }
 
 impl std::fmt::Debug for Settings {

@@ -587,6 +587,11 @@ impl Watcher {
         }
         self.index.add(Arc::clone(&pod));
         self.index.set_facts(Some(&pod), facts, now_ns());
+        if let Some(visit) = &self.settings.visit
+            && let Err(error) = self.home.leave_for(netns.as_fd(), || visit(key))
+        {
+            self.missing.say("entering network namespaces", &error);
+        }
         let target = Arc::new(Target {
             subject: Subject::Pod(Arc::clone(&pod)),
             handles,
@@ -638,6 +643,11 @@ impl Watcher {
         let Some((pod, own)) = known else { return };
         if let Some(facts) = ask_if_changed(own.route.as_mut(), &self.home, &mut self.buffer) {
             self.index.set_facts(Some(pod), facts, now_ns());
+            if let (Some(visit), Some(netns)) = (&self.settings.visit, &own.target.netns)
+                && let Err(error) = self.home.leave_for(netns.as_fd(), || visit(pod.netns))
+            {
+                self.missing.say("entering network namespaces", &error);
+            }
         }
     }
 }

@@ -74,6 +74,7 @@ impl Watched {
             pod: Wanted::of(PROBES),
             node: Wanted::of(PROBES),
             keep_handles: usize::MAX,
+            visit: None,
             on_change: Box::new({
                 let keys = Arc::clone(&keys);
                 move |live| *keys.lock() = live.to_vec()

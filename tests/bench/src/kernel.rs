@@ -79,11 +79,12 @@ pub(crate) fn run(report: &mut Report) -> anyhow::Result<()> {
             mebibytes(collector.resident()?),
         );
     }
-    per_packet(report)
+    Ok(())
 }
 
 /// What a datagram that arrives costs in the programs that look at every packet.
-fn per_packet(report: &mut Report) -> anyhow::Result<()> {
+pub(crate) fn per_packet(report: &mut Report) -> anyhow::Result<()> {
+    let _statistics = Statistics::on()?;
     let lab = Lab::new("bench-packets")?;
     let (client, server) = (lab.pod("bench", "client")?, lab.pod("bench", "server")?);
     lab.link(&client, &server)?;

@@ -26,6 +26,9 @@ async fn main() -> anyhow::Result<()> {
     if wanted("kernel") {
         kernel::run(&mut report).context("kernel side")?;
     }
+    if wanted("packets") {
+        kernel::per_packet(&mut report).context("programs of every packet")?;
+    }
     if wanted("sockets") {
         sockets::run(&mut report).context("sockets")?;
     }

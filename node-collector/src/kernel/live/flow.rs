@@ -6,6 +6,9 @@ use sonde_lab::{Pod, sockets};
 
 use super::*;
 
+mod losses;
+mod tc;
+
 const PORT: u16 = 7_601;
 const FROM: u16 = 41_601;
 

@@ -6,6 +6,7 @@ use std::net::UdpSocket;
 use sonde_common::time::Span;
 use sonde_lab::{Pod, sockets};
 
+use super::hidden::Hidden;
 use super::*;
 
 const PORT: u16 = 7_401;
@@ -16,6 +17,7 @@ struct Scene {
     client: Pod,
     server: Pod,
     live: Live,
+    hidden: Option<Hidden>,
 }
 
 fn scene(lab: &Lab, name: &str, rung: Rung, threshold: Duration, sample: u32) -> Option<Scene> {
@@ -28,7 +30,13 @@ fn scene(lab: &Lab, name: &str, rung: Rung, threshold: Duration, sample: u32) ->
     settings.sample = std::num::NonZeroU32::new(sample);
     settings.stacks = false;
     let live = start(&config, index_of([&client, &server]), Some(rung))?;
-    Some(Scene { client, server, live })
+    let hidden = Hidden::at("net/net_dev_xmit", "name == \"eth0\"");
+    Some(Scene {
+        client,
+        server,
+        live,
+        hidden,
+    })
 }
 
 /// One device of one pod.
@@ -64,38 +72,52 @@ impl Scene {
         times
     }
 
-    /// What the device and we have counted at the same time.
-    fn both(&mut self) -> (u64, Times) {
+    /// What the device and we have counted at the same time, and what no program was shown.
+    fn both(&mut self) -> Both {
         loop {
             let before = device(&self.client, "eth0");
             let times = self.times("client", "eth0");
+            let hidden = self.hidden.as_ref().map_or(0, Hidden::count);
             if before == device(&self.client, "eth0") {
-                return (before.sent_packets, times);
+                return Both {
+                    sent: before.sent_packets,
+                    times,
+                    hidden,
+                };
             }
         }
     }
 
-    /// What we have counted since then, once it is as much as the device has sent. Of the packets that the timer of tbf
-    /// sends, one in a hundred or so is sometimes not counted, and the kernel counts no missed run for it; why is not known
-    /// (the tracepoint itself fires). So after a while that few may be missing, but never is there one too many.
-    fn grown(&mut self, since: (u64, Times)) -> (u64, Times) {
-        let deadline = Instant::now() + Duration::from_secs(3);
+    /// What we have counted since then, once it is everything that the device has sent and a program was shown.
+    fn grown(&mut self, since: &Both) -> Times {
+        let deadline = Instant::now() + Duration::from_secs(20);
         loop {
-            let (sent, now) = self.both();
+            let now = self.both();
             let grown = Times {
-                qdisc: now.qdisc - since.1.qdisc,
-                qdisc_over_100ms: now.qdisc_over_100ms - since.1.qdisc_over_100ms,
-                xmit: now.xmit - since.1.xmit,
-                unmatched: now.unmatched - since.1.unmatched,
+                qdisc: now.times.qdisc - since.times.qdisc,
+                qdisc_over_100ms: now.times.qdisc_over_100ms - since.times.qdisc_over_100ms,
+                xmit: now.times.xmit - since.times.xmit,
+                unmatched: now.times.unmatched - since.times.unmatched,
             };
-            let sent = sent - since.0;
+            // Those of other tests' devices, which have the same name, may be among them.
+            let (sent, hidden) = (now.sent - since.sent, now.hidden - since.hidden);
             assert!(grown.xmit <= sent, "{sent} sent, {grown:?}");
-            if grown.xmit == sent || Instant::now() > deadline {
-                assert!(sent - grown.xmit <= 1 + sent / 50, "{sent} sent, {grown:?}");
-                return (grown.xmit, grown);
+            if grown.xmit + hidden >= sent && grown.qdisc + grown.unmatched == grown.xmit {
+                println!("{sent} sent, {hidden} hidden, {grown:?}");
+                return grown;
             }
+            assert!(
+                Instant::now() < deadline,
+                "{sent} sent, {hidden} hidden from programs, {grown:?}"
+            );
         }
     }
+}
+
+struct Both {
+    sent: u64,
+    times: Times,
+    hidden: u64,
 }
 
 fn is_ours(event: &Event) -> bool {
@@ -139,8 +161,7 @@ fn datagrams_that_a_token_bucket_holds_are_told_with_their_ports_and_counted_as_
             let sent = sockets::send(&socket, to, 25, 1000);
             assert_eq!(sent.accepted, 25);
             assert!(passed(&scene.client) >= 25, "tc counts them too");
-            let (sent, grown) = scene.grown(before);
-            assert_eq!(grown.qdisc + grown.unmatched, sent, "{grown:?}");
+            let grown = scene.grown(&before);
             assert!(grown.unmatched <= 1, "seldom another packet takes a place: {grown:?}");
             let long = grown.qdisc_over_100ms;
             assert!(long >= 15, "{grown:?}");
@@ -198,9 +219,9 @@ fn large_segments_that_a_token_bucket_cuts_up_keep_their_time() {
             passed(&scene.client);
             // As the device counts, and not tc: a last pair of segments that is small enough is not cut up, and tc counts it
             // twice.
-            let (sent, grown) = scene.grown(before);
+            let grown = scene.grown(&before);
+            let sent = grown.xmit;
             assert!(sent > 130, "the bucket passes segments of one frame each: {sent}");
-            assert_eq!(grown.qdisc + grown.unmatched, sent, "{grown:?}");
             // Every segment carries the time stamp of what it was cut from; now and then another packet takes a place.
             assert!(grown.unmatched <= sent / 20, "{grown:?}");
             let long = grown.qdisc_over_100ms;

@@ -2,27 +2,47 @@
 //!
 //! Packets are counted on every device of a listed namespace, so a device upon a device (VLAN, tunnel, bridge) shows the
 //! same traffic once more under its own name; the sum over the rows of one device and direction is everything that the
-//! device passed on, whether or not there was room for its flows. Not seen is what another program moves past the device:
-//! Cilium's host routing (bpf_redirect_peer) gives packets to the pod's device without this tracepoint.
+//! device passed on, whether or not there was room for its flows.
+//!
+//! The tracepoint of received packets knows only the device that a packet comes by first. Not seen there is what another
+//! program moves past the host's side (bpf_redirect_peer, as Cilium's host routing does), and what a device takes from the one
+//! below it (macvlan, ipvlan, VLAN). With `probes.flow.tc` a program on the pods' devices counts what they receive instead, see
+//! [`devices`].
+//!
+//! Drops are those that probe `packetloss` calls suspect, and what was sent again is counted as the kernel does for
+//! RetransSegs; both are of every packet, also where `sample` is above 1. They are on the row of the flow's packets where the
+//! kernel tells the device: the one a packet came by, or the one its route leads to. A packet that is dropped before it has a
+//! route, and a SYN-ACK sent again, are on a row without a device. Addresses are those of the packet at that moment, and of
+//! the socket: where the namespace itself translates them, those of its own side.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use sonde_ebpf_common::flow::{Count, Key, direction, family};
+use sonde_common::config::Config;
+use sonde_ebpf_common::drop::NO_REASON;
+use sonde_ebpf_common::flow::{Count, DropKey, Dropped, Key, direction, family};
 use sonde_ebpf_common::lost;
+use zerocopy::IntoBytes as _;
 
 use crate::catalogue::{ColumnSpec, LabelSpec, ProbeSpec};
 use crate::event::NetnsKey;
+use crate::kernel::Gauge;
 use crate::kernel::counted::{self, Counted};
 use crate::kernel::packets;
 use crate::kernel::plan::{Attach, Hook, Rung, Signal, Step};
 use crate::kernel::probe::{Defaults, Host, KernelProbe, Opened, Reader, Round, Setup, Standing};
-use crate::kernel::sys::{BPF_ANY, RawMap};
-use crate::probes::packetloss::headers;
+use crate::kernel::reasons::Reasons;
+use crate::kernel::sites::{Sites, verdicts};
+use crate::kernel::sys::{BPF_ANY, BatchBuffer, RawMap};
+use crate::probes::packetloss::{Class, headers};
 use crate::table::Table;
+
+mod devices;
+
+use devices::Devices;
 
 /// After which time a flow without packets is forgotten.
 const IDLE: Duration = Duration::from_secs(300);
@@ -30,11 +50,14 @@ const IDLE: Duration = Duration::from_secs(300);
 const SPEC: ProbeSpec = ProbeSpec {
     name: "flow",
     help: "Traffic by address; an estimate where probes.flow.sample is above 1",
-    source: "eBPF on tracepoints net:net_dev_start_xmit and net:netif_receive_skb (Linux net/core/dev.c)",
+    source: "eBPF on tracepoints net:net_dev_start_xmit and net:netif_receive_skb (Linux net/core/dev.c), skb:kfree_skb, \
+             tcp:tcp_retransmit_skb and tcp:tcp_retransmit_synack; with probes.flow.tc also a program before all others on what \
+             pods' devices receive (tcx, Linux 6.6), without which nothing is counted that macvlan, ipvlan and VLAN devices \
+             receive or that bpf_redirect_peer gives to a pod",
     labels: &[
         LabelSpec {
             name: "device",
-            help: "Name of the device in its network namespace",
+            help: "Name of the device in its network namespace; empty for drops and retransmits of which the kernel does not tell it",
         },
         LabelSpec {
             name: "direction",
@@ -72,6 +95,16 @@ const SPEC: ProbeSpec = ProbeSpec {
             "",
             "Packets as they are on the wire; segments of a GSO buffer count each",
         ),
+        ColumnSpec::counter(
+            "drops",
+            "",
+            "Packets that the kernel dropped in this namespace, of class suspect as probe packetloss has it; of all, whatever the sample",
+        ),
+        ColumnSpec::counter(
+            "retransmits",
+            "",
+            "Segments that TCP sent again, SYN-ACKs included; of all, whatever the sample",
+        ),
     ],
     event_types: &[],
 };
@@ -84,13 +117,20 @@ pub(super) const PROBE: KernelProbe = KernelProbe {
         threshold: Duration::ZERO,
         sample: 1,
     },
-    signals: &[&COUNT],
+    signals: &[&COUNT, &BY_TC],
     maps: &[
         ("FLOW_COUNTS", |cpus| if cpus > 16 { 8192 } else { 16_384 }),
         ("FLOW_USED", |_| 2048),
         ("FLOW_TURNS", |_| 1),
+        ("FLOW_DEVICES", |_| 4096),
+        ("FLOW_UNDECIDED", |_| 4096),
+        ("FLOW_SITES", |_| 8192),
+        ("FLOW_BY_TC", |_| 8192),
     ],
-    uncounted: Some((lost::FLOW, "packets that are in no row: the map of flows was full")),
+    uncounted: Some((
+        lost::FLOW,
+        "packets, drops or retransmits that are in no row: the map of flows was full",
+    )),
     prepare,
 };
 
@@ -105,6 +145,9 @@ const COUNT: Signal = Signal {
             &[
                 Hook("flow_sent_btf", Attach::TpBtf("net_dev_start_xmit")),
                 Hook("flow_received_btf", Attach::TpBtf("netif_receive_skb")),
+                Hook("flow_dropped_btf", Attach::TpBtf("kfree_skb")),
+                Hook("flow_again_btf", Attach::TpBtf("tcp_retransmit_skb")),
+                Hook("flow_synack_btf", Attach::TpBtf("tcp_retransmit_synack")),
             ],
         ),
         Step::new(
@@ -112,6 +155,9 @@ const COUNT: Signal = Signal {
             &[
                 Hook("flow_sent_raw", Attach::RawTracepoint("net_dev_start_xmit")),
                 Hook("flow_received_raw", Attach::RawTracepoint("netif_receive_skb")),
+                Hook("flow_dropped_raw", Attach::RawTracepoint("kfree_skb")),
+                Hook("flow_again_raw", Attach::RawTracepoint("tcp_retransmit_skb")),
+                Hook("flow_synack_raw", Attach::RawTracepoint("tcp_retransmit_synack")),
             ],
         ),
     ],
@@ -134,25 +180,80 @@ const COUNT: Signal = Signal {
         "DEV_NET",
         "DEV_NAME",
         "NET_INODE",
+        "KFREE_SKB_SKB",
+        "KFREE_SKB_LOCATION",
+        "RETRANSMIT_SKB_SK",
+        "RETRANSMIT_SKB_SKB",
+        "RETRANSMIT_SYNACK_REQ",
+        "SKB_IIF",
+        "SKB_SK",
+        "SOCK_NET",
+        "SOCK_FAMILY",
+        "SOCK_PORT",
+        "SOCK_PEER_PORT",
+        "SOCK_ADDRESS",
+        "SOCK_PEER_ADDRESS",
     ],
-    missed: "packets that were not counted",
+    missed: "packets, drops or retransmits that were not counted",
     provoke: None,
     ..Signal::PLAIN
 };
 
+/// What the first signal counts too, where this one's program is on the device.
+const BY_TC: Signal = Signal {
+    name: "flow.tc",
+    probe: SPEC.name,
+    rows: true,
+    buckets: &[],
+    steps: &[Step::new(Rung::Tcx, &[Hook(ON_DEVICES, Attach::Tcx)])],
+    needs: &[],
+    missed: "packets that were not counted on pods' devices",
+    provoke: None,
+    option: Some(("tc", by_tc)),
+    ..Signal::PLAIN
+};
+
+const ON_DEVICES: &str = "flow_tc";
+
+fn by_tc(config: &Config) -> bool {
+    config.probes.get(SPEC.name).is_some_and(|settings| settings.tc)
+}
+
 fn prepare(host: &Host<'_>) -> Setup {
     let ports = host.config.probes.get(SPEC.name).is_some_and(|settings| settings.ports);
-    Setup::new(|object| {
+    let by_tc = by_tc(host.config);
+    let reasons = host
+        .btf
+        .map(|btf| Reasons::read(btf, &host.config.host.sys))
+        .unwrap_or_default();
+    let verdicts = verdicts(&reasons);
+    let backlog = reasons.iter().find(|(_, name)| *name == "CPU_BACKLOG");
+    let backlog = backlog.map_or(NO_REASON, |(number, _)| number);
+    let symbols = Arc::clone(&host.symbols);
+    Setup::new(move |object| {
+        let devices = match object.for_devices(ON_DEVICES) {
+            Some(program) => Some(Devices::new(program, object.map("FLOW_BY_TC")?)),
+            None => None,
+        };
         Ok(Opened {
             reader: Box::new(Flows {
+                devices,
                 counts: Counted::new(object.map("FLOW_COUNTS")?).forgets_idle(IDLE),
                 used: object.map("FLOW_USED")?,
                 known: HashMap::new(),
+                undecided: Undecided {
+                    map: object.map("FLOW_UNDECIDED")?,
+                    buffer: BatchBuffer::default(),
+                    sites: Sites::new(reasons, symbols, Some(object.map("FLOW_SITES")?)),
+                },
             }),
             decoders: Vec::new(),
         })
     })
     .global("FLOW_PORTS", &u32::from(ports))
+    .global("FLOW_TC", &u32::from(by_tc))
+    .global("FLOW_BACKLOG_REASON", &backlog)
+    .global("PACKETLOSS_REASONS", &verdicts)
 }
 
 impl counted::Key for Key {
@@ -168,10 +269,12 @@ impl counted::Value for Count {
     fn add(&mut self, other: &Self) {
         self.packets += other.packets;
         self.bytes += other.bytes;
+        self.drops += other.drops;
+        self.retransmits += other.retransmits;
     }
 
     fn count(&self) -> u64 {
-        self.packets
+        self.packets + self.drops + self.retransmits
     }
 }
 
@@ -180,6 +283,59 @@ struct Flows {
     used: RawMap<u32, u64>,
     /// What `used` was last set to.
     known: HashMap<u32, u64>,
+    undecided: Undecided,
+    devices: Option<Devices>,
+}
+
+/// Drops that came before their site had a class. What is in the map stays there for as long as the flow: the kernel
+/// side counts the next ones with the flow, or not at all.
+struct Undecided {
+    map: RawMap<DropKey, Dropped>,
+    buffer: BatchBuffer<DropKey, Dropped>,
+    sites: Sites,
+}
+
+impl Undecided {
+    /// Those that are a loss, each under its flow.
+    fn read(&mut self) -> io::Result<Vec<(Key, Count)>> {
+        let mut drops: HashMap<Key, u64> = HashMap::new();
+        let sites = &self.sites;
+        self.map.for_each(&mut self.buffer, |key, copies| {
+            let packets: u64 = copies.iter().map(|copy| copy.packets).sum();
+            if sites.learn(key.site).class == Class::Suspect {
+                *drops.entry(key.flow).or_default() += packets;
+            }
+        })?;
+        let mut drops: Vec<_> = drops
+            .into_iter()
+            .map(|(key, drops)| {
+                let count = Count {
+                    drops,
+                    ..Count::default()
+                };
+                (key, count)
+            })
+            .collect();
+        // In one order, as they are compared from one reading to the next.
+        drops.sort_unstable_by(|(a, _), (b, _)| a.as_bytes().cmp(b.as_bytes()));
+        Ok(drops)
+    }
+
+    fn forget(&mut self, flows: &HashSet<Key>) -> io::Result<()> {
+        if flows.is_empty() {
+            return Ok(());
+        }
+        let mut gone = Vec::new();
+        self.map.for_each(&mut self.buffer, |key, _| {
+            if flows.contains(&key.flow) {
+                gone.push(*key);
+            }
+        })?;
+        for key in gone {
+            self.map.delete(&key)?;
+        }
+        Ok(())
+    }
 }
 
 impl Flows {
@@ -199,17 +355,42 @@ impl Flows {
 
 impl Reader for Flows {
     fn read(&mut self, round: &Round<'_>) -> io::Result<Table> {
-        let sums = self.counts.read(round, labels)?;
+        let Self { counts, undecided, .. } = self;
+        let sums = counts.read_with(round, labels, || undecided.read())?;
+        undecided.forget(counts.deleted())?;
         self.make_room();
         let mut table = Table::with_capacity(&SPEC, round.time_ns, sums.len());
         for (subject, labels, count) in sums {
-            table.push(subject, labels, &[count.bytes as i64, count.packets as i64]);
+            let values = [count.bytes, count.packets, count.drops, count.retransmits];
+            table.push(subject, labels, &values.map(|value| value as i64));
         }
         Ok(table)
     }
 
+    fn visit(&mut self, netns: NetnsKey) -> io::Result<()> {
+        match &mut self.devices {
+            Some(devices) => devices.visit(netns),
+            None => Ok(()),
+        }
+    }
+
+    fn stay_in(&mut self, live: &[NetnsKey]) {
+        if let Some(devices) = &mut self.devices {
+            devices.stay_in(live);
+        }
+    }
+
     fn seen(&mut self) -> io::Result<u64> {
         self.counts.seen()
+    }
+
+    fn gauges(&self) -> Vec<Gauge> {
+        let gauge = |devices: &Devices| Gauge {
+            name: "sonde_collector_ebpf_flow_devices",
+            help: "Devices of pods that probe flow has a program on",
+            value: devices.count() as u64,
+        };
+        self.devices.iter().map(gauge).collect()
     }
 
     fn standing(&self) -> Standing {
@@ -284,7 +465,8 @@ mod tests {
             protocol,
             family,
             direction: direction::EGRESS,
-            pad: [0; 5],
+            pad: 0,
+            pad_word: 0,
         }
     }
 
