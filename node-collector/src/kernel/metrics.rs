@@ -86,6 +86,12 @@ pub(super) fn write(status: &KernelStatus, page: &mut Page) {
     for (name, help, value) in gauges {
         page.single(name, Type::Gauge, help, value);
     }
+    page.single(
+        "sonde_collector_ebpf_unknown_records_total",
+        Type::Counter,
+        "Records of no known kind, or not as long as they say",
+        status.unknown_records,
+    );
     for gauge in status.probes.iter().flat_map(|report| &report.gauges) {
         page.single(gauge.name, Type::Gauge, gauge.help, gauge.value);
     }
@@ -144,6 +150,7 @@ mod tests {
         write(
             &KernelStatus {
                 signals: vec![report],
+                unknown_records: 7,
                 ..KernelStatus::default()
             },
             &mut page,
@@ -154,6 +161,8 @@ mod tests {
             "{text}"
         );
         assert!(text.contains("sonde_collector_ebpf_run_time_seconds_total{signal=\"packetloss.count\"} 1.5\n"));
+        assert!(text.contains("sonde_collector_ebpf_bad_records_total{signal=\"packetloss.count\"} 4\n"));
+        assert!(text.contains("sonde_collector_ebpf_unknown_records_total 7\n"));
         let mut described = None;
         for line in text.lines() {
             match line.strip_prefix("# TYPE ") {

@@ -76,6 +76,8 @@ pub struct KernelStatus {
     pub namespaces: usize,
     /// Memory of all maps.
     pub map_bytes: u64,
+    /// Records of the rings that are of no known kind, or not as long as they say.
+    pub unknown_records: u64,
     /// Probes of which at least one signal runs.
     pub probes: Vec<ProbeReport>,
 }
@@ -218,6 +220,7 @@ impl Kernel {
             kallsyms: engine.map_or_else(|| "not read".to_owned(), Engine::symbols),
             namespaces: engine.map_or(0, Engine::namespaces),
             map_bytes: engine.map_or(0, Engine::map_bytes),
+            unknown_records: last.bad_records.get("").copied().unwrap_or(0),
             probes: engine
                 .into_iter()
                 .flat_map(Engine::standings)
