@@ -20,6 +20,7 @@ mod flow;
 mod kernellatency;
 mod limits;
 mod netiftxlat;
+mod odd_packets;
 mod places;
 mod resets;
 mod retransmits;
