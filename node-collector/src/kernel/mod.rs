@@ -22,6 +22,8 @@ mod counted;
 mod doctor;
 mod engine;
 mod facts;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod gaps;
 mod latency;
 mod listing;

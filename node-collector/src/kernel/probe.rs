@@ -137,9 +137,12 @@ impl Setup {
 /// A probe whose programs run.
 pub(crate) struct Opened {
     pub reader: Box<dyn Reader>,
-    /// By the first word of their records, see `sonde_ebpf_common::record::kind`.
-    pub decoders: Vec<(u32, Box<dyn Decoder>)>,
+    /// See `sonde_ebpf_common::record::kind`.
+    pub decoders: Decoders,
 }
+
+/// By the first word of the records that they read.
+pub(crate) type Decoders = Vec<(u32, Box<dyn Decoder>)>;
 
 /// Reads the probe's maps.
 pub(crate) trait Reader: Send {

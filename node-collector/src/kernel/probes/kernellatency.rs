@@ -24,7 +24,7 @@ use crate::kernel::latency::{self, LATENCY_BOUNDS};
 use crate::kernel::packets;
 use crate::kernel::plan::{Attach, Bucket, Hook, Rung, Signal, Step};
 use crate::kernel::probe::{
-    Decoded, Decoder, Defaults, Host, KernelProbe, Opened, Reader, Round, Setup, Standing, key_budget,
+    Decoded, Decoder, Decoders, Defaults, Host, KernelProbe, Opened, Reader, Round, Setup, Standing, key_budget,
 };
 use crate::kernel::record::{self, RecordError};
 use crate::kernel::symbols::Symbols;
@@ -182,21 +182,25 @@ fn prepare(host: &Host<'_>) -> Setup {
     let symbols = Arc::clone(&host.symbols);
     let sample = host.settings.sample;
     Setup::new(move |object| {
-        let decoder = |position| -> Box<dyn Decoder> {
-            Box::new(Long {
-                position,
-                sample,
-                symbols: Arc::clone(&symbols),
-            })
-        };
         Ok(Opened {
             reader: Box::new(Namespaces(Counted::new(object.map("KERNELLATENCY_TIMES")?))),
-            decoders: vec![
-                (kind::RXKERNEL, decoder(limit::RXKERNEL_SLOW)),
-                (kind::TXKERNEL, decoder(limit::TXKERNEL_SLOW)),
-            ],
+            decoders: decoders(&symbols, sample),
         })
     })
+}
+
+pub(super) fn decoders(symbols: &Arc<Symbols>, sample: u32) -> Decoders {
+    let decoder = |position| -> Box<dyn Decoder> {
+        Box::new(Long {
+            position,
+            sample,
+            symbols: Arc::clone(symbols),
+        })
+    };
+    vec![
+        (kind::RXKERNEL, decoder(limit::RXKERNEL_SLOW)),
+        (kind::TXKERNEL, decoder(limit::TXKERNEL_SLOW)),
+    ]
 }
 
 impl counted::Key for Key {

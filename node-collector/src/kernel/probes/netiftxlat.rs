@@ -26,7 +26,7 @@ use crate::kernel::latency::{self, LATENCY_BOUNDS};
 use crate::kernel::packets;
 use crate::kernel::plan::{Attach, Bucket, Hook, Rung, Signal, Step};
 use crate::kernel::probe::{
-    Decoded, Decoder, Defaults, Host, KernelProbe, Opened, Reader, Round, Setup, Standing, key_budget,
+    Decoded, Decoder, Decoders, Defaults, Host, KernelProbe, Opened, Reader, Round, Setup, Standing, key_budget,
 };
 use crate::kernel::record::{self, RecordError};
 use crate::kernel::symbols::Symbols;
@@ -186,23 +186,27 @@ fn prepare(host: &Host<'_>) -> Setup {
     let symbols = Arc::clone(&host.symbols);
     let sample = host.settings.sample;
     Setup::new(move |object| {
-        let decoder = |kind| -> Box<dyn Decoder> {
-            Box::new(Long {
-                kind,
-                sample,
-                symbols: Arc::clone(&symbols),
-            })
-        };
         Ok(Opened {
             reader: Box::new(Devices(
                 Counted::new(object.map("NETIFTXLAT_TIMES")?).forgets_idle(IDLE),
             )),
-            decoders: vec![
-                (kind::NETIFTXLAT_QDISC, decoder(limit::NETIFTXLAT_QDISC)),
-                (kind::NETIFTXLAT_XMIT, decoder(limit::NETIFTXLAT_XMIT)),
-            ],
+            decoders: decoders(&symbols, sample),
         })
     })
+}
+
+pub(super) fn decoders(symbols: &Arc<Symbols>, sample: u32) -> Decoders {
+    let decoder = |kind| -> Box<dyn Decoder> {
+        Box::new(Long {
+            kind,
+            sample,
+            symbols: Arc::clone(symbols),
+        })
+    };
+    vec![
+        (kind::NETIFTXLAT_QDISC, decoder(limit::NETIFTXLAT_QDISC)),
+        (kind::NETIFTXLAT_XMIT, decoder(limit::NETIFTXLAT_XMIT)),
+    ]
 }
 
 impl counted::Key for Key {

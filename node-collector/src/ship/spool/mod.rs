@@ -9,6 +9,8 @@
 //! sequence jumps ahead, so that a number once acked is never given to another batch.
 
 mod frame;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod reader;
 mod segment;
 mod state;
