@@ -38,7 +38,7 @@ impl std::str::FromStr for Selector {
         if text.len() > MAX_LENGTH {
             return Err(refuse("longer than 16 KiB"));
         }
-        bounded(text).map_err(|reason| refuse(reason))?;
+        bounded(text).map_err(refuse)?;
         let selector = match parser::parse(text) {
             Err(reason) => return Err(refuse(&reason)),
             Ok(Expr::VectorSelector(selector)) => selector,

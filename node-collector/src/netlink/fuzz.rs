@@ -48,7 +48,7 @@ impl Transport for Tape<'_> {
             if answer[at + 8] != 0 {
                 answer[at + 8..at + 12].copy_from_slice(&sequence.to_ne_bytes());
             }
-            at = (at + 16 + payload.len() + 3 & !3).min(answer.len());
+            at = (at + 16 + payload.len()).next_multiple_of(4).min(answer.len());
         }
         let len = answer.len().min(buffer.len());
         buffer[..len].copy_from_slice(&answer[..len]);

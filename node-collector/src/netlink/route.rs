@@ -233,7 +233,7 @@ impl RouteSocket {
                         return if code == 0 {
                             Ok(())
                         } else {
-                            Err(io::Error::from_raw_os_error(-code))
+                            Err(io::Error::from_raw_os_error(code.saturating_neg()))
                         };
                     }
                     kind => {

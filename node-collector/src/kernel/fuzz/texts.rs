@@ -54,7 +54,9 @@ static NO_KERNEL: LazyLock<Btf> = LazyLock::new(|| {
 });
 
 fn btf(input: &[u8]) {
-    let _ = Btf::parse_module(input.to_vec(), &NO_KERNEL).map(|module| walk(&module));
+    if let Ok(module) = Btf::parse_module(input.to_vec(), &NO_KERNEL) {
+        walk(&module);
+    }
     let Ok(kernel) = Btf::parse(input.to_vec()) else { return };
     walk(&kernel);
     for decl in FIELDS {
