@@ -2,7 +2,7 @@
 # make test   set up, then every test that CI runs
 # make help   the rest
 
-.PHONY: help setup setup-test build ui run test lint fmt bench docs clean
+.PHONY: help setup setup-test setup-fuzz build ui run test fuzz lint fmt bench docs clean
 .DEFAULT_GOAL := help
 
 help:
@@ -10,6 +10,7 @@ help:
 	@echo 'make test    install what is missing, build, run all tests'
 	@echo 'make build   target/release/{sonde,sonde-collector,sonde-aggregator}'
 	@echo 'make lint    formatting and lints only'
+	@echo 'make fuzz    every fuzz target for some seconds under libFuzzer (TARGETS="btf query" SECONDS_EACH=60)'
 	@echo 'make bench   measure, print, and write docs/performance.md'
 	@echo 'make setup   only install what is missing'
 
@@ -31,6 +32,12 @@ run: build
 test: setup-test
 	@scripts/test.sh
 
+setup-fuzz:
+	@scripts/setup.sh fuzz
+
+fuzz: setup-fuzz
+	@scripts/fuzz.sh $(TARGETS)
+
 lint: setup-test
 	@scripts/lint.sh
 
@@ -46,4 +53,4 @@ bench: build
 
 clean:
 	@cargo clean
-	@rm -rf collector-ebpf/target aggregator/ui/dist
+	@rm -rf collector-ebpf/target fuzz/target aggregator/ui/dist

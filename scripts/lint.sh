@@ -4,6 +4,7 @@
 say "formatting"
 as_builder cargo fmt --all --check
 as_builder cargo fmt --manifest-path collector-ebpf/Cargo.toml --check
+as_builder cargo fmt --manifest-path fuzz/Cargo.toml --check
 say "clippy"
 as_builder cargo clippy --release --locked --workspace --all-targets --keep-going -- -D warnings
 say "types and lints of the web pages"

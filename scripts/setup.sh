@@ -2,6 +2,7 @@
 # Installs what is missing and says what it does; a second run finds everything and does nothing.
 #   scripts/setup.sh run    what `make run` and `make build` need
 #   scripts/setup.sh test   the same and what the tests need
+#   scripts/setup.sh fuzz   what `make run` needs, and cargo-fuzz
 . "$(dirname "$0")/lib.sh"
 WHAT=${1:-run}
 
@@ -56,6 +57,7 @@ if [ "$WHAT" = test ]; then
   need postgresql-client has psql
   need util-linux has setpriv
 fi
+if [ "$WHAT" = fuzz ]; then need g++ has g++; fi
 install_packages
 
 # ---- Rust ------------------------------------------------------------------------------------------------------
@@ -129,6 +131,13 @@ if ! linker_fits; then
   say "building bpf-linker $LINKER_VERSION for LLVM $LLVM_MAJOR (about a minute)"
   as_builder env LLVM_PREFIX="/usr/lib/llvm-$LLVM_MAJOR" \
     cargo install bpf-linker --version "=$LINKER_VERSION" --locked --force --no-default-features --features "llvm-$LLVM_MAJOR"
+fi
+
+# ---- cargo-fuzz --------------------------------------------------------------------------------------------------
+FUZZ_VERSION=0.13.1
+if [ "$WHAT" = fuzz ] && ! as_builder cargo fuzz --version 2>/dev/null | grep -qxF "cargo-fuzz $FUZZ_VERSION"; then
+  say "building cargo-fuzz $FUZZ_VERSION"
+  as_builder cargo install cargo-fuzz --version "=$FUZZ_VERSION" --locked --force
 fi
 
 # ---- Web packages: exactly what the lock files say ----------------------------------------------------------------

@@ -1,6 +1,8 @@
 //! Sonde's aggregator: what collectors send goes into PostgreSQL and the live table; people read it over HTTP.
 
 pub mod embedded;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod http;
 pub mod ingest;
 pub mod kubernetes;

@@ -20,6 +20,7 @@ use crate::access::{
     SKB_DATA, SKB_IIF, SKB_LEN, SKB_MAC_HEADER, SKB_NETWORK_HEADER, SKB_PKT_TYPE, SKB_PROTOCOL, SKB_TAIL,
     SKB_TRANSPORT_HEADER, Typed, add, argument, nullable_argument,
 };
+use crate::per_packet::{ETHERNET_HEADER, VLAN};
 use crate::place::{self, Place};
 use crate::{limit, packet, ring};
 
@@ -261,13 +262,21 @@ unsafe fn fill<A: Access>(record: *mut Record, drop: &Drop, place: &Place, now: 
     }
 }
 
-/// Copies from the network header on, or from where the data begins if that header is not set. A fixed length, which
+/// Copies from the network header on, or from where the data begins if that header is not set; with tags in the packet from
+/// the first of them on, as some paths let the network header point behind them. A fixed length, which
 /// every verifier can follow: behind the packet's own bytes lies `skb_shared_info`, so it stays within the buffer;
 /// `captured` says how much of it is the packet's.
 #[inline(always)]
 unsafe fn copy_packet<A: Access>(record: *mut Record, drop: &Drop, network: u16) {
     let data = SKB_DATA.read::<A>(drop.skb).unwrap_or(0).wrapping_sub(drop.head as u64) as u32;
     let tail = SKB_TAIL.read::<A>(drop.skb).unwrap_or(0);
+    let mut network = network;
+    if VLAN.contains(&SKB_PROTOCOL.read::<A>(drop.skb).unwrap_or(0)) {
+        network = match SKB_MAC_HEADER.read::<A>(drop.skb) {
+            None | Some(u16::MAX) => u16::MAX,
+            Some(mac) => mac.wrapping_add(ETHERNET_HEADER as u16),
+        };
+    }
     let start = if network != 0 && network != u16::MAX && (network as u32) < tail {
         network as u32
     } else {

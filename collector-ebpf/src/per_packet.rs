@@ -12,8 +12,8 @@ use sonde_ebpf_common::packet::{PACKET_BYTES, Packet};
 use crate::access::{Access, DEV_NAME, SKB_DATA, SKB_MAC_HEADER, SKB_NETWORK_HEADER, SKB_PROTOCOL, SKB_TAIL};
 use crate::packet;
 
-const VLAN: [u16; 2] = [0x8100u16.to_be(), 0x88a8u16.to_be()];
-const ETHERNET_HEADER: u32 = 14;
+pub const VLAN: [u16; 2] = [0x8100u16.to_be(), 0x88a8u16.to_be()];
+pub const ETHERNET_HEADER: u32 = 14;
 const UNSET: u16 = 0xffff;
 
 /// Whether this packet is looked at: one in `sample` of each CPU.

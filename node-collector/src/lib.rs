@@ -4,6 +4,8 @@ pub mod catalogue;
 mod check;
 pub mod doctor;
 pub mod event;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod gaps;
 pub mod handles;
 pub mod kernel;

@@ -2,7 +2,7 @@
 
 use axum::body::Body;
 use axum::extract::{RawQuery, State};
-use axum::http::header;
+use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use tokio::sync::mpsc;
 use tokio_stream::StreamExt as _;
@@ -11,10 +11,12 @@ use utoipa::IntoParams;
 
 use super::AppState;
 use super::problem::Problem;
-use crate::live::Selector;
+use crate::live::{Selector, SelectorError};
 
 /// Selectors that one page may have.
 const MAX_SELECTORS: usize = 100;
+/// Regular expressions in all of them: each may take megabytes, and a tenth of a second to compile.
+const MAX_REGEXES: usize = 64;
 
 #[derive(IntoParams)]
 #[into_params(parameter_in = Query)]
@@ -37,7 +39,10 @@ struct FederateParams {
     )
 )]
 pub(crate) async fn page(State(state): State<AppState>, RawQuery(query): RawQuery) -> Result<Response, Problem> {
-    let selectors = selectors(query.as_deref().unwrap_or_default())?;
+    // Not on a thread that answers others.
+    let selectors = tokio::task::spawn_blocking(move || selectors(query.as_deref().unwrap_or_default()))
+        .await
+        .map_err(|_| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "the selectors cannot be read"))??;
     // The page is written while it is sent: no more than a few pieces of it are in memory.
     let (sender, receiver) = mpsc::channel::<String>(4);
     let live = state.live;
@@ -47,7 +52,7 @@ pub(crate) async fn page(State(state): State<AppState>, RawQuery(query): RawQuer
 }
 
 /// Parameters of other names are Prometheus' own business and are passed over, as it does.
-fn selectors(query: &str) -> Result<Vec<Selector>, Problem> {
+pub(super) fn selectors(query: &str) -> Result<Vec<Selector>, Problem> {
     let refuse = |detail: String| Problem::bad("match[]", detail);
     let texts: Vec<_> = form_urlencoded::parse(query.as_bytes())
         .filter(|(name, _)| name == "match[]")
@@ -60,13 +65,19 @@ fn selectors(query: &str) -> Result<Vec<Selector>, Problem> {
     if texts.len() > MAX_SELECTORS {
         return Err(refuse(format!("more than {MAX_SELECTORS} match[] are not taken")));
     }
-    texts
-        .iter()
-        .map(|(_, text)| {
-            text.parse()
-                .map_err(|e: crate::live::SelectorError| refuse(e.to_string()))
-        })
-        .collect()
+    let mut selectors = Vec::with_capacity(texts.len());
+    let mut regexes = 0;
+    for (_, text) in &texts {
+        let selector: Selector = text.parse().map_err(|e: SelectorError| refuse(e.to_string()))?;
+        regexes += selector.regexes();
+        if regexes > MAX_REGEXES {
+            return Err(refuse(format!(
+                "more than {MAX_REGEXES} regular expressions in all match[] are not taken"
+            )));
+        }
+        selectors.push(selector);
+    }
+    Ok(selectors)
 }
 
 #[cfg(test)]
@@ -87,6 +98,7 @@ mod tests {
             "match[]=",
             "match[]=up&match[]=%7B%7D",
             &"match[]=up&".repeat(101),
+            &format!("match[]={{a=~\"x\"{}}}&", ",b=~\"x\"".repeat(15)).repeat(5),
         ] {
             assert!(selectors(bad).unwrap_err().detail().contains("match[]"), "{bad}");
         }

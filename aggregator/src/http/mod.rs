@@ -2,6 +2,8 @@
 
 mod api;
 mod federate;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod health;
 mod host;
 mod metrics;

@@ -4,6 +4,8 @@
 //! acks come only from commits.
 
 mod check;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod hello;
 mod stream;
 

@@ -1,6 +1,6 @@
 //! One `match[]`: an instant vector selector as Prometheus reads it.
 
-use promql_parser::label::{METRIC_NAME, Matcher};
+use promql_parser::label::{METRIC_NAME, MatchOp, Matcher};
 use promql_parser::parser::{self, Expr};
 
 use super::meta::{ColumnMeta, LE, NAMESPACE, NODE, POD, ProbeMeta, Suffix};
@@ -8,6 +8,10 @@ use super::snapshot::{RowLabels, Snapshot};
 
 /// Longer ones are refused unread.
 const MAX_LENGTH: usize = 16 << 10;
+/// Bytes beside the braces: no name of a metric is as long.
+const MOST_BESIDE: usize = 256;
+/// Each may take 10 MB (the limit of the crate `regex`).
+const MAX_REGEXES: usize = 16;
 
 #[derive(Clone, Debug)]
 pub struct Selector {
@@ -34,6 +38,7 @@ impl std::str::FromStr for Selector {
         if text.len() > MAX_LENGTH {
             return Err(refuse("longer than 16 KiB"));
         }
+        bounded(text).map_err(refuse)?;
         let selector = match parser::parse(text) {
             Err(reason) => return Err(refuse(&reason)),
             Ok(Expr::VectorSelector(selector)) => selector,
@@ -54,6 +59,38 @@ impl std::str::FromStr for Selector {
     }
 }
 
+/// Refuses what the parser must not see: it takes any expression, and one of thousands of levels is more than the stack of a
+/// thread holds when it is dropped; and it compiles every regular expression, each of which may take megabytes. Reads
+/// quotes, braces and comments as the parser does.
+fn bounded(text: &str) -> Result<(), &'static str> {
+    let (mut beside, mut inside, mut regexes) = (0, false, 0);
+    let mut bytes = text.bytes();
+    while let Some(byte) = bytes.next() {
+        match byte {
+            b'"' | b'\'' | b'`' => {
+                while let Some(quoted) = bytes.next().filter(|quoted| *quoted != byte) {
+                    if quoted == b'\\' {
+                        bytes.next();
+                    }
+                }
+            }
+            b'#' => return Err("a comment is not permitted here"),
+            b'{' => inside = true,
+            b'}' => inside = false,
+            b'~' => regexes += 1,
+            _ => {}
+        }
+        beside += usize::from(!inside);
+        if beside > MOST_BESIDE {
+            return Err("an expression is not permitted here");
+        }
+        if regexes > MAX_REGEXES {
+            return Err("more than 16 regular expressions are not taken");
+        }
+    }
+    Ok(())
+}
+
 /// A selector worked out for one probe: what is left to ask of each row.
 #[derive(Debug)]
 pub(super) struct ForProbe<'a> {
@@ -71,6 +108,12 @@ enum Source {
 }
 
 impl Selector {
+    /// How many of its matchers are regular expressions.
+    pub fn regexes(&self) -> usize {
+        let is_regex = |matcher: &&Matcher| matches!(matcher.op, MatchOp::Re(_) | MatchOp::NotRe(_));
+        self.matchers.iter().filter(is_regex).count()
+    }
+
     /// None: no row of this probe can match. A label that a series lacks is empty, as in Prometheus.
     pub(super) fn for_probe(&self, meta: &ProbeMeta) -> Option<ForProbe<'_>> {
         let mut out = ForProbe {
@@ -137,6 +180,7 @@ mod tests {
             "{__name__=~\"sonde_.+\"}",
             "sonde_ip{k8s_pod!=\"\", k8s_namespace=~'a|b'}",
             " {k8s_pod=\"x\"} ",
+            "up{a=\"(((#{\\\"[\", b='{', c!=`\\\\`}",
             "{__name__=\"up\",}",
         ] {
             assert!(good.parse::<Selector>().is_ok(), "{good}");
@@ -164,6 +208,33 @@ mod tests {
             assert!(error.contains(why), "{bad:?}: {error}");
             assert!(error.contains("expected a series selector"), "{error}");
         }
+        for deep in [
+            "sum(",
+            "(",
+            "-",
+            "up+",
+            "up or ",
+            "!",
+            "#\n(",
+            "\"\"+",
+            "up{}+",
+            "up[5m:1m]",
+        ] {
+            let text = deep.repeat(MAX_LENGTH / deep.len());
+            assert!(text.parse::<Selector>().is_err(), "{deep}");
+            assert!(format!("up{{{text}}}").parse::<Selector>().is_err(), "{deep}");
+        }
+        // The parser's backquote can be escaped too: what follows is no longer quoted.
+        let unquoted = format!("up{{a=`\\`}} `}}{}`", "(".repeat(10_000));
+        assert!(unquoted.parse::<Selector>().is_err());
+        let many = |count| format!("{{a=~\"x+\"{}}}", ",b=~\"x\"".repeat(count)).parse::<Selector>();
+        assert!(many(MAX_REGEXES - 1).is_ok());
+        assert!(
+            many(MAX_REGEXES)
+                .unwrap_err()
+                .to_string()
+                .contains("regular expressions")
+        );
         assert!("x".repeat(MAX_LENGTH + 1).parse::<Selector>().is_err());
     }
 }

@@ -8,6 +8,8 @@ mod copy;
 mod database;
 mod dictionary;
 mod encode;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod keeper;
 mod partitions;
 mod pods;

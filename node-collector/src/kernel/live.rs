@@ -25,6 +25,7 @@ mod kernellatency;
 mod limits;
 mod netfilter;
 mod netiftxlat;
+mod odd_packets;
 mod places;
 mod resets;
 mod retransmits;

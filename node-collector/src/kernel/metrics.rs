@@ -112,6 +112,12 @@ pub(super) fn write(status: &KernelStatus, page: &mut Page) {
     for (probe, left) in &status.governor.stepped_down {
         page.sample(down, &[("probe", probe), ("left", left)], true);
     }
+    page.single(
+        "sonde_collector_ebpf_unknown_records_total",
+        Type::Counter,
+        "Records of no known kind, or not as long as they say",
+        status.unknown_records,
+    );
     for gauge in status.probes.iter().flat_map(|report| &report.gauges) {
         page.single(gauge.name, Type::Gauge, gauge.help, gauge.value);
     }
@@ -170,6 +176,7 @@ mod tests {
         write(
             &KernelStatus {
                 signals: vec![report],
+                unknown_records: 7,
                 ..KernelStatus::default()
             },
             &mut page,
@@ -180,6 +187,8 @@ mod tests {
             "{text}"
         );
         assert!(text.contains("sonde_collector_ebpf_run_time_seconds_total{signal=\"packetloss.count\"} 1.5\n"));
+        assert!(text.contains("sonde_collector_ebpf_bad_records_total{signal=\"packetloss.count\"} 4\n"));
+        assert!(text.contains("sonde_collector_ebpf_unknown_records_total 7\n"));
         let mut described = None;
         for line in text.lines() {
             match line.strip_prefix("# TYPE ") {

@@ -24,6 +24,8 @@ mod counted;
 mod doctor;
 mod engine;
 mod facts;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod gaps;
 mod governor;
 mod latency;
@@ -84,6 +86,8 @@ pub struct KernelStatus {
     pub namespaces: usize,
     /// Memory of all maps.
     pub map_bytes: u64,
+    /// Records of the rings that are of no known kind, or not as long as they say.
+    pub unknown_records: u64,
     /// Probes of which at least one signal runs.
     pub probes: Vec<ProbeReport>,
     /// What keeps programs within their budget of CPU time.
@@ -305,6 +309,9 @@ impl Kernel {
                 .map_or_else(|| "not read".to_owned(), Engine::symbols),
             namespaces: engines().map(Engine::namespaces).max().unwrap_or(0),
             map_bytes: engines().map(Engine::map_bytes).sum(),
+            unknown_records: engines()
+                .map(|engine| engine.last().bad_records.get("").copied().unwrap_or(0))
+                .sum(),
             probes: reports.collect(),
             governor: self.governor.status(&self.asked),
         }

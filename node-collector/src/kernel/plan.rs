@@ -648,7 +648,7 @@ mod tests {
                 signal.name
             );
             assert!(
-                signal.rows || !signal.buckets.is_empty(),
+                signal.rows || !signal.buckets.is_empty() || signal.after.is_some(),
                 "{}: good for nothing",
                 signal.name
             );

@@ -125,7 +125,7 @@ impl Live {
     }
 }
 
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 pub(crate) fn live_with_sample(sample: u32) -> Arc<Live> {
     let settings = Defaults { sample, ..Defaults::ON }.with(&Config::default(), "");
     Arc::new(Live::new(&settings))
@@ -190,9 +190,12 @@ impl Setup {
 /// A probe whose programs run.
 pub(crate) struct Opened {
     pub reader: Box<dyn Reader>,
-    /// By the first word of their records, see `sonde_ebpf_common::record::kind`.
-    pub decoders: Vec<(u32, Box<dyn Decoder>)>,
+    /// See `sonde_ebpf_common::record::kind`.
+    pub decoders: Decoders,
 }
+
+/// By the first word of the records that they read.
+pub(crate) type Decoders = Vec<(u32, Box<dyn Decoder>)>;
 
 /// Reads the probe's maps.
 pub(crate) trait Reader: Send {

@@ -29,8 +29,7 @@ impl Default for Reasons {
 impl Reasons {
     /// From the kernel's BTF, with those of loaded modules (openvswitch, mac80211) where they can be read.
     pub(super) fn read(btf: &Btf, sys: &Path) -> Self {
-        let mut reasons = Self::default();
-        reasons.take(btf);
+        let mut reasons = Self::of(btf);
         let modules = std::fs::read_dir(sys.join("kernel/btf"))
             .into_iter()
             .flatten()
@@ -43,6 +42,13 @@ impl Reasons {
                 reasons.take(&module);
             }
         }
+        reasons
+    }
+
+    /// Those of one file.
+    pub(super) fn of(btf: &Btf) -> Self {
+        let mut reasons = Self::default();
+        reasons.take(btf);
         reasons
     }
 
@@ -108,11 +114,7 @@ mod tests {
         );
         w.enumeration("qdisc_drop_reason", &[("QDISC_DROP_OVERLIMIT", 0x3_0001), ("SMALL", 3)]);
         w.enumeration("color", &[("RED", 130)]);
-        let reasons = {
-            let mut reasons = Reasons::default();
-            reasons.take(&Btf::parse(w.finish()).unwrap());
-            reasons
-        };
+        let reasons = Reasons::of(&Btf::parse(w.finish()).unwrap());
         assert_eq!(reasons.len(), 4);
         assert_eq!(&*reasons.name(12), "NETFILTER_DROP");
         assert_eq!(&*reasons.name(0x3_0001), "QDISC_DROP_OVERLIMIT");

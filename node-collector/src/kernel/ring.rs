@@ -17,9 +17,10 @@ use sonde_ebpf_common::record::WAKE_EVERY_NS;
 use tokio::sync::mpsc::Sender;
 use tokio::sync::mpsc::error::TrySendError;
 
+use super::clock::monotonic_ns;
 use super::listing::Listing;
 use super::probe::{Decoded, Decoder};
-use super::record;
+use super::record::{self, RecordError};
 use crate::event::Observation;
 
 /// What goes to the channel at once, at most.
@@ -284,7 +285,7 @@ impl Reader {
 }
 
 /// `None`: no event, or a record that could not be read, which is counted.
-fn decode(bytes: &[u8], decoders: &mut Decoders, counters: &RingCounters) -> Option<(usize, Observation)> {
+pub(super) fn decode(bytes: &[u8], decoders: &mut Decoders, counters: &RingCounters) -> Option<(usize, Observation)> {
     let kind = match record::kind(bytes) {
         Ok(kind) => kind,
         Err(error) => {
@@ -293,7 +294,7 @@ fn decode(bytes: &[u8], decoders: &mut Decoders, counters: &RingCounters) -> Opt
         }
     };
     let Some((probe, decoder)) = decoders.get_mut(&kind) else {
-        let error = record::RecordError::Value {
+        let error = RecordError::Value {
             what: "its kind",
             value: kind.into(),
         };
@@ -301,13 +302,35 @@ fn decode(bytes: &[u8], decoders: &mut Decoders, counters: &RingCounters) -> Opt
         return None;
     };
     match decoder.decode(bytes) {
-        Ok(Decoded::Event(bucket, observation)) if bucket < TYPES => Some((bucket, *observation)),
+        Ok(Decoded::Event(bucket, seen)) if bucket < TYPES => match check(&seen, monotonic_ns()) {
+            Ok(()) => Some((bucket, *seen)),
+            Err(error) => {
+                counters.bad_record(probe, &error);
+                None
+            }
+        },
         Ok(_) => None,
         Err(error) => {
             counters.bad_record(probe, &*error);
             None
         }
     }
+}
+
+/// What no kernel says. The aggregator would refuse it too, and everything that travels with it.
+fn check(seen: &Observation, now_ns: u64) -> Result<(), RecordError> {
+    let in_bounds = |what, value: u64, most: u64| {
+        if value <= most {
+            Ok(())
+        } else {
+            Err(RecordError::Value { what, value })
+        }
+    };
+    in_bounds("its time", seen.ktime_ns, now_ns)?;
+    // Nothing began before the machine did.
+    in_bounds("how long it took", seen.latency_ns.unwrap_or(0), seen.ktime_ns)?;
+    in_bounds("its CPU", seen.cpu.unwrap_or(0).into(), i32::MAX as u64)?;
+    in_bounds("its process", seen.pid.unwrap_or(0).into(), i32::MAX as u64)
 }
 
 #[cfg(test)]
@@ -343,5 +366,32 @@ mod tests {
         assert!(!decode(&record(7, 10, &[1])), "of another size than it says");
         assert!(!decode(&[7, 0, 0, 0, 9]), "cut off");
         assert_eq!(counters.bad_records(), BTreeMap::from([("", 3), ("picky", 1)]));
+    }
+
+    #[test]
+    fn what_no_kernel_says_is_refused() {
+        let seen = |change: fn(&mut Observation)| {
+            let mut seen = Observation {
+                ktime_ns: 1000,
+                latency_ns: Some(1000),
+                cpu: Some(3),
+                pid: Some(4_194_304),
+                ..Observation::default()
+            };
+            change(&mut seen);
+            check(&seen, 1000).map_err(|error| error.to_string())
+        };
+        assert_eq!(seen(|_| ()), Ok(()));
+        let refused = |what: &str, value: u64| Err(format!("record says {what} is {value}"));
+        assert_eq!(seen(|seen| seen.ktime_ns = 1001), refused("its time", 1001));
+        assert_eq!(
+            seen(|seen| seen.latency_ns = Some(1001)),
+            refused("how long it took", 1001)
+        );
+        assert_eq!(seen(|seen| seen.cpu = Some(1 << 31)), refused("its CPU", 1 << 31));
+        assert_eq!(
+            seen(|seen| seen.pid = Some(u32::MAX)),
+            refused("its process", u32::MAX.into())
+        );
     }
 }

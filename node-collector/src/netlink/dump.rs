@@ -143,7 +143,7 @@ fn once(
                         (_, Some(error)) => Err(error),
                         (0, None) if header.kind == NLMSG_DONE => Ok(()),
                         (0, None) => Err(DumpError::Truncated),
-                        (code, None) => Err(io::Error::from_raw_os_error(-code).into()),
+                        (code, None) => Err(io::Error::from_raw_os_error(code.saturating_neg()).into()),
                     };
                 }
                 NLMSG_OVERRUN => {

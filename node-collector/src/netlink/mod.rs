@@ -1,6 +1,8 @@
 //! Netlink, as far as the collector asks it. Readers here know namespaces and devices, not pods.
 
 pub mod dump;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod message;
 pub mod nftables;
 pub mod qdisc;

@@ -233,7 +233,7 @@ impl RouteSocket {
                         return if code == 0 {
                             Ok(())
                         } else {
-                            Err(io::Error::from_raw_os_error(-code))
+                            Err(io::Error::from_raw_os_error(code.saturating_neg()))
                         };
                     }
                     kind => {
@@ -268,7 +268,7 @@ impl AsFd for RouteSocket {
 }
 
 /// The local address of an RTM_NEWADDR: IFA_LOCAL where there is one (point to point), else IFA_ADDRESS.
-fn address(payload: &[u8]) -> Option<IpAddr> {
+pub(super) fn address(payload: &[u8]) -> Option<IpAddr> {
     let (mut local, mut plain) = (None, None);
     for (kind, value) in attributes(payload.get(8..)?) {
         let ip = <[u8; 4]>::try_from(value)
@@ -284,14 +284,14 @@ fn address(payload: &[u8]) -> Option<IpAddr> {
 }
 
 #[derive(Debug, PartialEq, Eq)]
-struct PairEnd {
+pub(super) struct PairEnd {
     ifindex: u32,
     nsid: i32,
 }
 
 /// The far end of a device that comes in a pair, if it lies in another namespace. A macvlan or ipvlan also names a
 /// device there, but one that it shares with others.
-fn pair_end(payload: &[u8]) -> Option<PairEnd> {
+pub(super) fn pair_end(payload: &[u8]) -> Option<PairEnd> {
     let (mut ifindex, mut nsid, mut paired) = (None, None, false);
     for (kind, value) in attributes(payload.get(16..)?) {
         match kind {

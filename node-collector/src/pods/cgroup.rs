@@ -38,7 +38,12 @@ fn expand_slice(slice: &str) -> Option<String> {
     if slice.is_empty() {
         return Some("/system.slice".to_owned());
     }
+    /// Of a file's name. The path grows with the square of it.
+    const LONGEST: usize = 255;
     let name = slice.strip_suffix(".slice").filter(|name| !name.contains('/'))?;
+    if slice.len() > LONGEST {
+        return None;
+    }
     if name == "-" {
         return Some("/".to_owned());
     }

@@ -5,6 +5,8 @@ use std::net::IpAddr;
 
 pub mod cgroup;
 pub mod cri;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod index;
 pub mod names;
 pub mod netns;

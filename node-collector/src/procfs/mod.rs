@@ -6,6 +6,8 @@
 pub mod dev;
 mod error;
 pub mod files;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 pub mod ipvs;
 pub mod named;
 mod number;

@@ -295,7 +295,7 @@ fn ended_or<T>(errno: nix::errno::Errno, error: impl FnOnce(io::Error) -> ReadEr
 }
 
 /// `4242 (a name) S 1 ...`: the name may hold blanks and parentheses, so fields are counted from the last one.
-fn parse_stat(text: &[u8]) -> Result<Stat, ParseError> {
+pub(super) fn parse_stat(text: &[u8]) -> Result<Stat, ParseError> {
     let shape = |what| ParseError::Shape { line: 1, what };
     let end = memchr::memrchr(b')', text).ok_or(shape("expected a name in parentheses"))?;
     let rest = std::str::from_utf8(&text[end + 1..]).map_err(|_| shape("expected digits behind the name"))?;

@@ -9,7 +9,8 @@ use super::{ParseError, lines, words};
 pub fn is_under_pressure(text: &[u8], protocol: &str) -> Result<Option<bool>, ParseError> {
     let mut lines = lines(text).enumerate();
     let titles = lines.next().map_or(&b""[..], |(_, line)| line);
-    let Some(place) = words(titles).position(|title| title == b"press") else {
+    // Behind the protocol's name.
+    let Some(place) = words(titles).skip(1).position(|title| title == b"press") else {
         return Ok(None);
     };
     for (number, line) in lines {
@@ -17,7 +18,7 @@ pub fn is_under_pressure(text: &[u8], protocol: &str) -> Result<Option<bool>, Pa
         if words.next() != Some(protocol.as_bytes()) {
             continue;
         }
-        return match words.nth(place - 1) {
+        return match words.nth(place) {
             Some(b"yes") => Ok(Some(true)),
             Some(b"no") => Ok(Some(false)),
             Some(b"NI") => Ok(None),
@@ -44,5 +45,10 @@ mod tests {
         assert_eq!(of("SCTP"), Ok(None));
         assert!(of("X").is_err());
         assert_eq!(is_under_pressure(b"protocol size\nTCP 1\n", "TCP"), Ok(None));
+        assert_eq!(
+            is_under_pressure(b"press size\nTCP 1\n", "TCP"),
+            Ok(None),
+            "no protocol before it"
+        );
     }
 }

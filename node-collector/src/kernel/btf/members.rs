@@ -20,7 +20,7 @@ impl Btf {
             type_id: id,
         };
         for name in path.split('.') {
-            let inner = self.member_of(found.type_id, name, 0)?;
+            let inner = self.member_of(found.type_id, name, &mut Vec::new())?;
             found = Found {
                 bit_offset: found.bit_offset.checked_add(inner.bit_offset)?,
                 ..inner
@@ -29,12 +29,14 @@ impl Btf {
         Some(found)
     }
 
-    /// Members of anonymous structs and unions count as the struct's own.
-    fn member_of(&self, id: TypeId, name: &str, depth: usize) -> Option<Found> {
-        if depth > MAX_CHAIN {
+    /// Members of anonymous structs and unions count as the struct's own. What was searched once is not searched again: a
+    /// hostile file may hold one thing in itself, and twice.
+    fn member_of(&self, id: TypeId, name: &str, searched: &mut Vec<TypeId>) -> Option<Found> {
+        let (id, structure) = self.strip(id)?;
+        if searched.len() > MAX_CHAIN * MAX_CHAIN || searched.contains(&id) {
             return None;
         }
-        let (_, structure) = self.strip(id)?;
+        searched.push(id);
         structure.members().find_map(|member| {
             if member.name == name {
                 return Some(Found {
@@ -46,7 +48,7 @@ impl Btf {
             if !member.name.is_empty() {
                 return None;
             }
-            let inner = self.member_of(member.type_id, name, depth + 1)?;
+            let inner = self.member_of(member.type_id, name, searched)?;
             Some(Found {
                 bit_offset: inner.bit_offset.checked_add(member.bit_offset)?,
                 ..inner

@@ -113,6 +113,8 @@ pub(crate) struct Type<'a> {
 }
 
 const HEADER: usize = 24;
+/// The kernel's own are shorter than 512 bytes (KSYM_NAME_LEN). What is longer has no name here.
+const LONGEST_NAME: usize = 1024;
 
 impl Btf {
     pub(crate) fn parse(bytes: Vec<u8>) -> Result<Self, BtfError> {
@@ -222,6 +224,8 @@ impl Btf {
         };
         let all = &self.bytes[self.strings.clone()];
         let from = all.get(offset as usize..).unwrap_or_default();
+        // Thousands of names in a file may share one end that is far away.
+        let from = &from[..from.len().min(LONGEST_NAME)];
         let end = from.iter().position(|b| *b == 0).unwrap_or(0);
         std::str::from_utf8(&from[..end]).unwrap_or_default()
     }

@@ -420,6 +420,23 @@ fn types_that_lead_in_a_circle_come_to_an_end() {
 }
 
 #[test]
+fn types_that_hold_each_other_many_times_are_searched_once() {
+    let w = &mut Writer::new();
+    let anonymous = |to: u32| [("", to, 0, 0), ("", to, 8, 0), ("", to, 16, 0)];
+    for id in 1..40 {
+        let name = if id == 1 { "sk_buff" } else { "" };
+        w.structure(STRUCT, name, 8, &anonymous(id + 1));
+    }
+    let byte = w.int("u8", 1);
+    assert_eq!(byte, 40);
+    let btf = Btf::parse(w.finish()).unwrap();
+    assert!(
+        field(&btf, "SKB_DEV").is_err(),
+        "after 39 looks, not 3 to the power of 39"
+    );
+}
+
+#[test]
 fn other_byte_order_and_other_files_are_told_apart() {
     let mut other = kernel(&K5_10);
     other.swap(0, 1);

@@ -27,7 +27,7 @@ use crate::kernel::latency::{self, LATENCY_BOUNDS};
 use crate::kernel::packets;
 use crate::kernel::plan::{Attach, Bucket, Hook, Rung, Signal, Step};
 use crate::kernel::probe::{
-    Decoded, Decoder, Defaults, Host, KernelProbe, Live, Opened, Reader, Round, Setup, Standing, key_budget,
+    Decoded, Decoder, Decoders, Defaults, Host, KernelProbe, Live, Opened, Reader, Round, Setup, Standing, key_budget,
 };
 use crate::kernel::record::{self, RecordError};
 use crate::kernel::symbols::Symbols;
@@ -266,25 +266,29 @@ fn prepare(host: &Host<'_>) -> Setup {
     let symbols = Arc::clone(&host.symbols);
     let live = Arc::clone(&host.live);
     Setup::new(move |object| {
-        let decoder = |position| -> Box<dyn Decoder> {
-            Box::new(Long {
-                position,
-                live: Arc::clone(&live),
-                symbols: Arc::clone(&symbols),
-            })
-        };
         let reader = Namespaces {
             times: Counted::new(object.map("KERNELLATENCY_TIMES")?),
             sees_hooks: STAGE_PROGRAMS.iter().any(|program| object.runs(program)),
         };
         Ok(Opened {
             reader: Box::new(reader),
-            decoders: vec![
-                (kind::RXKERNEL, decoder(limit::RXKERNEL_SLOW)),
-                (kind::TXKERNEL, decoder(limit::TXKERNEL_SLOW)),
-            ],
+            decoders: decoders(&symbols, &live),
         })
     })
+}
+
+pub(super) fn decoders(symbols: &Arc<Symbols>, live: &Arc<Live>) -> Decoders {
+    let decoder = |position| -> Box<dyn Decoder> {
+        Box::new(Long {
+            position,
+            live: Arc::clone(live),
+            symbols: Arc::clone(symbols),
+        })
+    };
+    vec![
+        (kind::RXKERNEL, decoder(limit::RXKERNEL_SLOW)),
+        (kind::TXKERNEL, decoder(limit::TXKERNEL_SLOW)),
+    ]
 }
 
 impl counted::Key for Key {

@@ -35,6 +35,21 @@ pub(crate) fn find(name: &str) -> Option<&'static KernelProbe> {
     ALL.iter().copied().find(|probe| probe.spec.name == name)
 }
 
+/// All decoders there are, without the maps of any program.
+#[cfg(any(test, fuzzing))]
+pub(super) fn decoders(symbols: &std::sync::Arc<super::symbols::Symbols>) -> super::probe::Decoders {
+    let sites = super::sites::Sites::new(Default::default(), symbols.clone(), None);
+    let mut all = packetloss::decoders(std::sync::Arc::new(sites));
+    all.extend(tcpretrans::decoders(symbols));
+    all.extend(tcpreset::decoders(None, symbols, Default::default()));
+    all.extend(socketlatency::decoders(symbols));
+    all.extend(net_softirq::decoders(symbols));
+    all.extend(virtcmdlatency::decoders(symbols));
+    all.extend(netiftxlat::decoders(symbols, &super::probe::live_with_sample(1)));
+    all.extend(kernellatency::decoders(symbols, &super::probe::live_with_sample(2)));
+    all
+}
+
 pub(super) fn signals() -> impl Iterator<Item = &'static Signal> {
     ALL.iter().flat_map(|probe| probe.signals.iter().copied())
 }

@@ -27,7 +27,7 @@ use crate::kernel::latency::{self, LATENCY_BOUNDS};
 use crate::kernel::packets;
 use crate::kernel::plan::{Attach, Bucket, Hook, Rung, Signal, Step};
 use crate::kernel::probe::{
-    Decoded, Decoder, Defaults, Host, KernelProbe, Live, Opened, Reader, Round, Setup, Standing, key_budget,
+    Decoded, Decoder, Decoders, Defaults, Host, KernelProbe, Live, Opened, Reader, Round, Setup, Standing, key_budget,
 };
 use crate::kernel::record::{self, RecordError};
 use crate::kernel::symbols::Symbols;
@@ -188,23 +188,27 @@ fn prepare(host: &Host<'_>) -> Setup {
     let symbols = Arc::clone(&host.symbols);
     let live = Arc::clone(&host.live);
     Setup::new(move |object| {
-        let decoder = |kind| -> Box<dyn Decoder> {
-            Box::new(Long {
-                kind,
-                live: Arc::clone(&live),
-                symbols: Arc::clone(&symbols),
-            })
-        };
         Ok(Opened {
             reader: Box::new(Devices(
                 Counted::new(object.map("NETIFTXLAT_TIMES")?).forgets_idle(IDLE),
             )),
-            decoders: vec![
-                (kind::NETIFTXLAT_QDISC, decoder(limit::NETIFTXLAT_QDISC)),
-                (kind::NETIFTXLAT_XMIT, decoder(limit::NETIFTXLAT_XMIT)),
-            ],
+            decoders: decoders(&symbols, &live),
         })
     })
+}
+
+pub(super) fn decoders(symbols: &Arc<Symbols>, live: &Arc<Live>) -> Decoders {
+    let decoder = |kind| -> Box<dyn Decoder> {
+        Box::new(Long {
+            kind,
+            live: Arc::clone(live),
+            symbols: Arc::clone(symbols),
+        })
+    };
+    vec![
+        (kind::NETIFTXLAT_QDISC, decoder(limit::NETIFTXLAT_QDISC)),
+        (kind::NETIFTXLAT_XMIT, decoder(limit::NETIFTXLAT_XMIT)),
+    ]
 }
 
 impl counted::Key for Key {

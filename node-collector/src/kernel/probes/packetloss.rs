@@ -14,7 +14,7 @@ use crate::kernel::Gauge;
 use crate::kernel::counted::{self, Counted};
 use crate::kernel::plan::{Attach, Bucket, Hook, Rung, Signal, Step};
 use crate::kernel::probe::{
-    Decoded, Decoder, Defaults, Host, KernelProbe, Opened, Reader, Round, Setup, Standing, count_keys,
+    Decoded, Decoder, Decoders, Defaults, Host, KernelProbe, Opened, Reader, Round, Setup, Standing, count_keys,
 };
 use crate::kernel::reasons::Reasons;
 use crate::kernel::sites::{Sites, verdicts};
@@ -104,10 +104,14 @@ fn prepare(host: &Host<'_>) -> Setup {
         };
         Ok(Opened {
             reader: Box::new(reader),
-            decoders: vec![(kind::DROP, Box::new(Drop(sites)))],
+            decoders: decoders(sites),
         })
     })
     .global("PACKETLOSS_REASONS", &verdicts)
+}
+
+pub(super) fn decoders(sites: Arc<Sites>) -> Decoders {
+    vec![(kind::DROP, Box::new(Drop(sites)))]
 }
 
 impl counted::Key for CountKey {

@@ -24,8 +24,9 @@ use crate::event::{NetnsKey, Observation};
 use crate::kernel::counted::{self, Counted};
 use crate::kernel::latency::{self, LATENCY_BOUNDS};
 use crate::kernel::probe::{
-    Defaults, Host, KernelProbe, Opened, Reader, Round, Setup, Standing, THRESHOLD_100_MS, latency_keys,
+    Decoders, Defaults, Host, KernelProbe, Opened, Reader, Round, Setup, Standing, THRESHOLD_100_MS, latency_keys,
 };
+use crate::kernel::symbols::Symbols;
 use crate::table::Table;
 
 const SPEC: ProbeSpec = ProbeSpec {
@@ -114,9 +115,14 @@ fn prepare(host: &Host<'_>) -> Setup {
         };
         Ok(Opened {
             reader: Box::new(reader),
-            decoders: vec![(kind::SOCKET_LATENCY, Box::new(decode::Slow { symbols }))],
+            decoders: decoders(&symbols),
         })
     })
+}
+
+pub(super) fn decoders(symbols: &Arc<Symbols>) -> Decoders {
+    let symbols = Arc::clone(symbols);
+    vec![(kind::SOCKET_LATENCY, Box::new(decode::Slow { symbols }))]
 }
 
 impl counted::Key for Key {

@@ -22,7 +22,7 @@ use crate::kernel::counted::{self, Counted};
 use crate::kernel::facts::{Facts, Release};
 use crate::kernel::plan::{Attach, Bucket, Hook, Rung, Signal, Step};
 use crate::kernel::probe::{
-    Decoded, Decoder, Defaults, Host, KernelProbe, Opened, Reader, Round, Setup, Standing, count_keys,
+    Decoded, Decoder, Decoders, Defaults, Host, KernelProbe, Opened, Reader, Round, Setup, Standing, count_keys,
 };
 use crate::kernel::record::{self, RecordError};
 use crate::kernel::symbols::Symbols;
@@ -269,16 +269,21 @@ fn prepare(host: &Host<'_>) -> Setup {
             held: object.map("TCPRESET_HELD")?,
             buffer: BatchBuffer::default(),
         };
-        let decoder = Reset {
-            told: object.map("TCPRESET_TOLD")?,
-            symbols,
-            reasons,
-        };
+        let told = Some(object.map("TCPRESET_TOLD")?);
         Ok(Opened {
             reader: Box::new(reader),
-            decoders: vec![(records::RESET, Box::new(decoder))],
+            decoders: decoders(told, &symbols, reasons),
         })
     })
+}
+
+pub(super) fn decoders(
+    told: Option<RawMap<u32, Told>>,
+    symbols: &Arc<Symbols>,
+    reasons: HashMap<u32, Arc<str>>,
+) -> Decoders {
+    let symbols = Arc::clone(symbols);
+    vec![(records::RESET, Box::new(Reset { told, symbols, reasons }))]
 }
 
 /// Names of `enum sk_rst_reason` (since 6.10) without their prefix. Its numbers move.
@@ -363,7 +368,8 @@ fn no_longer_in_doubt(
 }
 
 struct Reset {
-    told: RawMap<u32, Told>,
+    /// Absent where no program writes it: then nothing is held.
+    told: Option<RawMap<u32, Told>>,
     symbols: Arc<Symbols>,
     reasons: HashMap<u32, Arc<str>>,
 }
@@ -383,9 +389,10 @@ impl Decoder for Reset {
 impl Reset {
     /// Waits until it is clear. Records behind this one are older by then, so this is done once for many.
     fn was_mistaken(&self, record: &Record) -> io::Result<bool> {
+        let Some(told) = &self.told else { return Ok(false) };
         let age = monotonic_ns().saturating_sub(record.head.ktime_ns);
         std::thread::sleep(Duration::from_nanos(HOLD_NS.saturating_sub(age)));
-        let told = self.told.get(&slot(record.socket, HELD))?;
+        let told = told.get(&slot(record.socket, HELD))?;
         let same = |told: &Told| told.socket == record.socket && told.ktime_ns == record.head.ktime_ns;
         Ok(told.into_iter().flatten().any(|told| same(&told) && told.mistaken != 0))
     }

@@ -16,7 +16,7 @@ use crate::kernel::connection;
 use crate::kernel::counted::{self, Counted};
 use crate::kernel::plan::{Attach, Bucket, Hook, Rung, Signal, Step};
 use crate::kernel::probe::{
-    Decoded, Decoder, Defaults, Host, KernelProbe, Opened, Reader, Round, Setup, Standing, count_keys,
+    Decoded, Decoder, Decoders, Defaults, Host, KernelProbe, Opened, Reader, Round, Setup, Standing, count_keys,
 };
 use crate::kernel::record::{self, RecordError};
 use crate::kernel::symbols::Symbols;
@@ -137,9 +137,14 @@ fn prepare(host: &Host<'_>) -> Setup {
     Setup::new(move |object| {
         Ok(Opened {
             reader: Box::new(Retransmits(Counted::new(object.map("TCPRETRANS_COUNTS")?))),
-            decoders: vec![(records::RETRANSMIT, Box::new(Retransmit { symbols }))],
+            decoders: decoders(&symbols),
         })
     })
+}
+
+pub(super) fn decoders(symbols: &Arc<Symbols>) -> Decoders {
+    let symbols = Arc::clone(symbols);
+    vec![(records::RETRANSMIT, Box::new(Retransmit { symbols }))]
 }
 
 impl counted::Key for Key {

@@ -17,7 +17,7 @@ use crate::kernel::facts::Answer;
 use crate::kernel::latency::{self, LATENCY_BOUNDS};
 use crate::kernel::plan::{Attach, Bucket, Hook, Rung, Signal, Step};
 use crate::kernel::probe::{
-    Decoded, Decoder, Defaults, Host, KernelProbe, Opened, Reader, Round, Setup, Standing, THRESHOLD_10_MS,
+    Decoded, Decoder, Decoders, Defaults, Host, KernelProbe, Opened, Reader, Round, Setup, Standing, THRESHOLD_10_MS,
 };
 use crate::kernel::record;
 use crate::kernel::symbols::Symbols;
@@ -128,10 +128,15 @@ fn prepare(host: &Host<'_>) -> Setup {
                 times: object.map("VIRTCMDLATENCY_TIMES")?,
                 rows,
             }),
-            decoders: vec![(kind::VIRTCMD, Box::new(Slow { symbols }))],
+            decoders: decoders(&symbols),
         })
     })
     .of_node(host)
+}
+
+pub(super) fn decoders(symbols: &Arc<Symbols>) -> Decoders {
+    let symbols = Arc::clone(symbols);
+    vec![(kind::VIRTCMD, Box::new(Slow { symbols }))]
 }
 
 struct Times {

@@ -124,6 +124,12 @@ impl Raw {
         let record = &self.record;
         let bytes = &record.packet[..usize::from(record.captured)];
         let ethertype = u16::from_be(record.protocol);
+        // Tags in the packet begin behind the addresses of its frame, wherever the network header is marked.
+        if headers::VLAN.contains(&ethertype) {
+            let tags = record.mac_header.checked_add(headers::ETHERNET_HEADER as u16);
+            let there = if tags == Some(record.start) { bytes } else { &[] };
+            return headers::parse(ethertype, there);
+        }
         if record.start == record.network_header {
             return headers::parse(ethertype, bytes);
         }
@@ -171,7 +177,8 @@ pub(crate) fn protocol(headers: &Headers) -> Option<Arc<str>> {
         (_, Some(headers::ICMPV6)) => "ICMPv6",
         (headers::IPV4 | headers::IPV6, _) => "IP",
         (headers::ARP, _) => "ARP",
-        (0, _) => return None,
+        // 0: not known. Below 0x600 it is no EtherType but a length, or a mark that the kernel makes of one.
+        (0..0x600, _) => return None,
         (other, _) => return Some(format!("0x{other:04x}").into()),
     };
     Some(name.into())

@@ -6,8 +6,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 pub(crate) const IPV4: u16 = 0x0800;
 pub(crate) const ARP: u16 = 0x0806;
 pub(crate) const IPV6: u16 = 0x86dd;
-const VLAN: [u16; 2] = [0x8100, 0x88a8];
-const ETHERNET_HEADER: usize = 14;
+pub(crate) const VLAN: [u16; 2] = [0x8100, 0x88a8];
+pub(crate) const ETHERNET_HEADER: usize = 14;
 
 /// IP protocol numbers.
 pub(crate) const ICMP: u8 = 1;

@@ -13,6 +13,8 @@ use std::ops::Range;
 use sonde_proto::limits::MAX_BATCH_BYTES;
 
 pub(super) const HEADER: usize = 36;
+/// The aggregator takes no higher one.
+pub(super) const LAST_SEQUENCE: u64 = i64::MAX as u64;
 
 /// What must be known of a batch without opening it, so that a gap can tell what went with it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -47,12 +49,12 @@ pub(super) fn encode(sequence: u64, contents: Contents, payload: &[u8]) -> Vec<u
 }
 
 impl Header {
-    /// `None` for a length that no batch has.
+    /// `None` for a length or a sequence that no batch has.
     pub(super) fn decode(bytes: &[u8; HEADER]) -> Option<Self> {
         let u32_at = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
         let u64_at = |at: usize| u64::from(u32_at(at)) | u64::from(u32_at(at + 4)) << 32;
         let len = u32_at(0) as usize;
-        (len <= MAX_BATCH_BYTES).then_some(Self {
+        (len <= MAX_BATCH_BYTES && u64_at(8) <= LAST_SEQUENCE).then_some(Self {
             len,
             crc: u32_at(4),
             sequence: u64_at(8),

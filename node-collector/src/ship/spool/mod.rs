@@ -9,6 +9,8 @@
 //! sequence jumps ahead, so that a number once acked is never given to another batch.
 
 mod frame;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod reader;
 mod segment;
 mod state;
@@ -229,6 +231,10 @@ impl Spool {
     /// The aggregator has everything up to `sequence` in its tables. A number beyond ours means that this spool was
     /// put back to an older state: then we go on above it.
     pub fn acked(&self, sequence: u64) -> io::Result<()> {
+        if sequence > frame::LAST_SEQUENCE {
+            let why = format!("the aggregator says it has sequence {sequence}, which no batch can have");
+            return Err(io::Error::new(io::ErrorKind::InvalidData, why));
+        }
         let mut inner = self.inner.lock();
         if sequence >= inner.next {
             tracing::warn!(

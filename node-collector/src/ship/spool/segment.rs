@@ -5,7 +5,7 @@ use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
-use super::frame::{Contents, HEADER, Header, encode};
+use super::frame::{Contents, HEADER, Header, LAST_SEQUENCE, encode};
 use super::{Frame, Lane};
 
 #[derive(Debug)]
@@ -53,7 +53,8 @@ impl Segment {
         let (lane, first) = name.strip_suffix(".log")?.split_once('-')?;
         let lane = Lane::ALL.into_iter().find(|l| l.name() == lane)?;
         (first.len() == 16).then_some(())?;
-        Some((lane, u64::from_str_radix(first, 16).ok()?))
+        let first = u64::from_str_radix(first, 16).ok()?;
+        (first <= LAST_SEQUENCE).then_some((lane, first))
     }
 
     /// Reads all frames and cuts off what is not one: the end of a write that was cut short, or damage.

@@ -1,0 +1,30 @@
+//! Fuzz targets: everything that reads what the kernel, a container runtime or a disk gives. `make fuzz` runs them under
+//! libFuzzer (the crate `fuzz/`), the test below on inputs that are always the same.
+
+use sonde_mutate::Target;
+
+use crate::{kernel, netlink, pods, procfs, ship};
+
+/// All of them.
+pub fn targets() -> Vec<Target> {
+    let mut all: Vec<Target> = kernel::fuzz::TARGETS.into();
+    all.extend(netlink::fuzz::TARGETS);
+    all.extend(procfs::fuzz::TARGETS);
+    all.extend(pods::fuzz::TARGETS);
+    all.push(ship::spool::fuzz::TARGET);
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    #[global_allocator]
+    static METER: sonde_mutate::Meter = sonde_mutate::Meter;
+
+    #[test]
+    fn no_input_gets_the_better_of_a_reader() {
+        let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus");
+        sonde_mutate::check(&super::targets(), &corpus);
+    }
+}
