@@ -8,19 +8,19 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 
-use super::image::{Image, is_program};
+use super::image::Image;
 use super::kernels::Kernel;
 use crate::Line;
 
 /// For a guest that hangs. A run takes a minute or two.
 const LIMIT: Duration = Duration::from_secs(900);
-const QEMU: &str = "qemu-system-x86_64";
+pub(super) const QEMU: &str = "qemu-system-x86_64";
 
 /// What a guest said, and how it went.
 #[derive(Debug)]
-pub struct Ran {
+pub(super) struct Ran {
     pub lines: Vec<Line>,
     pub verdict: Verdict,
     /// What the kernel said.
@@ -29,7 +29,7 @@ pub struct Ran {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub(super) enum Verdict {
     /// It came to its end.
     Ended,
     /// The kernel fell over, or the guest never came to its end: with what is known.
@@ -39,7 +39,7 @@ pub enum Verdict {
 }
 
 /// Boots it; once more if the guest's kernel fell over, which is mostly the emulator's fault. Logs of all boots stay in `logs`.
-pub fn boot(kernel: &Kernel, image: &Image, logs: &Path) -> Result<Ran> {
+pub(super) fn boot(kernel: &Kernel, image: &Image, logs: &Path) -> Result<Ran> {
     fs::create_dir_all(logs)?;
     let first = boot_once(kernel, image, logs, 1)?;
     let Verdict::Died(why) = &first.verdict else {
@@ -54,15 +54,13 @@ pub fn boot(kernel: &Kernel, image: &Image, logs: &Path) -> Result<Ran> {
 }
 
 fn boot_once(kernel: &Kernel, image: &Image, logs: &Path, number: u32) -> Result<Ran> {
-    if !is_program(QEMU) {
-        bail!("no {QEMU}");
-    }
     let log = |what: &str| logs.join(format!("{}-{number}.{what}", kernel.series.name));
     let (console, said) = (log("console.log"), log("said.jsonl"));
     for file in [&console, &said] {
         fs::write(file, "")?;
     }
-    let initramfs = tempfile::NamedTempFile::new()?;
+    // Beside the logs: it is some 40 MB, and where temporary files are there may be less.
+    let initramfs = tempfile::NamedTempFile::new_in(logs)?;
     image.write(kernel, initramfs.path())?;
     let mut command = Command::new(QEMU);
     command
