@@ -18,6 +18,9 @@ struct Arguments {
     /// Runs this test program of the collector's library in the guests instead, those of its tests that need a live kernel.
     #[arg(long)]
     tests: Option<PathBuf>,
+    /// Which of them.
+    #[arg(long, default_value = "kernel::live")]
+    filter: String,
 }
 
 /// 0: all that the collector said was right. A kernel that could not be had is said, and is no failure.
@@ -31,8 +34,9 @@ fn main() -> Result<ExitCode> {
         [] => ALL.to_vec(),
         names => names.iter().map(find).collect::<Result<_>>()?,
     };
+    let tests = arguments.tests.as_deref().map(|program| (program, arguments.filter.as_str()));
     let beside = std::env::current_exe()?;
-    let image = Image::new(&program(&beside, "sonde-guest")?, &program(&beside, "sonde-collector")?, arguments.tests.as_deref())?;
+    let image = Image::new(&program(&beside, "sonde-guest")?, &program(&beside, "sonde-collector")?, tests)?;
     let mut table = Table::default();
     for one in series {
         examine(one, &image, &mut table)?;

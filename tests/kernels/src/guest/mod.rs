@@ -65,7 +65,8 @@ const TESTS: &str = "/tests";
 
 fn own_tests(voice: &Voice) -> Result<()> {
     let mut child = Command::new(TESTS)
-        .args(["kernel::live", "--test-threads", "1"])
+        .arg(fs::read_to_string(format!("{TESTS}.filter"))?)
+        .args(["--test-threads", "1", "--nocapture"])
         .stdout(Stdio::piped())
         .spawn()?;
     let output = child.stdout.take().context("no output")?;

@@ -21,9 +21,9 @@ pub struct Image {
 }
 
 impl Image {
-    /// `guest` and `collector` are programs of this build. With `tests`, the collector's own tests on a live kernel run
-    /// in the guest and nothing else.
-    pub fn new(guest: &Path, collector: &Path, tests: Option<&Path>) -> Result<Self> {
+    /// `guest` and `collector` are programs of this build. With `tests` (a program and a filter) these run in the
+    /// guest, and nothing else.
+    pub fn new(guest: &Path, collector: &Path, tests: Option<(&Path, &str)>) -> Result<Self> {
         let mut archive = Archive::default();
         for dir in ["proc", "sys", "dev", "run", "tmp", "modules", "var/lib"] {
             archive.directory(dir);
@@ -32,11 +32,14 @@ impl Image {
         let work = tempfile::tempdir()?;
         let mut paths = BTreeSet::new();
         let programs = [(guest, "init"), (collector, "sonde-collector")];
-        for (program, name) in programs.into_iter().chain(tests.map(|tests| (tests, "tests"))) {
+        for (program, name) in programs.into_iter().chain(tests.map(|(program, _)| (program, "tests"))) {
             let stripped = work.path().join(name);
             run(Command::new("strip").arg("-o").arg(&stripped).arg(program))?;
             archive.file(name, &fs::read(&stripped)?, 0o755);
             paths.extend(libraries(program)?);
+        }
+        if let Some((_, filter)) = tests {
+            archive.file("tests.filter", filter.as_bytes(), 0o644);
         }
         for tool in TOOLS {
             let path = find_tool(tool).with_context(|| format!("no program {tool}"))?;

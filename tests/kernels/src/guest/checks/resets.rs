@@ -39,26 +39,28 @@ fn make_and_compare(scene: &Scene) -> Result<Found> {
         let ours = expected.iter().filter(|(kind, of, ..)| *of == pod.name() && *kind != "TCPRESET_RECEIVE");
         same(&format!("resets that {pod} sent, as the kernel counts"), resets, ours.count() as u64)?;
     }
-    let events = events(scene, &before, &expected);
-    let count = scene.mark().and_then(|after| {
-        for pod in [&scene.client, &scene.server] {
-            for kind in ["NOSOCK", "PROCESS", "ACTIVE", "RECEIVE"] {
-                let label = kind.to_lowercase();
-                let of = |mark: &Mark| {
-                    mark.of(pod, "sonde_tcpreset_resets_total", &[("type", label.as_str())])
-                };
-                let is_it = |(wanted, of, ..): &&Reset| *of == pod.name() && wanted.strip_prefix("TCPRESET_") == Some(kind);
-                let wanted = expected.iter().filter(is_it).count() as u64;
-                same(&format!("{label} of {}", pod.name()), of(&after) - of(&before), wanted)?;
-            }
-        }
-        Ok(format!("{} resets, four types", expected.len()))
-    });
-    Ok(vec![("tcpreset.count", count), ("tcpreset.events", events)])
+    let after = scene.mark()?;
+    Ok(vec![
+        ("tcpreset.count", counts(scene, &before, &after, &expected)),
+        ("tcpreset.events", events(scene, &before, &after, &expected)),
+    ])
 }
 
-fn events(scene: &Scene, before: &Mark, expected: &[Reset]) -> Result<String> {
-    let all = scene.exactly(before, "resets", expected.len(), |event| event.is_of_pod() && event.kind.starts_with("TCPRESET_"))?;
+fn counts(scene: &Scene, before: &Mark, after: &Mark, expected: &[Reset]) -> Result<String> {
+    for pod in [&scene.client, &scene.server] {
+        for kind in ["NOSOCK", "PROCESS", "ACTIVE", "RECEIVE"] {
+            let label = kind.to_lowercase();
+            let of = |mark: &Mark| mark.of(pod, "sonde_tcpreset_resets_total", &[("type", label.as_str())]);
+            let is_it = |(wanted, of, ..): &&Reset| *of == pod.name() && wanted.strip_prefix("TCPRESET_") == Some(kind);
+            let wanted = expected.iter().filter(is_it).count() as u64;
+            same(&format!("{label} of {}", pod.name()), of(after) - of(before), wanted)?;
+        }
+    }
+    Ok(format!("{} resets, four types", expected.len()))
+}
+
+fn events(scene: &Scene, before: &Mark, after: &Mark, expected: &[Reset]) -> Result<String> {
+    let all = scene.exactly(before, after, "resets", expected.len(), |event| event.is_of_pod() && event.kind.starts_with("TCPRESET_"))?;
     for (kind, pod, from, to, state) in expected {
         let found = all
             .iter()

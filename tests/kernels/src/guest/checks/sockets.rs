@@ -58,14 +58,14 @@ fn read(scene: &Scene) -> Result<String> {
         std::thread::sleep(PAUSE);
         pair.server.read_exact(&mut [0; 5])?;
         let (own, peer) = (scene.server.socket(family, TO), scene.client.socket(family, port));
-        let events = scene.exactly(&before, "slow reads", 1, |event| {
+        let after = scene.mark()?;
+        let events = scene.exactly(&before, &after, "slow reads", 1, |event| {
             event.is_of_pod() && event.kind == "SOCKETLAT_READSLOW"
         })?;
         let event = &events[0];
         ensure!(event.pod == "server" && is_between(event, own, peer), "{event:?}");
         latency = event.latency_ns.context("no latency")?;
         ensure!(u128::from(latency) >= PAUSE.as_nanos(), "{latency} ns: {event:?}");
-        let after = scene.mark()?;
         let of = |mark: &Mark| mark.of(&scene.server, "sonde_socketlatency_latency_seconds_count", &labels);
         same("reads", of(&after) - of(&before), 1)?;
     }
