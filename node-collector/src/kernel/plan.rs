@@ -360,10 +360,7 @@ mod tests {
         let signal = signal("packetloss.count");
         let decision = plan(signal, &capable(), &config);
         assert_eq!(rungs(signal, &decision), [Rung::RawTracepoint]);
-        assert_eq!(
-            decision.reason(signal, Some(1)),
-            "tp_btf: kernel.rungs leaves it out"
-        );
+        assert_eq!(decision.reason(signal, Some(1)), "tp_btf: kernel.rungs leaves it out");
         config.kernel.rungs = vec![Rung::Kprobe];
         let decision = plan(signal, &capable(), &config);
         assert!(decision.candidates.is_empty() && decision.chosen, "{decision:?}");

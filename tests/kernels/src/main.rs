@@ -34,9 +34,16 @@ fn main() -> Result<ExitCode> {
         [] => ALL.to_vec(),
         names => names.iter().map(find).collect::<Result<_>>()?,
     };
-    let tests = arguments.tests.as_deref().map(|program| (program, arguments.filter.as_str()));
+    let tests = arguments
+        .tests
+        .as_deref()
+        .map(|program| (program, arguments.filter.as_str()));
     let beside = std::env::current_exe()?;
-    let image = Image::new(&program(&beside, "sonde-guest")?, &program(&beside, "sonde-collector")?, tests)?;
+    let image = Image::new(
+        &program(&beside, "sonde-guest")?,
+        &program(&beside, "sonde-collector")?,
+        tests,
+    )?;
     let mut table = Table::default();
     for one in series {
         examine(one, &image, &mut table)?;

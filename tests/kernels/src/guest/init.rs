@@ -42,7 +42,10 @@ pub(super) fn start() -> Result<Voice> {
     ] {
         mount(Some(kind), to, Some(kind), MsFlags::empty(), None::<&str>).with_context(|| format!("mount {to}"))?;
     }
-    let port = OpenOptions::new().write(true).open("/dev/ttyS1").context("/dev/ttyS1")?;
+    let port = OpenOptions::new()
+        .write(true)
+        .open("/dev/ttyS1")
+        .context("/dev/ttyS1")?;
     // SAFETY: this is the only thread.
     unsafe { std::env::set_var("PATH", "/bin") };
     load_modules()?;
@@ -52,7 +55,9 @@ pub(super) fn start() -> Result<Voice> {
 }
 
 fn load_modules() -> Result<()> {
-    let mut paths: Vec<_> = fs::read_dir("/modules")?.filter_map(|entry| Some(entry.ok()?.path())).collect();
+    let mut paths: Vec<_> = fs::read_dir("/modules")?
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .collect();
     paths.sort();
     for path in paths {
         let file = File::open(&path)?;
@@ -75,7 +80,9 @@ fn name_nics() -> Result<()> {
         driver.is_ok_and(|driver| driver.ends_with("virtio_net"))
     };
     let entries = fs::read_dir("/sys/class/net")?.filter_map(Result::ok).filter(of_driver);
-    let mut found: Vec<String> = entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    let mut found: Vec<String> = entries
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect();
     found.sort();
     anyhow::ensure!(found.len() == NICS.len(), "NICs of virtio-net: {found:?}");
     for (old, new) in found.iter().zip(NICS) {

@@ -86,7 +86,9 @@ fn one(run: &Run, receiver: &Receiver, voice: &Voice) -> Result<()> {
         let runs = check.signals.iter().any(|name| is_on(&signals, name));
         let found = if runs { (check.run)(&scene) } else { Vec::new() };
         for name in check.signals {
-            let signal = signals.get(*name).with_context(|| format!("no signal {name} in /status"))?;
+            let signal = signals
+                .get(*name)
+                .with_context(|| format!("no signal {name} in /status"))?;
             let outcome = match (&signal.rung, found.iter().find(|(of, _)| of == name)) {
                 (None, _) => Outcome::Off,
                 (Some(_), Some((_, Ok(what)))) => Outcome::Right(what.clone()),
@@ -103,7 +105,10 @@ fn one(run: &Run, receiver: &Receiver, voice: &Voice) -> Result<()> {
             }))?;
         }
     }
-    for name in signals.keys().filter(|name| !checks::ALL.iter().any(|check| check.signals.contains(&name.as_str()))) {
+    for name in signals
+        .keys()
+        .filter(|name| !checks::ALL.iter().any(|check| check.signals.contains(&name.as_str())))
+    {
         anyhow::bail!("nothing checks signal {name}");
     }
     if wrong {

@@ -88,7 +88,10 @@ impl Receiver {
             return;
         }
         *durable = sequence;
-        match body::decode(bytes).map_err(anyhow::Error::from).and_then(|body| read(&body)) {
+        match body::decode(bytes)
+            .map_err(anyhow::Error::from)
+            .and_then(|body| read(&body))
+        {
             Ok(events) => store.events.extend(events),
             Err(error) => store.broken = Some(format!("{error:#}")),
         }
@@ -136,14 +139,24 @@ async fn talk(
 }
 
 fn read(body: &BatchBody) -> Result<Vec<Event>> {
-    let word = |index: u32| body.strings.get(index as usize).cloned().context("a string that is not there");
+    let word = |index: u32| {
+        body.strings
+            .get(index as usize)
+            .cloned()
+            .context("a string that is not there")
+    };
     body.events
         .iter()
         .map(|event| {
             let pod = match (event.subject_unknown, event.subject) {
                 (true, _) => "unknown".to_owned(),
                 (false, 0) => String::new(),
-                (false, n) => body.pods.get(n as usize - 1).context("a pod that is not there")?.name.clone(),
+                (false, n) => body
+                    .pods
+                    .get(n as usize - 1)
+                    .context("a pod that is not there")?
+                    .name
+                    .clone(),
             };
             let stack = match event.stack {
                 0 => Vec::new(),
@@ -152,7 +165,10 @@ fn read(body: &BatchBody) -> Result<Vec<Event>> {
                     stack.frames.iter().map(|frame| word(*frame)).collect::<Result<_>>()?
                 }
             };
-            let attributes = event.attributes.iter().map(|one| Ok((word(one.key)?, word(one.value)?)));
+            let attributes = event
+                .attributes
+                .iter()
+                .map(|one| Ok((word(one.key)?, word(one.value)?)));
             Ok(Event {
                 pod,
                 kind: word(event.r#type)?,

@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
+use sonde_e2e::http;
 use sonde_e2e::process::Process;
 use sonde_e2e::prom::{self, Sample};
-use sonde_e2e::http;
 use sonde_lab::wait::{Look, until};
 use sonde_lab::{Lab, Pod};
 
@@ -109,7 +109,9 @@ impl Scene {
 
     pub(super) fn signals(&self) -> Result<HashMap<String, Signal>> {
         let status = self.status()?;
-        let signals = status["kernel"]["signals"].as_array().context("no signals in /status")?;
+        let signals = status["kernel"]["signals"]
+            .as_array()
+            .context("no signals in /status")?;
         let text = |value: &Value| value.as_str().map(str::to_owned);
         let named = signals.iter().map(|signal| {
             let found = Signal {
@@ -124,9 +126,13 @@ impl Scene {
     /// Runs of a signal's programs that the kernel says it skipped.
     pub(super) fn misses(&self, signal: &str) -> Result<u64> {
         let status = self.status()?;
-        let signals = status["kernel"]["signals"].as_array().context("no signals in /status")?;
+        let signals = status["kernel"]["signals"]
+            .as_array()
+            .context("no signals in /status")?;
         let found = signals.iter().find(|one| one["name"] == signal);
-        found.and_then(|one| one["misses"].as_u64()).with_context(|| format!("no misses of {signal} in /status"))
+        found
+            .and_then(|one| one["misses"].as_u64())
+            .with_context(|| format!("no misses of {signal} in /status"))
     }
 
     /// Waits until everything that happened before now has been read, counted and shipped.
@@ -145,7 +151,11 @@ impl Scene {
         // One may be under way. Two take longer than events are gathered for.
         let status = wait("two more rounds", "/rounds/count", rounds + 2)?;
         let next = number(&status, "/spool/next_sequence").context("no spool in /status")?;
-        wait("all batches to be taken", "/spool/acked_sequence", next.saturating_sub(1))?;
+        wait(
+            "all batches to be taken",
+            "/spool/acked_sequence",
+            next.saturating_sub(1),
+        )?;
         let page = http::get(self.http, "/metrics", &[])?;
         Ok(Mark {
             samples: prom::parse(&page.body)?,
@@ -198,7 +208,11 @@ impl Scene {
             // A mark may come too early: only nearly always does everything come before it.
             events = self.await_events(before, what, count, of)?;
         }
-        anyhow::ensure!(events.len() == count, "{what}: {} events, not {count}: {events:?}", events.len());
+        anyhow::ensure!(
+            events.len() == count,
+            "{what}: {} events, not {count}: {events:?}",
+            events.len()
+        );
         Ok(events)
     }
 

@@ -63,7 +63,11 @@ impl Suite {
     /// The packages of this version, as files in `dir`.
     pub(super) fn download(&self, names: &[String], version: &str, dir: &Path) -> Result<Vec<PathBuf>> {
         let wanted = names.iter().map(|name| format!("{name}={version}"));
-        run(self.apt("apt-get").current_dir(dir).args(["download", "-qq"]).args(wanted))?;
+        run(self
+            .apt("apt-get")
+            .current_dir(dir)
+            .args(["download", "-qq"])
+            .args(wanted))?;
         let files = fs::read_dir(dir)?.filter_map(|entry| Some(entry.ok()?.path()));
         let debs: Vec<_> = files
             .filter(|path| path.extension().is_some_and(|extension| extension == "deb"))
@@ -137,7 +141,10 @@ mod tests {
     #[test]
     fn the_mirror_is_the_one_of_the_machine() {
         let deb822 = "Types: deb\n# http://old/debian\nURIs: http://near/debian/\nSuites: x\n\nURIs: http://near/debian-security\n";
-        assert_eq!(find_mirror(deb822, Archive::Main).as_deref(), Some("http://near/debian"));
+        assert_eq!(
+            find_mirror(deb822, Archive::Main).as_deref(),
+            Some("http://near/debian")
+        );
         assert_eq!(
             find_mirror(deb822, Archive::Security).as_deref(),
             Some("http://near/debian-security")
@@ -146,7 +153,10 @@ mod tests {
             find_mirror("deb https://a.b/debian bookworm main", Archive::Main).as_deref(),
             Some("https://a.b/debian")
         );
-        assert_eq!(find_mirror("deb https://a.b/debian bookworm main", Archive::Security), None);
+        assert_eq!(
+            find_mirror("deb https://a.b/debian bookworm main", Archive::Security),
+            None
+        );
     }
 
     #[test]

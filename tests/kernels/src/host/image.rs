@@ -67,7 +67,9 @@ impl Image {
 
 fn find_tool(name: &str) -> Option<PathBuf> {
     let dirs = ["/usr/sbin", "/usr/bin", "/sbin", "/bin"];
-    dirs.iter().map(|dir| Path::new(dir).join(name)).find(|path| path.exists())
+    dirs.iter()
+        .map(|dir| Path::new(dir).join(name))
+        .find(|path| path.exists())
 }
 
 /// As `ldd` names them: at these paths the guest's loader looks for them too.

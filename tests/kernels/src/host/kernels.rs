@@ -128,7 +128,9 @@ impl Series {
         });
         // Where the kernel is split, linux-image is empty.
         let newest = ours.max_by_key(|package| (numbers(&package.version), package.name.starts_with("linux-binary-")));
-        newest.cloned().with_context(|| format!("{} has no kernel {}*", self.suite, self.version))
+        newest
+            .cloned()
+            .with_context(|| format!("{} has no kernel {}*", self.suite, self.version))
     }
 
     fn unpack(self, suite: &Suite, package: &Package, dir: &Path) -> Result<()> {
@@ -263,7 +265,12 @@ fn find(dir: &Path, wanted: &dyn Fn(&str) -> bool) -> Result<Vec<PathBuf>> {
 pub(super) fn run(command: &mut Command) -> Result<Vec<u8>> {
     let output = command.output().with_context(|| format!("cannot start {command:?}"))?;
     let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "{command:?}: {}: {}", output.status, said.trim());
+    ensure!(
+        output.status.success(),
+        "{command:?}: {}: {}",
+        output.status,
+        said.trim()
+    );
     Ok(output.stdout)
 }
 

@@ -63,7 +63,18 @@ pub fn missing() -> Option<String> {
     if !cfg!(target_arch = "x86_64") {
         return Some("its programs are of this machine, and the kernels are for x86_64".into());
     }
-    let programs = [qemu::QEMU, "apt-get", "dpkg", "xz", "strip", "ldd", "ip", "tc", "nft", "ss"];
+    let programs = [
+        qemu::QEMU,
+        "apt-get",
+        "dpkg",
+        "xz",
+        "strip",
+        "ldd",
+        "ip",
+        "tc",
+        "nft",
+        "ss",
+    ];
     let lacking = programs.iter().find(|name| !image::is_program(name))?;
     Some(format!("no program {lacking}"))
 }

@@ -64,7 +64,18 @@ fn boot_once(kernel: &Kernel, image: &Image, logs: &Path, number: u32) -> Result
     image.write(kernel, initramfs.path())?;
     let mut command = Command::new(QEMU);
     command
-        .args(["-accel", "tcg", "-cpu", "max,-cx16", "-smp", "1", "-m", "1024", "-M", "q35"])
+        .args([
+            "-accel",
+            "tcg",
+            "-cpu",
+            "max,-cx16",
+            "-smp",
+            "1",
+            "-m",
+            "1024",
+            "-M",
+            "q35",
+        ])
         .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"])
         .arg("-serial")
         .arg(format!("file:{}", console.display()))
@@ -101,7 +112,10 @@ fn boot_once(kernel: &Kernel, image: &Image, logs: &Path, number: u32) -> Result
     let output = child.wait_with_output()?;
     let text = String::from_utf8_lossy(&fs::read(&said)?).into_owned();
     // One that was cut off is none.
-    let lines: Vec<Line> = text.lines().filter_map(|line| serde_json::from_str(line.trim()).ok()).collect();
+    let lines: Vec<Line> = text
+        .lines()
+        .filter_map(|line| serde_json::from_str(line.trim()).ok())
+        .collect();
     let kernel_said = String::from_utf8_lossy(&fs::read(&console)?).into_owned();
     let verdict = judge(&lines, &kernel_said, late, &String::from_utf8_lossy(&output.stderr));
     Ok(Ran {
@@ -113,10 +127,19 @@ fn boot_once(kernel: &Kernel, image: &Image, logs: &Path, number: u32) -> Result
 }
 
 /// Beginnings of what a kernel says when it falls over.
-const DEATHS: [&str; 5] = ["Oops:", "Kernel panic", "BUG:", "general protection fault", "double fault"];
+const DEATHS: [&str; 5] = [
+    "Oops:",
+    "Kernel panic",
+    "BUG:",
+    "general protection fault",
+    "double fault",
+];
 
 fn judge(lines: &[Line], console: &str, late: bool, qemu: &str) -> Verdict {
-    if let Some(line) = console.lines().find(|line| DEATHS.iter().any(|death| line.contains(death))) {
+    if let Some(line) = console
+        .lines()
+        .find(|line| DEATHS.iter().any(|death| line.contains(death)))
+    {
         return Verdict::Died(line.trim().to_owned());
     }
     match lines.last() {

@@ -62,7 +62,10 @@ impl Table {
             for check in column.checks.iter().flatten() {
                 if let Outcome::Wrong(why) = &check.outcome {
                     let rung = check.rung.as_deref().unwrap_or("off");
-                    faults.push(format!("{} {} on {rung} ({}): {why}", column.name, check.signal, check.run));
+                    faults.push(format!(
+                        "{} {} on {rung} ({}): {why}",
+                        column.name, check.signal, check.run
+                    ));
                 }
             }
             if let Err(Missing { why, is_fault: true }) = &column.checks {
@@ -70,7 +73,10 @@ impl Table {
             }
             if let Ok(checks) = &column.checks {
                 for signal in self.signals() {
-                    if !checks.iter().any(|check| check.signal == signal && check.rung.is_some()) {
+                    if !checks
+                        .iter()
+                        .any(|check| check.signal == signal && check.rung.is_some())
+                    {
                         faults.push(format!("{} {signal}: no rung at all", column.name));
                     }
                 }
@@ -114,7 +120,11 @@ impl Table {
         for column in &self.0 {
             let _ = match &column.checks {
                 Ok(_) => writeln!(text, "| {} | {} |", column.name, column.version),
-                Err(missing) => writeln!(text, "| {} | {}: not run: {} |", column.name, column.version, missing.why),
+                Err(missing) => writeln!(
+                    text,
+                    "| {} | {}: not run: {} |",
+                    column.name, column.version, missing.why
+                ),
             };
         }
         text.push_str(TABLE);
@@ -155,10 +165,15 @@ impl Table {
             }
         }
         let tell = |signals: BTreeMap<&str, Vec<&str>>| {
-            let all = signals.into_iter().map(|(signal, kernels)| format!("{signal} on {}", kernels.join(", ")));
+            let all = signals
+                .into_iter()
+                .map(|(signal, kernels)| format!("{signal} on {}", kernels.join(", ")));
             all.collect::<Vec<_>>().join("; ")
         };
-        places.into_iter().map(|(reason, signals)| (reason, tell(signals))).collect()
+        places
+            .into_iter()
+            .map(|(reason, signals)| (reason, tell(signals)))
+            .collect()
     }
 }
 
@@ -175,7 +190,8 @@ impl Column {
         let mut tried: Vec<String> = Vec::new();
         let default = of(RUNS[0].name).and_then(|check| check.rung.as_deref());
         for (rung, short) in RUNGS {
-            let on = |check: &&Check| check.signal == signal && check.rung.as_deref() == Some(rung) && check.run != HIDDEN;
+            let on =
+                |check: &&Check| check.signal == signal && check.rung.as_deref() == Some(rung) && check.run != HIDDEN;
             let outcomes: Vec<_> = checks.iter().filter(on).map(|check| &check.outcome).collect();
             if outcomes.is_empty() {
                 continue;
@@ -191,9 +207,20 @@ impl Column {
             });
         }
         let hidden = match of(HIDDEN) {
-            Some(Check { rung: Some(rung), outcome, .. }) => {
-                let short = RUNGS.iter().find(|(name, _)| name == rung).map_or(rung.as_str(), |(_, short)| short);
-                let mark = if matches!(outcome, Outcome::Wrong(_)) { " WRONG" } else { "" };
+            Some(Check {
+                rung: Some(rung),
+                outcome,
+                ..
+            }) => {
+                let short = RUNGS
+                    .iter()
+                    .find(|(name, _)| name == rung)
+                    .map_or(rung.as_str(), |(_, short)| short);
+                let mark = if matches!(outcome, Outcome::Wrong(_)) {
+                    " WRONG"
+                } else {
+                    ""
+                };
                 format!("; file: {short}{mark}")
             }
             _ => "; file: off".into(),
@@ -226,7 +253,10 @@ fn refusals(reason: &str) -> Vec<(&'static str, &str)> {
     }
     starts.sort_unstable();
     let ends = starts.iter().skip(1).map(|(at, _)| *at - 2).chain([reason.len()]);
-    let all = starts.iter().zip(ends).map(|((at, rung), end)| (*rung, &reason[at + rung.len() + 2..end]));
+    let all = starts
+        .iter()
+        .zip(ends)
+        .map(|((at, rung), end)| (*rung, &reason[at + rung.len() + 2..end]));
     all.filter(|(_, why)| !why.contains("kernel.rungs leaves")).collect()
 }
 
@@ -287,15 +317,32 @@ mod tests {
     fn a_cell_has_every_rung_that_was_right_and_the_one_taken_in_bold() {
         let mut table = Table::default();
         let checks = vec![
-            check("default", Some("fentry"), "tp_btf: none; of that name; raw_tracepoint: x", right()),
-            check("raw_tracepoint", None, "kernel.rungs leaves out every way to it", Outcome::Off),
-            check("kprobe", Some("kprobe"), "tp_btf: kernel.rungs leaves it out; fentry: kernel.rungs leaves it out", right()),
+            check(
+                "default",
+                Some("fentry"),
+                "tp_btf: none; of that name; raw_tracepoint: x",
+                right(),
+            ),
+            check(
+                "raw_tracepoint",
+                None,
+                "kernel.rungs leaves out every way to it",
+                Outcome::Off,
+            ),
+            check(
+                "kprobe",
+                Some("kprobe"),
+                "tp_btf: kernel.rungs leaves it out; fentry: kernel.rungs leaves it out",
+                right(),
+            ),
             check("btf_path", Some("kprobe"), "tp_btf: no BTF", right()),
         ];
         table.add("5.10", "5.10.9-1", checks);
         table.add_missing("6.1", "no mirror");
         assert!(
-            table.render().contains("| p.count | **fentry**, kprobe; file: kprobe | not run |"),
+            table
+                .render()
+                .contains("| p.count | **fentry**, kprobe; file: kprobe | not run |"),
             "{}",
             table.render()
         );
@@ -323,7 +370,10 @@ mod tests {
         table.add("6.2", "6.2.9", vec![check("default", None, "tp_btf: x", Outcome::Off)]);
         assert_eq!(
             table.faults(),
-            ["6.1 p.count on tp_btf (default): 4, not 3", "6.2 p.count: no rung at all"]
+            [
+                "6.1 p.count on tp_btf (default): 4, not 3",
+                "6.2 p.count: no rung at all"
+            ]
         );
         assert!(table.render().contains("**tp_btf** WRONG; file: off"));
         table.add_failed("6.3", "6.3.9", "Oops");

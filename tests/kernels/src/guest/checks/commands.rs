@@ -45,14 +45,21 @@ fn check(scene: &Scene) -> Result<String> {
         "{counted} commands counted of {commands}, {missed} missed"
     );
     let is_one = |kind: &str| kind == "VIRTCMDEXCUTE" || kind == "VIRTCMDEXCUTE_100MS";
-    let events = scene.exactly(&before, &after, "commands", counted as usize, |event| is_one(&event.kind))?;
-    let wrong = events.iter().find(|event| !event.pod.is_empty() || event.latency_ns.is_none_or(|ns| ns == 0));
+    let events = scene.exactly(&before, &after, "commands", counted as usize, |event| {
+        is_one(&event.kind)
+    })?;
+    let wrong = events
+        .iter()
+        .find(|event| !event.pod.is_empty() || event.latency_ns.is_none_or(|ns| ns == 0));
     ensure!(wrong.is_none(), "{wrong:?}");
     let but = match missed {
         0 => String::new(),
         missed => format!(", but {missed} that the kernel says it missed"),
     };
-    Ok(format!("{counted} commands of {}, timed and told{but}", witness.function))
+    Ok(format!(
+        "{counted} commands of {}, timed and told{but}",
+        witness.function
+    ))
 }
 
 /// The kernel's own counter of calls of the function: a kprobe of ftrace.
@@ -65,10 +72,19 @@ const TRACING: &str = "/sys/kernel/tracing";
 impl Witness {
     fn new() -> Result<Self> {
         let functions = fs::read_to_string("/proc/kallsyms")?;
-        let is_there = |name: &&str| functions.lines().any(|line| line.split_ascii_whitespace().nth(2) == Some(name));
-        let function = ["virtnet_send_command_reply", "virtnet_send_command"].into_iter().find(is_there);
+        let is_there = |name: &&str| {
+            functions
+                .lines()
+                .any(|line| line.split_ascii_whitespace().nth(2) == Some(name))
+        };
+        let function = ["virtnet_send_command_reply", "virtnet_send_command"]
+            .into_iter()
+            .find(is_there);
         let function = function.context("the driver has no function that sends commands")?;
-        fs::write(format!("{TRACING}/kprobe_events"), format!("p:matrix/commands {function}\n"))?;
+        fs::write(
+            format!("{TRACING}/kprobe_events"),
+            format!("p:matrix/commands {function}\n"),
+        )?;
         fs::write(format!("{TRACING}/events/matrix/commands/enable"), "1")?;
         Ok(Self { function })
     }
@@ -77,7 +93,10 @@ impl Witness {
     fn count(&self) -> Result<u64> {
         let profile = fs::read_to_string(format!("{TRACING}/kprobe_profile"))?;
         let line = profile.lines().find(|line| line.trim_start().starts_with("commands"));
-        let hits = line.context("no line in kprobe_profile")?.split_ascii_whitespace().nth(1);
+        let hits = line
+            .context("no line in kprobe_profile")?
+            .split_ascii_whitespace()
+            .nth(1);
         Ok(hits.context("no number in kprobe_profile")?.parse()?)
     }
 }

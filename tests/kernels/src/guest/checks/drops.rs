@@ -52,14 +52,21 @@ fn found(scene: &Scene, before: &Mark) -> Found {
             let (from, to) = (scene.client.socket(family, FROM), scene.server.socket(family, TO));
             let what = format!("drops of {from} > {to}");
             let events = scene.exactly(before, &after, &what, COUNT as usize, |event| {
-                event.kind == "PACKETLOSS" && event.pod == "server" && event.protocol == "UDP" && is_between(event, from, to)
+                event.kind == "PACKETLOSS"
+                    && event.pod == "server"
+                    && event.protocol == "UDP"
+                    && is_between(event, from, to)
             })?;
             seen += events.len();
             let first = events.into_iter().next().context("no event")?;
             ensure!(!first.stack.is_empty(), "no stack: {first:?}");
             reason = first.reason;
         }
-        let noise = if scene.is_default { healthy(scene)? } else { String::new() };
+        let noise = if scene.is_default {
+            healthy(scene)?
+        } else {
+            String::new()
+        };
         Ok(format!("{seen} events, reason {reason}{noise}"))
     })();
     let name = "sonde_packetloss_drops_total";
@@ -77,7 +84,8 @@ fn healthy(scene: &Scene) -> Result<String> {
     let before = scene.mark()?;
     healthy::healthy(&scene.client, &scene.server)?;
     let after = scene.mark()?;
-    let is_noise = |event: &Event| event.is_of_pod() && (event.kind == "PACKETLOSS" || event.kind.starts_with("TCPRESET"));
+    let is_noise =
+        |event: &Event| event.is_of_pod() && (event.kind == "PACKETLOSS" || event.kind.starts_with("TCPRESET"));
     scene.exactly(&before, &after, "healthy traffic", 0, is_noise)?;
     Ok(format!(", and none of {} kinds of healthy traffic", healthy::ALL.len()))
 }

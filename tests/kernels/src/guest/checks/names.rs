@@ -37,7 +37,12 @@ fn answer(socket: &UdpSocket, stop: &AtomicBool) -> std::io::Result<()> {
 
 fn check(scene: &Scene) -> Result<String> {
     // Code, times, metric.
-    const ANSWERS: [(u8, u64, &str); 4] = [(0, 4, "noerror"), (2, 3, "servfail"), (3, 2, "nxdomain"), (5, 1, "refused")];
+    const ANSWERS: [(u8, u64, &str); 4] = [
+        (0, 4, "noerror"),
+        (2, 3, "servfail"),
+        (3, 2, "nxdomain"),
+        (5, 1, "refused"),
+    ];
     let before = scene.mark()?;
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {

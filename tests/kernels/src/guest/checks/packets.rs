@@ -82,15 +82,25 @@ fn stack(scene: &Scene) -> Result<String> {
         let all = MESSAGES..=MESSAGES + again;
         let (from, to) = (scene.client.socket(family, port), scene.server.socket(family, TO));
         let is_data = |event: &Event| {
-            is_between(event, from, to) && event.attributes.get("tcp_flags").is_some_and(|flags| flags == "PSH,ACK")
+            is_between(event, from, to)
+                && event
+                    .attributes
+                    .get("tcp_flags")
+                    .is_some_and(|flags| flags == "PSH,ACK")
         };
         for (kind, pod) in [("RXKERNEL_SLOW", "server"), ("TXKERNEL_SLOW", "client")] {
             let what = format!("{kind} of {from} > {to}");
             let events = scene.await_events(&before, &what, MESSAGES as usize, |event| {
                 event.kind == kind && is_data(event)
             })?;
-            ensure!(all.contains(&(events.len() as u64)), "{what}: {} events, not {all:?}: {events:?}", events.len());
-            let wrong = events.iter().find(|event| event.pod != pod || event.latency_ns.is_none());
+            ensure!(
+                all.contains(&(events.len() as u64)),
+                "{what}: {} events, not {all:?}: {events:?}",
+                events.len()
+            );
+            let wrong = events
+                .iter()
+                .find(|event| event.pod != pod || event.latency_ns.is_none());
             ensure!(wrong.is_none(), "{wrong:?}");
         }
         let grown = |pod, name| after.of(pod, name, &[]) - before.of(pod, name, &[]);
@@ -176,7 +186,11 @@ fn softirqs(scene: &Scene) -> Result<String> {
     let sink = sockets::udp(&scene.server, Family::V4, TO)?;
     let socket = sockets::udp(&scene.client, Family::V4, 0)?;
     for _ in 0..200 {
-        same("sent", sockets::send(&socket, scene.server.socket(Family::V4, TO), 1, 100).accepted, 1)?;
+        same(
+            "sent",
+            sockets::send(&socket, scene.server.socket(Family::V4, TO), 1, 100).accepted,
+            1,
+        )?;
     }
     drop(sink);
     let inner = received()? - inner;
@@ -188,7 +202,10 @@ fn softirqs(scene: &Scene) -> Result<String> {
         let name = format!("sonde_net_softirq_{phase}_seconds_count");
         let labels = [("vector", "net_rx")];
         let grown = after.sum(&name, &labels) - before.sum(&name, &labels);
-        ensure!((inner..=outer).contains(&grown), "{phase}: {grown}, and /proc/softirqs says {inner} to {outer}");
+        ensure!(
+            (inner..=outer).contains(&grown),
+            "{phase}: {grown}, and /proc/softirqs says {inner} to {outer}"
+        );
         told = format!("{grown} of {inner} to {outer} in /proc/softirqs");
     }
     let mut kinds: HashMap<String, Event> = HashMap::new();
@@ -197,7 +214,9 @@ fn softirqs(scene: &Scene) -> Result<String> {
         kinds.insert(kind.into(), events[0].clone());
     }
     ensure!(
-        kinds.values().all(|event| event.pod.is_empty() && event.latency_ns.is_some()),
+        kinds
+            .values()
+            .all(|event| event.pod.is_empty() && event.latency_ns.is_some()),
         "{kinds:?}"
     );
     Ok(told)

@@ -36,8 +36,14 @@ fn make_and_compare(scene: &Scene) -> Result<Found> {
     }
     for (pod, sent) in [&scene.client, &scene.server].into_iter().zip(sent) {
         let resets = pod.counters()?.since(&sent?, "Tcp.OutRsts")?;
-        let ours = expected.iter().filter(|(kind, of, ..)| *of == pod.name() && *kind != "TCPRESET_RECEIVE");
-        same(&format!("resets that {pod} sent, as the kernel counts"), resets, ours.count() as u64)?;
+        let ours = expected
+            .iter()
+            .filter(|(kind, of, ..)| *of == pod.name() && *kind != "TCPRESET_RECEIVE");
+        same(
+            &format!("resets that {pod} sent, as the kernel counts"),
+            resets,
+            ours.count() as u64,
+        )?;
     }
     let after = scene.mark()?;
     Ok(vec![
@@ -60,15 +66,27 @@ fn counts(scene: &Scene, before: &Mark, after: &Mark, expected: &[Reset]) -> Res
 }
 
 fn events(scene: &Scene, before: &Mark, after: &Mark, expected: &[Reset]) -> Result<String> {
-    let all = scene.exactly(before, after, "resets", expected.len(), |event| event.is_of_pod() && event.kind.starts_with("TCPRESET_"))?;
+    let all = scene.exactly(before, after, "resets", expected.len(), |event| {
+        event.is_of_pod() && event.kind.starts_with("TCPRESET_")
+    })?;
     for (kind, pod, from, to, state) in expected {
-        let found = all
-            .iter()
-            .filter(|event| event.kind == *kind && event.pod == *pod && is_between(event, *from, *to) && event.state == *state);
-        ensure!(found.count() == 1, "no {kind} of {pod}, {from} > {to}, {state:?} in {all:#?}");
+        let found = all.iter().filter(|event| {
+            event.kind == *kind && event.pod == *pod && is_between(event, *from, *to) && event.state == *state
+        });
+        ensure!(
+            found.count() == 1,
+            "no {kind} of {pod}, {from} > {to}, {state:?} in {all:#?}"
+        );
     }
-    ensure!(all.iter().all(|event| !event.stack.is_empty()), "one without stack: {all:?}");
-    let reasons: Vec<&str> = all.iter().map(|event| event.reason.as_str()).filter(|reason| !reason.is_empty()).collect();
+    ensure!(
+        all.iter().all(|event| !event.stack.is_empty()),
+        "one without stack: {all:?}"
+    );
+    let reasons: Vec<&str> = all
+        .iter()
+        .map(|event| event.reason.as_str())
+        .filter(|reason| !reason.is_empty())
+        .collect();
     Ok(match reasons.as_slice() {
         [] => format!("{} events, no reasons on this kernel", all.len()),
         some => format!("{} events, {} with a reason", all.len(), some.len()),

@@ -27,7 +27,11 @@ fn make_and_compare(scene: &Scene) -> Result<Found> {
     let grown = |name: &'static str| move |now: &Counters| now.since(&counters, name);
     let syns = grown("TcpExt.TCPSynRetrans");
     let counters = scene.client.counters()?;
-    let segments = |now: &Counters| Ok::<_, sonde_lab::LabError>(now.since(&counters, "Tcp.RetransSegs")? - now.since(&counters, "TcpExt.TCPRetransFail")?);
+    let segments = |now: &Counters| {
+        Ok::<_, sonde_lab::LabError>(
+            now.since(&counters, "Tcp.RetransSegs")? - now.since(&counters, "TcpExt.TCPRetransFail")?,
+        )
+    };
 
     drop_tcp(scene)?;
     let to = scene.server.socket(FAMILY, TO);
@@ -67,7 +71,10 @@ fn make_and_compare(scene: &Scene) -> Result<Found> {
         }
         kinds.sort_unstable();
         kinds.dedup();
-        ensure!(kinds.iter().any(|kind| kind == "syn") && kinds.len() > 1, "kinds: {kinds:?}");
+        ensure!(
+            kinds.iter().any(|kind| kind == "syn") && kinds.len() > 1,
+            "kinds: {kinds:?}"
+        );
         Ok(format!("{sent} events: {}", kinds.join(", ")))
     })();
     let of = |mark: &Mark| mark.of(&scene.client, "sonde_tcpretrans_segments_total", &[]);

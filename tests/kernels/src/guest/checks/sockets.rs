@@ -69,7 +69,11 @@ fn read(scene: &Scene) -> Result<String> {
         let of = |mark: &Mark| mark.of(&scene.server, "sonde_socketlatency_latency_seconds_count", &labels);
         same("reads", of(&after) - of(&before), 1)?;
     }
-    Ok(format!("each read counted, and told: {} ms after a pause of {}", latency / 1_000_000, PAUSE.as_millis()))
+    Ok(format!(
+        "each read counted, and told: {} ms after a pause of {}",
+        latency / 1_000_000,
+        PAUSE.as_millis()
+    ))
 }
 
 pub(super) const SEND: Check = Check {
