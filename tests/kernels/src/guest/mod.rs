@@ -105,10 +105,8 @@ fn one(run: &Run, receiver: &Receiver, voice: &Voice) -> Result<()> {
             }))?;
         }
     }
-    for name in signals
-        .keys()
-        .filter(|name| !checks::ALL.iter().any(|check| check.signals.contains(&name.as_str())))
-    {
+    let is_checked = |name: &&String| checks::ALL.iter().any(|check| check.signals.contains(&name.as_str()));
+    if let Some(name) = signals.keys().find(|name| !is_checked(name)) {
         anyhow::bail!("nothing checks signal {name}");
     }
     if wrong {
