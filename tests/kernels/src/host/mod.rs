@@ -16,8 +16,9 @@ pub use kernels::{ALL, Series};
 use qemu::Verdict;
 pub use table::Table;
 
-/// Boots the newest kernel of a series and adds what was found to the table. One that cannot be had is said.
-pub fn examine(series: Series, image: &Image, table: &mut Table) -> Result<()> {
+/// Boots the newest kernel of a series and adds what was found to the table. One that cannot be had is said. Without an
+/// image, what its last boot found.
+pub fn examine(series: Series, image: Option<&Image>, table: &mut Table) -> Result<()> {
     let kernel = match series.get() {
         Ok(kernel) => kernel,
         Err(error) => {
@@ -27,7 +28,10 @@ pub fn examine(series: Series, image: &Image, table: &mut Table) -> Result<()> {
         }
     };
     let logs = kernels::cache().join("logs");
-    let ran = qemu::boot(&kernel, image, &logs)?;
+    let ran = match image {
+        Some(image) => qemu::boot(&kernel, image, &logs)?,
+        None => qemu::last(&kernel, &logs)?,
+    };
     let (name, version, seconds) = (series.name, &kernel.version, ran.took.as_secs());
     println!("{name}: {version}, {seconds} s, console in {}", ran.console.display());
     let mut checks = Vec::new();

@@ -2,7 +2,6 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr};
-use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use sonde_lab::wait::until_true;
@@ -141,12 +140,29 @@ fn time_wait(scene: &Scene, family: Family, port: u16) -> Result<Vec<Reset>> {
     let (from, to) = (scene.client.socket(family, port), scene.server.socket(family, TO));
     drop(pair.server);
     ensure!(pair.client.read(&mut [0; 1])? == 0, "no end came");
-    // Its acknowledgement may still be on its way: with it, the server's socket becomes one in TIME_WAIT.
-    std::thread::sleep(Duration::from_millis(100));
+    // Once its end is acknowledged, a closed socket waits as one of those in TIME_WAIT.
+    until_true("the end to be acknowledged", LIMIT, || {
+        Ok(!scene.server.run(|| has_state(FIN_WAIT1))?.unwrap_or(true))
+    })?;
     pair.client.write_all(b"too late")?;
     await_reset(&pair.client)?;
     Ok(vec![
         ("TCPRESET_PROCESS", "server", to, from, "TCP_TIME_WAIT"),
         ("TCPRESET_RECEIVE", "client", to, from, "TCP_CLOSE_WAIT"),
     ])
+}
+
+/// As in `/proc/net/tcp`.
+const FIN_WAIT1: &str = "04";
+
+/// Whether a TCP socket of this namespace is in that state.
+fn has_state(state: &str) -> std::io::Result<bool> {
+    for file in ["tcp", "tcp6"] {
+        let text = std::fs::read_to_string(format!("/proc/thread-self/net/{file}"))?;
+        let mut sockets = text.lines().skip(1);
+        if sockets.any(|line| line.split_ascii_whitespace().nth(3) == Some(state)) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
