@@ -233,7 +233,7 @@ fn start_collector(lab: &Lab, run: &Run) -> Result<Process> {
         "node: {{name: guest}}\n\
          kernel: {{rungs: [{}], btf_path: \"{btf}\"}}\n\
          pods: {{sources: [netns], netns: {{include: [\"{}\"]}}}}\n\
-         events: {{unknown_netns: drop}}\n\
+         events: {{unknown_netns: keep}}\n\
          collector: {{interval: 300ms, http: \"{http}\", aggregator: \"http://{grpc}\", data_dir: {}}}\n\
          probes:{PROBES}",
         run.rungs.join(", "),
