@@ -267,7 +267,8 @@ const HEAD: &str = "# Kernels
 Each of these kernels of Debian was booted in a virtual machine with a collector in it. For every signal the real thing was
 made there (packets dropped by a rule, resets of each type, segments lost, data left unread, queues that hold back, commands to
 a virtio-net device), once for each way to hook into the kernel that the kernel has, and what the collector counted and told
-was compared with what was done and what the kernel itself counted: numbers exactly, addresses and ports always.
+was compared with what was done and what the kernel itself counted: numbers exactly, addresses and ports always. The machines are
+emulated, so times say nothing about a real one. `make test` does the same with two of them.
 
 ";
 
