@@ -129,6 +129,7 @@ fn queue(scene: &Scene) -> Result<String> {
     scene.client.tc("qdisc replace dev eth0 root netem delay 100ms")?;
     let told = (|| {
         let before = scene.mark()?;
+        let missed = scene.misses("netiftxlat.time")?;
         for family in Family::BOTH {
             let sink = sockets::udp(&scene.server, family, TO)?;
             let socket = sockets::udp(&scene.client, family, FROM)?;
@@ -137,19 +138,7 @@ fn queue(scene: &Scene) -> Result<String> {
             await_datagrams(&sink, COUNT)?;
         }
         let after = scene.mark()?;
-        for family in Family::BOTH {
-            let (from, to) = (scene.client.socket(family, FROM), scene.server.socket(family, TO));
-            for kind in ["NETIFTXLAT_QDISC", "NETIFTXLAT_XMIT"] {
-                let what = format!("{kind} of {from} > {to}");
-                let is_it = |event: &Event| event.kind == kind && event.pod == "client" && is_between(event, from, to);
-                let events = scene.exactly(&before, &after, &what, COUNT as usize, is_it)?;
-                let is_held = |event: &Event| event.latency_ns >= Some(HELD_NS);
-                ensure!(
-                    events.iter().all(|event| kind == "NETIFTXLAT_XMIT" || is_held(event)),
-                    "{kind}: {events:?}"
-                );
-            }
-        }
+        let missed = scene.misses("netiftxlat.time")? - missed;
         let grown = |name| {
             let of = |mark: &Mark| mark.of(&scene.client, name, &[("device", "eth0")]);
             of(&after) - of(&before)
@@ -161,12 +150,37 @@ fn queue(scene: &Scene) -> Result<String> {
             "sonde_netiftxlat_unmatched_total",
         ]
         .map(grown);
+        // Two packets that wait at the same time may take the same place in the probe's table, and one is then unmatched.
+        // The kernel skips a program that it interrupted.
+        let least = (2 * COUNT).saturating_sub(unmatched + missed);
         // A neighbour may have been asked for meanwhile.
         ensure!(
-            held >= 2 * COUNT && passed >= held && sent == passed + unmatched && unmatched == 0,
-            "held {held}, passed {passed}, sent {sent}, unmatched {unmatched}"
+            held >= least && passed >= held && passed + unmatched >= sent && unmatched + missed <= 2,
+            "held {held}, passed {passed}, sent {sent}, unmatched {unmatched}, missed {missed}"
         );
-        Ok(format!("{} datagrams held for 100 ms and sent", 2 * COUNT))
+        let mut told = [0, 0];
+        for family in Family::BOTH {
+            let (from, to) = (scene.client.socket(family, FROM), scene.server.socket(family, TO));
+            for (kind, told) in ["NETIFTXLAT_QDISC", "NETIFTXLAT_XMIT"].into_iter().zip(&mut told) {
+                let is_it = |event: &Event| event.kind == kind && is_between(event, from, to);
+                let events = scene.await_events(&before, kind, 1, is_it)?;
+                let is_held = |event: &Event| kind == "NETIFTXLAT_XMIT" || event.latency_ns >= Some(HELD_NS);
+                ensure!(
+                    events.iter().all(|event| event.pod == "client" && is_held(event)),
+                    "{kind}: {events:?}"
+                );
+                *told += events.len() as u64;
+            }
+        }
+        ensure!(
+            (least..=2 * COUNT).contains(&told[0]) && (2 * COUNT - missed..=2 * COUNT).contains(&told[1]),
+            "{told:?} told, {unmatched} unmatched, {missed} missed"
+        );
+        let but = match (unmatched, missed) {
+            (0, 0) => String::new(),
+            _ => format!(", but {unmatched} unmatched and {missed} that the kernel says it missed"),
+        };
+        Ok(format!("{} datagrams held for 100 ms and sent{but}", 2 * COUNT))
     })();
     scene.client.tc("qdisc del dev eth0 root")?;
     told
