@@ -56,6 +56,9 @@ if [ "$WHAT" = test ]; then
   need chromium has chromium
   need postgresql-client has psql
   need util-linux has setpriv
+  need qemu-system-x86 has qemu-system-x86_64
+  need xz-utils has xz
+  need binutils has strip
 fi
 if [ "$WHAT" = fuzz ]; then need g++ has g++; fi
 install_packages

@@ -33,9 +33,10 @@ record! {
     }
 }
 
-/// A socket that was shut down and gets data "receives" a reset in the kernel's eyes, and then sends one. So a reset
-/// received in such a state is held until it is clear that none is sent: within this time, on the same CPU and in the same call.
-pub const HOLD_NS: u64 = 1_000_000;
+/// A socket that was shut down and gets data "receives" a reset in the kernel's eyes, and then sends one, on the same CPU
+/// and in the same call. So a reset received in such a state is held until it is clear that none is sent. The call takes
+/// microseconds, but a virtual machine may stand still in the middle of it.
+pub const HOLD_NS: u64 = 100_000_000;
 
 /// Entries of the maps below that are indexed by [`slot`].
 pub const HELD: u32 = 64;
@@ -84,7 +85,7 @@ record! {
 
 /// `Record::flags`.
 pub mod flag {
-    /// Only a reset if its [`super::Told`] does not say otherwise once [`super::HOLD_NS`] have passed.
+    /// Only a reset if its [`super::Told`] does not say otherwise once the call that it was made in is over.
     pub const HELD: u32 = 1;
 }
 

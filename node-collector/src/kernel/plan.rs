@@ -283,7 +283,10 @@ fn cannot_hook(attach: Attach, btf: &BtfFacts, facts: &Facts) -> Option<String> 
     };
     let function = |names: &[&str]| {
         let absent = !names.iter().any(|name| btf.functions.contains(name));
-        absent.then(|| format!("the kernel's types have no function {}", names.join(" or ")))
+        absent.then(|| {
+            let names = names.join(" or ");
+            format!("the kernel's own types have no function {names} (one of a module cannot be taken so)")
+        })
     };
     match attach {
         Attach::TpBtf(name) => typed().or_else(|| tracepoint(name)),
@@ -596,12 +599,13 @@ mod tests {
         assert_eq!(rungs(&FUNCTIONS, &decision), []);
         assert_eq!(
             decision.reason(&FUNCTIONS, None),
-            "fentry: the kernel's types have no function new_name or old_name; tp_btf: the kernel's types are not as \
+            "fentry: the kernel's own types have no function new_name or old_name (one of a module cannot be taken \
+             so); tp_btf: the kernel's types are not as \
              expected: no argument reason; raw_tracepoint: too old; kprobe: the kernel has no kprobes"
         );
         assert_eq!(
             decision.reason(&FUNCTIONS, Some(1)),
-            "fentry: the kernel's types have no function new_name or old_name",
+            "fentry: the kernel's own types have no function new_name or old_name (one of a module cannot be taken so)",
             "only better ones are spoken of"
         );
     }

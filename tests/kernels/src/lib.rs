@@ -5,7 +5,6 @@
 //! the first process of the virtual machine: `guest`. They talk in lines of JSON over a serial port: [`Line`].
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
 pub mod guest;
 pub mod host;
@@ -16,12 +15,12 @@ pub mod host;
 pub enum Line {
     /// The guest runs.
     Up { release: String },
-    /// `sonde-collector doctor -o json`.
-    Doctor { report: Value },
     /// A signal on one rung.
     Check(Check),
     /// The log of a collector of which a check failed.
     Log { run: String, text: String },
+    /// A line of the collector's own tests.
+    Tests { text: String },
     /// All went as planned, whatever the checks found.
     End,
     /// Something that the checks need does not work.

@@ -56,7 +56,7 @@ impl Scene {
                 .all(|(key, count)| now.get(key).unwrap_or(&0) - before.get(key).unwrap_or(&0) >= *count)
         });
         // What was held is in no doubt any more, and nothing else was made meanwhile.
-        std::thread::sleep(Duration::from_millis(5));
+        std::thread::sleep(Duration::from_nanos(sonde_ebpf_common::reset::HOLD_NS) + Duration::from_millis(5));
         now = self.counts();
         for (key, count) in &now {
             let want = before.get(key).unwrap_or(&0) + grown.get(key).unwrap_or(&0);

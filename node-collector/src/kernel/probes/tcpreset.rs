@@ -386,12 +386,16 @@ impl Decoder for Reset {
     }
 }
 
+/// How long a record waits until it is believed. Less than [`HOLD_NS`], which counts are held for, as all records behind it
+/// wait too, in a ring that has an end.
+const TELL_AFTER_NS: u64 = 10_000_000;
+
 impl Reset {
     /// Waits until it is clear. Records behind this one are older by then, so this is done once for many.
     fn was_mistaken(&self, record: &Record) -> io::Result<bool> {
         let Some(told) = &self.told else { return Ok(false) };
         let age = monotonic_ns().saturating_sub(record.head.ktime_ns);
-        std::thread::sleep(Duration::from_nanos(HOLD_NS.saturating_sub(age)));
+        std::thread::sleep(Duration::from_nanos(TELL_AFTER_NS.saturating_sub(age)));
         let told = told.get(&slot(record.socket, HELD))?;
         let same = |told: &Told| told.socket == record.socket && told.ktime_ns == record.head.ktime_ns;
         Ok(told.into_iter().flatten().any(|told| same(&told) && told.mistaken != 0))

@@ -208,7 +208,10 @@ fn not_specified(function: &str, seen: Seen) -> Class {
         | "__sk_defer_free_flush"
         | "skb_attempt_defer_free" => Class::Benign,
         // Not packets of a network.
-        _ if function.starts_with("unix_") || function.starts_with("netlink_") || function.starts_with("nlmsg_") => {
+        _ if ["unix_", "netlink_", "nlmsg_", "nfnetlink_"]
+            .iter()
+            .any(|prefix| function.starts_with(prefix)) =>
+        {
             Class::Benign
         }
         // A segment for a TIME_WAIT socket. Below 5.17 also one for no socket, of which the SYN is the telling one: a
@@ -226,6 +229,10 @@ fn not_specified(function: &str, seen: Seen) -> Class {
         // Neighbour discovery, MLD and multicast end here after they were looked at.
         "icmpv6_rcv" | "ip6_mc_input" | "igmp_rcv" | "igmp6_event_query" | "ndisc_rcv" | "arp_rcv" | "arp_process"
         | "ip_mr_input" | "ip6_mr_input" => Class::Protocol,
+        // What a new device announces before it has a queue, and what a neighbour announces to one without addresses: see
+        // QDISC_DROP and IP_INNOROUTES, which 5.10 does not tell.
+        "kfree_skb_list" if seen.announces_groups() => Class::Protocol,
+        "ip6_pkt_drop" | "ip6_pkt_discard" if seen.frame == detail::MULTICAST => Class::Protocol,
         // Frames nobody here asked for: of other hosts on a shared link, and of protocols that are not spoken.
         "ip_rcv_core" | "ip_rcv" | "ip6_rcv_core" | "ipv6_rcv" if seen.frame == detail::OTHERHOST => Class::Protocol,
         // A group that nobody here joined.
@@ -291,6 +298,13 @@ mod tests {
                 "__dev_queue_xmit",
                 (detail::IGMP as u32) << detail::PROTOCOL_SHIFT,
             ),
+            ("NOT_SPECIFIED", "nfnetlink_rcv_batch", detail::OTHER),
+            ("NOT_SPECIFIED", "kfree_skb_list", icmpv6(143)),
+            (
+                "NOT_SPECIFIED",
+                "ip6_pkt_drop",
+                icmpv6(143) | detail::MULTICAST << detail::PKT_TYPE_SHIFT,
+            ),
             (
                 "IP_INNOROUTES",
                 "ip6_pkt_discard",
@@ -345,6 +359,8 @@ mod tests {
             ("NOT_SPECIFIED", "ip_rcv_finish_core", UDP),
             ("NOT_SPECIFIED", "__netif_receive_skb_core", UDP),
             ("NOT_SPECIFIED", "veth_xmit", UDP),
+            ("NOT_SPECIFIED", "kfree_skb_list", UDP),
+            ("NOT_SPECIFIED", "ip6_pkt_drop", UDP),
         ] {
             assert_eq!(
                 classify(reason, Some(function), look),

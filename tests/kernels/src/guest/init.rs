@@ -87,6 +87,8 @@ fn name_nics() -> Result<()> {
     anyhow::ensure!(found.len() == NICS.len(), "NICs of virtio-net: {found:?}");
     for (old, new) in found.iter().zip(NICS) {
         command("ip", &["link", "set", old, "name", new])?;
+        // Else it joins groups at moments of its own, each of which is a command to the device.
+        fs::write(format!("/proc/sys/net/ipv6/conf/{new}/disable_ipv6"), "1")?;
     }
     Ok(())
 }

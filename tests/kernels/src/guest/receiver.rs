@@ -29,6 +29,7 @@ pub(super) struct Event {
 }
 
 impl Event {
+    /// Or of nobody knows whom.
     pub(super) fn is_of_pod(&self) -> bool {
         !self.pod.is_empty()
     }

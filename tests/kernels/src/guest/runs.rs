@@ -14,7 +14,7 @@ pub struct Run {
 pub const RUNS: [Run; 6] = [
     Run {
         name: "default",
-        rungs: &["tp_btf", "raw_tracepoint", "fentry", "kprobe"],
+        rungs: &["tp_btf", "raw_tracepoint", "fentry", "kprobe", "tcx"],
         btf_file: false,
     },
     Run {
@@ -40,7 +40,7 @@ pub const RUNS: [Run; 6] = [
     },
     Run {
         name: "btf_path",
-        rungs: &["tp_btf", "raw_tracepoint", "fentry", "kprobe"],
+        rungs: &["tp_btf", "raw_tracepoint", "fentry", "kprobe", "tcx"],
         btf_file: true,
     },
 ];

@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result};
 use super::kernels::{Kernel, run};
 
 /// What the lab calls.
-const TOOLS: &[&str] = &["ip", "tc", "nft"];
+const TOOLS: &[&str] = &["ip", "tc", "nft", "ss"];
 
 /// Everything but the modules: the same for all kernels.
 pub struct Image {
@@ -21,8 +21,9 @@ pub struct Image {
 }
 
 impl Image {
-    /// `guest` and `collector` are programs of this build.
-    pub fn new(guest: &Path, collector: &Path) -> Result<Self> {
+    /// `guest` and `collector` are programs of this build. With `tests` (a program and a filter) these run in the
+    /// guest, and nothing else.
+    pub fn new(guest: &Path, collector: &Path, tests: Option<(&Path, &str)>) -> Result<Self> {
         let mut archive = Archive::default();
         for dir in ["proc", "sys", "dev", "run", "tmp", "modules", "var/lib"] {
             archive.directory(dir);
@@ -30,11 +31,15 @@ impl Image {
         archive.console();
         let work = tempfile::tempdir()?;
         let mut paths = BTreeSet::new();
-        for (program, name) in [(guest, "init"), (collector, "sonde-collector")] {
+        let programs = [(guest, "init"), (collector, "sonde-collector")];
+        for (program, name) in programs.into_iter().chain(tests.map(|(program, _)| (program, "tests"))) {
             let stripped = work.path().join(name);
             run(Command::new("strip").arg("-o").arg(&stripped).arg(program))?;
             archive.file(name, &fs::read(&stripped)?, 0o755);
             paths.extend(libraries(program)?);
+        }
+        if let Some((_, filter)) = tests {
+            archive.file("tests.filter", filter.as_bytes(), 0o644);
         }
         for tool in TOOLS {
             let path = find_tool(tool).with_context(|| format!("no program {tool}"))?;
@@ -49,7 +54,7 @@ impl Image {
     }
 
     /// Writes the whole initramfs for a kernel.
-    pub fn write(&self, kernel: &Kernel, to: &Path) -> Result<()> {
+    pub(super) fn write(&self, kernel: &Kernel, to: &Path) -> Result<()> {
         let mut archive = self.common.clone();
         for module in &kernel.modules {
             let name = module.file_name().unwrap_or_default().to_string_lossy();

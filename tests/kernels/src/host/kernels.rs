@@ -43,7 +43,7 @@ pub const ALL: [Series; 7] = [
 
 /// A kernel in the cache.
 #[derive(Clone, Debug)]
-pub struct Kernel {
+pub(super) struct Kernel {
     pub series: Series,
     /// Version of the package.
     pub version: String,
@@ -69,13 +69,20 @@ const MODULES: &[&str] = &[
     "nft_objref",
     "nft_numgen",
     "nft_reject_inet",
+    "nf_conntrack",
+    "vxlan",
+    "ipip",
+    "sit",
+    "ip_gre",
+    "ip6_tunnel",
+    "8021q",
     "inet_diag",
     "tcp_diag",
     "af_packet_diag",
 ];
 
 /// Where downloads are kept: `SONDE_KERNELS_CACHE`, else `sonde-kernels` in the user's cache folder.
-pub fn cache() -> PathBuf {
+pub(super) fn cache() -> PathBuf {
     if let Some(dir) = std::env::var_os("SONDE_KERNELS_CACHE") {
         return dir.into();
     }
@@ -90,7 +97,7 @@ impl Series {
     }
 
     /// The newest kernel of the series, from the cache if it is there. Without a mirror, the newest in the cache.
-    pub fn get(self) -> Result<Kernel> {
+    pub(super) fn get(self) -> Result<Kernel> {
         let suite = Suite::new(self.archive, self.suite, &cache().join("apt"));
         let package = suite.packages().and_then(|packages| self.newest(&packages));
         let dir = cache().join("kernels").join(self.name);
@@ -174,7 +181,7 @@ impl Series {
 }
 
 /// Tells that everything is there; its name changes with what that is.
-const DONE: &str = ".done-2";
+const DONE: &str = ".done-3";
 
 /// The numbers in a version: in this order, versions of one series are older and newer.
 fn numbers(version: &str) -> Vec<u64> {

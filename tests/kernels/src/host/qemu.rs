@@ -8,19 +8,20 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 
-use super::image::{Image, is_program};
+use super::image::Image;
 use super::kernels::Kernel;
 use crate::Line;
 
 /// For a guest that hangs. A run takes a minute or two.
 const LIMIT: Duration = Duration::from_secs(900);
-const QEMU: &str = "qemu-system-x86_64";
+pub(super) const QEMU: &str = "qemu-system-x86_64";
+pub(super) const SETPRIV: &str = "setpriv";
 
 /// What a guest said, and how it went.
 #[derive(Debug)]
-pub struct Ran {
+pub(super) struct Ran {
     pub lines: Vec<Line>,
     pub verdict: Verdict,
     /// What the kernel said.
@@ -29,7 +30,7 @@ pub struct Ran {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub(super) enum Verdict {
     /// It came to its end.
     Ended,
     /// The kernel fell over, or the guest never came to its end: with what is known.
@@ -39,7 +40,7 @@ pub enum Verdict {
 }
 
 /// Boots it; once more if the guest's kernel fell over, which is mostly the emulator's fault. Logs of all boots stay in `logs`.
-pub fn boot(kernel: &Kernel, image: &Image, logs: &Path) -> Result<Ran> {
+pub(super) fn boot(kernel: &Kernel, image: &Image, logs: &Path) -> Result<Ran> {
     fs::create_dir_all(logs)?;
     let first = boot_once(kernel, image, logs, 1)?;
     let Verdict::Died(why) = &first.verdict else {
@@ -53,32 +54,44 @@ pub fn boot(kernel: &Kernel, image: &Image, logs: &Path) -> Result<Ran> {
     boot_once(kernel, image, logs, 2)
 }
 
+/// What the newest boot of a series said, without another one.
+pub(super) fn last(kernel: &Kernel, logs: &Path) -> Result<Ran> {
+    let said_at = |number: &u32| {
+        fs::metadata(log(kernel, logs, *number, SAID))
+            .and_then(|meta| meta.modified())
+            .ok()
+    };
+    let number = [1, 2]
+        .into_iter()
+        .filter(|number| said_at(number).is_some())
+        .max_by_key(said_at);
+    let number = number.with_context(|| format!("{} was never booted", kernel.series.name))?;
+    read(kernel, logs, number, Duration::ZERO, false, "")
+}
+
+const CONSOLE: &str = "console.log";
+const SAID: &str = "said.jsonl";
+
+fn log(kernel: &Kernel, logs: &Path, number: u32, what: &str) -> PathBuf {
+    logs.join(format!("{}-{number}.{what}", kernel.series.name))
+}
+
+const MACHINE: &str = "-accel tcg -cpu max,-cx16 -smp 1 -m 1024 -M q35 \
+    -nodefaults -no-user-config -display none -no-reboot";
+
 fn boot_once(kernel: &Kernel, image: &Image, logs: &Path, number: u32) -> Result<Ran> {
-    if !is_program(QEMU) {
-        bail!("no {QEMU}");
-    }
-    let log = |what: &str| logs.join(format!("{}-{number}.{what}", kernel.series.name));
-    let (console, said) = (log("console.log"), log("said.jsonl"));
+    let [console, said] = [CONSOLE, SAID].map(|what| log(kernel, logs, number, what));
     for file in [&console, &said] {
         fs::write(file, "")?;
     }
-    let initramfs = tempfile::NamedTempFile::new()?;
+    // Beside the logs: it is some 40 MB, and where temporary files are there may be less.
+    let initramfs = tempfile::NamedTempFile::new_in(logs)?;
     image.write(kernel, initramfs.path())?;
-    let mut command = Command::new(QEMU);
+    // It ends with this process, however that ends.
+    let mut command = Command::new(SETPRIV);
     command
-        .args([
-            "-accel",
-            "tcg",
-            "-cpu",
-            "max,-cx16",
-            "-smp",
-            "1",
-            "-m",
-            "1024",
-            "-M",
-            "q35",
-        ])
-        .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"])
+        .args(["--pdeathsig", "KILL", QEMU])
+        .args(MACHINE.split_ascii_whitespace())
         .arg("-serial")
         .arg(format!("file:{}", console.display()))
         .arg("-serial")
@@ -112,19 +125,26 @@ fn boot_once(kernel: &Kernel, image: &Image, logs: &Path, number: u32) -> Result
         std::thread::sleep(Duration::from_millis(50));
     }
     let output = child.wait_with_output()?;
-    let text = String::from_utf8_lossy(&fs::read(&said)?).into_owned();
+    let qemu = String::from_utf8_lossy(&output.stderr);
+    read(kernel, logs, number, start.elapsed(), late, &qemu)
+}
+
+/// What the logs of a boot say.
+fn read(kernel: &Kernel, logs: &Path, number: u32, took: Duration, late: bool, qemu: &str) -> Result<Ran> {
+    let console = log(kernel, logs, number, CONSOLE);
+    let text = |path: &Path| Ok::<_, std::io::Error>(String::from_utf8_lossy(&fs::read(path)?).into_owned());
+    let said = text(&log(kernel, logs, number, SAID))?;
     // One that was cut off is none.
-    let lines: Vec<Line> = text
+    let lines: Vec<Line> = said
         .lines()
         .filter_map(|line| serde_json::from_str(line.trim()).ok())
         .collect();
-    let kernel_said = String::from_utf8_lossy(&fs::read(&console)?).into_owned();
-    let verdict = judge(&lines, &kernel_said, late, &String::from_utf8_lossy(&output.stderr));
+    let verdict = judge(&lines, &text(&console)?, late, qemu);
     Ok(Ran {
         lines,
         verdict,
         console,
-        took: start.elapsed(),
+        took,
     })
 }
 

@@ -1,9 +1,10 @@
-//! Datagrams that a rule drops.
+//! Datagrams that a rule drops, and traffic of which nothing is lost.
 
 use anyhow::{Context as _, Result, ensure};
-use sonde_lab::{Family, sockets};
+use sonde_lab::{Family, healthy, sockets};
 
 use super::{Check, Found, is_between, same};
+use crate::guest::receiver::Event;
 use crate::guest::scene::{Mark, Scene};
 
 const COUNT: u64 = 10;
@@ -40,13 +41,17 @@ fn make(scene: &Scene) -> Result<()> {
 }
 
 fn found(scene: &Scene, before: &Mark) -> Found {
+    let after = match scene.mark() {
+        Ok(after) => after,
+        Err(error) => return vec![("packetloss.count", Err(error))],
+    };
     let mut reason = String::new();
     let events = (|| {
         let mut seen = 0;
         for family in Family::BOTH {
             let (from, to) = (scene.client.socket(family, FROM), scene.server.socket(family, TO));
             let what = format!("drops of {from} > {to}");
-            let events = scene.exactly(before, &what, COUNT as usize, |event| {
+            let events = scene.exactly(before, &after, &what, COUNT as usize, |event| {
                 event.kind == "PACKETLOSS"
                     && event.pod == "server"
                     && event.protocol == "UDP"
@@ -57,17 +62,33 @@ fn found(scene: &Scene, before: &Mark) -> Found {
             ensure!(!first.stack.is_empty(), "no stack: {first:?}");
             reason = first.reason;
         }
-        Ok(format!("{seen} events, reason {reason}"))
-    })();
-    let count = scene.mark().and_then(|after| {
-        let name = "sonde_packetloss_drops_total";
-        let labels: &[_] = match reason.as_str() {
-            "" => &[("class", "suspect")],
-            reason => &[("class", "suspect"), ("reason", reason)],
+        // The rules were put up and taken away meanwhile, which must look like no loss.
+        let of_any = |event: &Event| event.is_of_pod() && event.kind == "PACKETLOSS";
+        scene.exactly(before, &after, "drops in all", seen, of_any)?;
+        let noise = if scene.is_default {
+            healthy(scene)?
+        } else {
+            String::new()
         };
-        let grown = after.of(&scene.server, name, labels) - before.of(&scene.server, name, labels);
-        same(&format!("drops {labels:?}"), grown, 2 * COUNT)?;
-        Ok(format!("{grown} drops"))
-    });
+        Ok(format!("{seen} events, reason {reason}{noise}"))
+    })();
+    let name = "sonde_packetloss_drops_total";
+    let labels: &[_] = match reason.as_str() {
+        "" => &[("class", "suspect")],
+        reason => &[("class", "suspect"), ("reason", reason)],
+    };
+    let grown = after.of(&scene.server, name, labels) - before.of(&scene.server, name, labels);
+    let count = same(&format!("drops {labels:?}"), grown, 2 * COUNT).map(|()| format!("{grown} drops"));
     vec![("packetloss.count", count), ("packetloss.events", events)]
+}
+
+/// What must give no event.
+fn healthy(scene: &Scene) -> Result<String> {
+    let before = scene.mark()?;
+    healthy::healthy(&scene.client, &scene.server)?;
+    let after = scene.mark()?;
+    let is_noise =
+        |event: &Event| event.is_of_pod() && (event.kind == "PACKETLOSS" || event.kind.starts_with("TCPRESET"));
+    scene.exactly(&before, &after, "healthy traffic", 0, is_noise)?;
+    Ok(format!(", and none of {} kinds of healthy traffic", healthy::ALL.len()))
 }

@@ -2,17 +2,27 @@
 
 use std::collections::HashMap;
 use std::io::{Read as _, Write as _};
+use std::net::UdpSocket;
 
 use anyhow::{Context as _, Result, ensure};
+use sonde_lab::wait::until_true;
 use sonde_lab::{Family, sockets};
 
 use super::{Check, is_between, same, talking};
 use crate::guest::receiver::Event;
-use crate::guest::scene::{Mark, Scene};
+use crate::guest::scene::{LIMIT, Mark, Scene};
 
 pub(super) const FLOW: Check = Check {
-    signals: &["flow.count"],
-    run: |scene| vec![("flow.count", flow(scene))],
+    signals: &["flow.count", "flow.tc"],
+    // Each counts a part of the same packets, so they are right together or not at all.
+    run: |scene| {
+        let counted = flow(scene);
+        let by_tc = counted
+            .as_ref()
+            .map(String::clone)
+            .map_err(|error| anyhow::anyhow!("{error:#}"));
+        vec![("flow.count", counted), ("flow.tc", by_tc)]
+    },
 };
 
 fn flow(scene: &Scene) -> Result<String> {
@@ -24,12 +34,7 @@ fn flow(scene: &Scene) -> Result<String> {
         let socket = sockets::udp(&scene.client, family, 0)?;
         let sent = sockets::send(&socket, scene.server.socket(family, TO), COUNT, 100);
         same("datagrams sent", sent.accepted, COUNT)?;
-        let arrived = || Ok(sockets::drain(&sink)?);
-        let mut total = 0;
-        sonde_lab::wait::until_true("all datagrams to arrive", crate::guest::scene::LIMIT, || {
-            total += arrived()?;
-            Ok(total == COUNT)
-        })?;
+        await_datagrams(&sink, COUNT)?;
     }
     let after = scene.mark()?;
     for (family, header) in [(Family::V4, 14 + 20 + 8), (Family::V6, 14 + 40 + 8)] {
@@ -54,6 +59,15 @@ fn flow(scene: &Scene) -> Result<String> {
     Ok(format!("{} datagrams at both ends, to the byte", 2 * COUNT))
 }
 
+fn await_datagrams(sink: &UdpSocket, count: u64) -> Result<()> {
+    let mut total = 0;
+    until_true("all datagrams to arrive", LIMIT, || {
+        total += sockets::drain(sink)?;
+        Ok(total == count)
+    })?;
+    Ok(())
+}
+
 pub(super) const STACK: Check = Check {
     signals: &["kernellatency.time"],
     run: |scene| vec![("kernellatency.time", stack(scene))],
@@ -65,10 +79,15 @@ fn stack(scene: &Scene) -> Result<String> {
     for (family, port) in Family::BOTH.into_iter().zip([40_511, 40_512]) {
         let mut pair = talking(scene, family, port, TO)?;
         let before = scene.mark()?;
+        let counters = scene.client.counters()?;
         for _ in 0..MESSAGES {
             pair.client.write_all(b"question")?;
             pair.server.read_exact(&mut [0; 8])?;
         }
+        let after = scene.mark()?;
+        // A machine that is emulated is slow enough for TCP to send one again now and then.
+        let again = scene.client.counters()?.since(&counters, "Tcp.RetransSegs")?;
+        let all = MESSAGES..=MESSAGES + again;
         let (from, to) = (scene.client.socket(family, port), scene.server.socket(family, TO));
         let is_data = |event: &Event| {
             is_between(event, from, to)
@@ -79,23 +98,27 @@ fn stack(scene: &Scene) -> Result<String> {
         };
         for (kind, pod) in [("RXKERNEL_SLOW", "server"), ("TXKERNEL_SLOW", "client")] {
             let what = format!("{kind} of {from} > {to}");
-            let events = scene.exactly(&before, &what, MESSAGES as usize, |event| {
+            let events = scene.await_events(&before, &what, MESSAGES as usize, |event| {
                 event.kind == kind && is_data(event)
             })?;
+            ensure!(
+                all.contains(&(events.len() as u64)),
+                "{what}: {} events, not {all:?}: {events:?}",
+                events.len()
+            );
             let wrong = events
                 .iter()
                 .find(|event| event.pod != pod || event.latency_ns.is_none());
             ensure!(wrong.is_none(), "{wrong:?}");
         }
-        let after = scene.mark()?;
         let tcp = [("protocol", "tcp")];
         let grown = |pod, name| after.of(pod, name, &tcp) - before.of(pod, name, &tcp);
         let received = grown(&scene.server, "sonde_kernellatency_receive_seconds_count");
         let sent = grown(&scene.client, "sonde_kernellatency_send_seconds_count");
         let unmatched = grown(&scene.server, "sonde_kernellatency_unmatched_total");
         ensure!(
-            (received, sent, unmatched) == (MESSAGES, MESSAGES, 0),
-            "{received} received, {sent} sent, {unmatched} unmatched, of {MESSAGES}"
+            all.contains(&received) && all.contains(&sent) && unmatched == 0,
+            "{received} received, {sent} sent, {unmatched} unmatched, of {all:?}"
         );
     }
     Ok(format!("{} segments timed and told on both sides", 2 * MESSAGES))
@@ -115,27 +138,16 @@ fn queue(scene: &Scene) -> Result<String> {
     scene.client.tc("qdisc replace dev eth0 root netem delay 100ms")?;
     let told = (|| {
         let before = scene.mark()?;
+        let missed = scene.misses("netiftxlat.time")?;
         for family in Family::BOTH {
             let sink = sockets::udp(&scene.server, family, TO)?;
             let socket = sockets::udp(&scene.client, family, FROM)?;
             let sent = sockets::send(&socket, scene.server.socket(family, TO), COUNT, 100);
             same("datagrams sent", sent.accepted, COUNT)?;
-            let (from, to) = (scene.client.socket(family, FROM), scene.server.socket(family, TO));
-            for kind in ["NETIFTXLAT_QDISC", "NETIFTXLAT_XMIT"] {
-                let what = format!("{kind} of {from} > {to}");
-                let is_it = |event: &Event| event.kind == kind && event.pod == "client" && is_between(event, from, to);
-                let events = scene.exactly(&before, &what, COUNT as usize, is_it)?;
-                let is_held = |event: &Event| event.latency_ns >= Some(HELD_NS);
-                ensure!(
-                    events
-                        .iter()
-                        .all(|event| is_held(event) == (kind == "NETIFTXLAT_QDISC")),
-                    "{kind}: {events:?}"
-                );
-            }
-            drop(sink);
+            await_datagrams(&sink, COUNT)?;
         }
         let after = scene.mark()?;
+        let missed = scene.misses("netiftxlat.time")? - missed;
         let grown = |name| {
             let of = |mark: &Mark| mark.of(&scene.client, name, &[("device", "eth0")]);
             of(&after) - of(&before)
@@ -147,12 +159,37 @@ fn queue(scene: &Scene) -> Result<String> {
             "sonde_netiftxlat_unmatched_total",
         ]
         .map(grown);
+        // Two packets that wait at the same time may take the same place in the probe's table, and one is then unmatched.
+        // The kernel skips a program that it interrupted.
+        let least = (2 * COUNT).saturating_sub(unmatched + missed);
         // A neighbour may have been asked for meanwhile.
         ensure!(
-            held >= 2 * COUNT && passed >= held && sent == passed + unmatched && unmatched == 0,
-            "held {held}, passed {passed}, sent {sent}, unmatched {unmatched}"
+            held >= least && passed >= held && passed + unmatched >= sent && unmatched + missed <= 2,
+            "held {held}, passed {passed}, sent {sent}, unmatched {unmatched}, missed {missed}"
         );
-        Ok(format!("{} datagrams held for 100 ms and sent", 2 * COUNT))
+        let mut told = [0, 0];
+        for family in Family::BOTH {
+            let (from, to) = (scene.client.socket(family, FROM), scene.server.socket(family, TO));
+            for (kind, told) in ["NETIFTXLAT_QDISC", "NETIFTXLAT_XMIT"].into_iter().zip(&mut told) {
+                let is_it = |event: &Event| event.kind == kind && is_between(event, from, to);
+                let events = scene.await_events(&before, kind, 1, is_it)?;
+                let is_held = |event: &Event| kind == "NETIFTXLAT_XMIT" || event.latency_ns >= Some(HELD_NS);
+                ensure!(
+                    events.iter().all(|event| event.pod == "client" && is_held(event)),
+                    "{kind}: {events:?}"
+                );
+                *told += events.len() as u64;
+            }
+        }
+        ensure!(
+            (least..=2 * COUNT).contains(&told[0]) && (2 * COUNT - missed..=2 * COUNT).contains(&told[1]),
+            "{told:?} told, {unmatched} unmatched, {missed} missed"
+        );
+        let but = match (unmatched, missed) {
+            (0, 0) => String::new(),
+            _ => format!(", but {unmatched} unmatched and {missed} that the kernel says it missed"),
+        };
+        Ok(format!("{} datagrams held for 100 ms and sent{but}", 2 * COUNT))
     })();
     scene.client.tc("qdisc del dev eth0 root")?;
     told

@@ -2,7 +2,6 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr};
-use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use sonde_lab::wait::until_true;
@@ -45,25 +44,28 @@ fn make_and_compare(scene: &Scene) -> Result<Found> {
             ours.count() as u64,
         )?;
     }
-    let events = events(scene, &before, &expected);
-    let count = scene.mark().and_then(|after| {
-        for pod in [&scene.client, &scene.server] {
-            for kind in ["NOSOCK", "PROCESS", "ACTIVE", "RECEIVE"] {
-                let label = kind.to_lowercase();
-                let of = |mark: &Mark| mark.of(pod, "sonde_tcpreset_resets_total", &[("type", label.as_str())]);
-                let is_it =
-                    |(wanted, of, ..): &&Reset| *of == pod.name() && wanted.strip_prefix("TCPRESET_") == Some(kind);
-                let wanted = expected.iter().filter(is_it).count() as u64;
-                same(&format!("{label} of {}", pod.name()), of(&after) - of(&before), wanted)?;
-            }
-        }
-        Ok(format!("{} resets, four types", expected.len()))
-    });
-    Ok(vec![("tcpreset.count", count), ("tcpreset.events", events)])
+    let after = scene.mark()?;
+    Ok(vec![
+        ("tcpreset.count", counts(scene, &before, &after, &expected)),
+        ("tcpreset.events", events(scene, &before, &after, &expected)),
+    ])
 }
 
-fn events(scene: &Scene, before: &Mark, expected: &[Reset]) -> Result<String> {
-    let all = scene.exactly(before, "resets", expected.len(), |event| {
+fn counts(scene: &Scene, before: &Mark, after: &Mark, expected: &[Reset]) -> Result<String> {
+    for pod in [&scene.client, &scene.server] {
+        for kind in ["NOSOCK", "PROCESS", "ACTIVE", "RECEIVE"] {
+            let label = kind.to_lowercase();
+            let of = |mark: &Mark| mark.of(pod, "sonde_tcpreset_resets_total", &[("type", label.as_str())]);
+            let is_it = |(wanted, of, ..): &&Reset| *of == pod.name() && wanted.strip_prefix("TCPRESET_") == Some(kind);
+            let wanted = expected.iter().filter(is_it).count() as u64;
+            same(&format!("{label} of {}", pod.name()), of(after) - of(before), wanted)?;
+        }
+    }
+    Ok(format!("{} resets, four types", expected.len()))
+}
+
+fn events(scene: &Scene, before: &Mark, after: &Mark, expected: &[Reset]) -> Result<String> {
+    let all = scene.exactly(before, after, "resets", expected.len(), |event| {
         event.is_of_pod() && event.kind.starts_with("TCPRESET_")
     })?;
     for (kind, pod, from, to, state) in expected {
@@ -138,12 +140,29 @@ fn time_wait(scene: &Scene, family: Family, port: u16) -> Result<Vec<Reset>> {
     let (from, to) = (scene.client.socket(family, port), scene.server.socket(family, TO));
     drop(pair.server);
     ensure!(pair.client.read(&mut [0; 1])? == 0, "no end came");
-    // Its acknowledgement may still be on its way: with it, the server's socket becomes one in TIME_WAIT.
-    std::thread::sleep(Duration::from_millis(100));
+    // Once its end is acknowledged, a closed socket waits as one of those in TIME_WAIT.
+    until_true("the end to be acknowledged", LIMIT, || {
+        Ok(!scene.server.run(|| has_state(FIN_WAIT1))?.unwrap_or(true))
+    })?;
     pair.client.write_all(b"too late")?;
     await_reset(&pair.client)?;
     Ok(vec![
         ("TCPRESET_PROCESS", "server", to, from, "TCP_TIME_WAIT"),
         ("TCPRESET_RECEIVE", "client", to, from, "TCP_CLOSE_WAIT"),
     ])
+}
+
+/// As in `/proc/net/tcp`.
+const FIN_WAIT1: &str = "04";
+
+/// Whether a TCP socket of this namespace is in that state.
+fn has_state(state: &str) -> std::io::Result<bool> {
+    for file in ["tcp", "tcp6"] {
+        let text = std::fs::read_to_string(format!("/proc/thread-self/net/{file}"))?;
+        let mut sockets = text.lines().skip(1);
+        if sockets.any(|line| line.split_ascii_whitespace().nth(3) == Some(state)) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }

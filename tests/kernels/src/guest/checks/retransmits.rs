@@ -52,9 +52,10 @@ fn make_and_compare(scene: &Scene) -> Result<Found> {
     drop(pair);
 
     let sent = segments(&scene.client.counters()?)?;
+    let after = scene.mark()?;
     let mut kinds: Vec<String> = Vec::new();
     let events = (|| {
-        let events = scene.exactly(&before, "segments sent again", sent as usize, |event| {
+        let events = scene.exactly(&before, &after, "segments sent again", sent as usize, |event| {
             event.is_of_pod() && event.kind == "TCPRETRANS"
         })?;
         for event in &events {
@@ -76,11 +77,9 @@ fn make_and_compare(scene: &Scene) -> Result<Found> {
         );
         Ok(format!("{sent} events: {}", kinds.join(", ")))
     })();
-    let count = scene.mark().and_then(|after| {
-        let of = |mark: &Mark| mark.of(&scene.client, "sonde_tcpretrans_segments_total", &[]);
-        same("segments sent again", of(&after) - of(&before), sent)?;
-        Ok(format!("{sent} segments, as the kernel counts"))
-    });
+    let of = |mark: &Mark| mark.of(&scene.client, "sonde_tcpretrans_segments_total", &[]);
+    let count = same("segments sent again", of(&after) - of(&before), sent);
+    let count = count.map(|()| format!("{sent} segments, as the kernel counts"));
     Ok(vec![("tcpretrans.count", count), ("tcpretrans.events", events)])
 }
 

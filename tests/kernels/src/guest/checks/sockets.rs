@@ -58,14 +58,14 @@ fn read(scene: &Scene) -> Result<String> {
         std::thread::sleep(PAUSE);
         pair.server.read_exact(&mut [0; 5])?;
         let (own, peer) = (scene.server.socket(family, TO), scene.client.socket(family, port));
-        let events = scene.exactly(&before, "slow reads", 1, |event| {
+        let after = scene.mark()?;
+        let events = scene.exactly(&before, &after, "slow reads", 1, |event| {
             event.is_of_pod() && event.kind == "SOCKETLAT_READSLOW"
         })?;
         let event = &events[0];
         ensure!(event.pod == "server" && is_between(event, own, peer), "{event:?}");
         latency = event.latency_ns.context("no latency")?;
         ensure!(u128::from(latency) >= PAUSE.as_nanos(), "{latency} ns: {event:?}");
-        let after = scene.mark()?;
         let of = |mark: &Mark| mark.of(&scene.server, "sonde_socketlatency_latency_seconds_count", &labels);
         same("reads", of(&after) - of(&before), 1)?;
     }
@@ -94,24 +94,26 @@ fn send(scene: &Scene) -> Result<String> {
     let (mut server, _) = listener.accept()?;
     // What the sender may keep for itself: the whole message, so that one call takes it.
     socket2::SockRef::from(&client).set_send_buffer_size(2 * LENGTH)?;
+    client.set_write_timeout(Some(LIMIT))?;
     let before = scene.mark()?;
-    let reader = std::thread::spawn(move || {
-        std::thread::sleep(2 * PAUSE);
-        let mut all = vec![0; LENGTH];
-        server.read_exact(&mut all).map(|()| server)
-    });
     client.write_all(&vec![7; LENGTH])?;
-    let server = reader.join().map_err(|_| anyhow::anyhow!("the reader panicked"))??;
-    let events = scene.await_events(&before, "slow sends", 1, |event| {
+    std::thread::sleep(PAUSE);
+    server.read_exact(&mut vec![0; LENGTH])?;
+    let after = scene.mark()?;
+    let events = scene.exactly(&before, &after, "slow sends", 1, |event| {
         event.is_of_pod() && event.kind == "SOCKETLAT_SENDSLOW"
     })?;
     let event = &events[0];
     ensure!(event.pod == "client" && is_between(event, own, peer), "{event:?}");
     let latency = event.latency_ns.context("no latency")?;
-    let after = scene.mark()?;
+    ensure!(u128::from(latency) >= PAUSE.as_nanos(), "{latency} ns: {event:?}");
     let of = |mark: &Mark| mark.of(&scene.client, "sonde_socketlatency_latency_seconds_count", &labels);
-    let sends = of(&after) - of(&before);
-    ensure!(sends >= 1, "no send was counted");
+    same("sends", of(&after) - of(&before), 1)?;
     drop((client, server));
-    Ok(format!("told: {} ms, {:?}", latency / 1_000_000, event.attributes))
+    let limit = event.attributes.get("limited_by").map_or("nothing", String::as_str);
+    Ok(format!(
+        "counted, and told: {} ms after a pause of {}, limited by {limit}",
+        latency / 1_000_000,
+        PAUSE.as_millis()
+    ))
 }
