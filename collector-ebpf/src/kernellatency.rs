@@ -221,8 +221,7 @@ fn received<A: Access>(context: *const u64, protocol: u32, sk: *const u8, skb: *
         latency::observe(unsafe { addr_of_mut!((*times).receive_hooks) }, hooks);
     }
     if is_long(ns) {
-        let (ip_ns, delivered_ns, ifindex) =
-            unsafe { ((*arrival).ip_ns, (*arrival).delivered_ns, (*arrival).ifindex) };
+        let (ip_ns, delivered_ns, ifindex) = unsafe { ((*arrival).ip_ns, (*arrival).delivered_ns, (*arrival).ifindex) };
         let parts = Parts {
             device: if ip_ns == 0 { UNKNOWN } else { ip_ns.wrapping_sub(since) },
             ip: if ip_ns == 0 || delivered_ns == 0 {
@@ -233,7 +232,11 @@ fn received<A: Access>(context: *const u64, protocol: u32, sk: *const u8, skb: *
                     .wrapping_sub(if hooks == UNKNOWN { 0 } else { hooks })
             },
             hooks,
-            transport: if delivered_ns == 0 { UNKNOWN } else { now.wrapping_sub(delivered_ns) },
+            transport: if delivered_ns == 0 {
+                UNKNOWN
+            } else {
+                now.wrapping_sub(delivered_ns)
+            },
         };
         let long = Long {
             kind: kind::RXKERNEL,

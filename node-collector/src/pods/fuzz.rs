@@ -49,7 +49,6 @@ fn cri_status(input: &[u8]) {
             ..Default::default()
         }),
         info: [("info".to_owned(), text)].into(),
-        ..Default::default()
     };
     let sandbox = Sandbox::new(response, true).expect("it has a name, whatever the text says");
     if let Some(path) = sandbox.cgroup {
