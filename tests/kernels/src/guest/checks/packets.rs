@@ -80,6 +80,7 @@ fn stack(scene: &Scene) -> Result<String> {
         let mut pair = talking(scene, family, port, TO)?;
         let before = scene.mark()?;
         let counters = scene.client.counters()?;
+        let missed = scene.misses("kernellatency.time")?;
         for _ in 0..MESSAGES {
             pair.client.write_all(b"question")?;
             pair.server.read_exact(&mut [0; 8])?;
@@ -87,7 +88,9 @@ fn stack(scene: &Scene) -> Result<String> {
         let after = scene.mark()?;
         // A machine that is emulated is slow enough for TCP to send one again now and then.
         let again = scene.client.counters()?.since(&counters, "Tcp.RetransSegs")?;
-        let all = MESSAGES..=MESSAGES + again;
+        // And so slow that the kernel skips a program that it interrupted, which it counts.
+        let missed = scene.misses("kernellatency.time")? - missed;
+        let all = MESSAGES.saturating_sub(missed)..=MESSAGES + again;
         let (from, to) = (scene.client.socket(family, port), scene.server.socket(family, TO));
         let is_data = |event: &Event| {
             is_between(event, from, to)
@@ -98,12 +101,10 @@ fn stack(scene: &Scene) -> Result<String> {
         };
         for (kind, pod) in [("RXKERNEL_SLOW", "server"), ("TXKERNEL_SLOW", "client")] {
             let what = format!("{kind} of {from} > {to}");
-            let events = scene.await_events(&before, &what, MESSAGES as usize, |event| {
-                event.kind == kind && is_data(event)
-            })?;
+            let events = scene.await_events(&before, &what, 1, |event| event.kind == kind && is_data(event))?;
             ensure!(
                 all.contains(&(events.len() as u64)),
-                "{what}: {} events, not {all:?}: {events:?}",
+                "{what}: {} events, not {all:?}, {missed} missed: {events:?}",
                 events.len()
             );
             let wrong = events
