@@ -50,6 +50,8 @@ pub(crate) fn run(report: &mut Report) -> anyhow::Result<()> {
             ("SONDE_COLLECTOR_AGGREGATOR", String::new()),
             ("SONDE_COLLECTOR_DATA_DIR", dir.path().display().to_string()),
             ("SONDE_PODS_NETNS_INCLUDE", lab.glob()),
+            // What it costs is what is asked.
+            ("SONDE_KERNEL_CPU_BUDGET_PERCENT", "0".into()),
             ("SONDE_PODS_INCLUDE_HOST", "false".into()),
             ("SONDE_PROBES", probes.into()),
             ("SONDE_EVENTS_RATE", rate.into()),
@@ -101,6 +103,8 @@ pub(crate) fn per_packet(report: &mut Report) -> anyhow::Result<()> {
             ("SONDE_COLLECTOR_AGGREGATOR", String::new()),
             ("SONDE_COLLECTOR_DATA_DIR", dir.path().display().to_string()),
             ("SONDE_PODS_NETNS_INCLUDE", lab.glob()),
+            // What it costs is what is asked.
+            ("SONDE_KERNEL_CPU_BUDGET_PERCENT", "0".into()),
             ("SONDE_PODS_INCLUDE_HOST", "false".into()),
             (
                 "SONDE_PROBES",

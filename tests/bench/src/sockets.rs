@@ -56,6 +56,7 @@ fn collector(lab: &Lab, dir: &Path, on: &[&str]) -> anyhow::Result<Program> {
         ("SONDE_COLLECTOR_AGGREGATOR", String::new()),
         ("SONDE_COLLECTOR_DATA_DIR", dir.display().to_string()),
         ("SONDE_PODS_NETNS_INCLUDE", lab.glob()),
+        ("SONDE_KERNEL_CPU_BUDGET_PERCENT", "0".into()),
         ("SONDE_PROBES", format!("{{{probes}}}")),
         ("SONDE_LOG_LEVEL", "warn".into()),
     ];

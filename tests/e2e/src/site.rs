@@ -37,9 +37,11 @@ impl Site {
         let [http, grpc, collector_http] = free_ports()?;
         let node = format!("node-{}", lab.prefix());
         let config = dir.path().join("config.yaml");
-        // Namespaces of other labs on this kernel are none of our business: unknown ones are dropped.
+        // Namespaces of other labs on this kernel are none of our business: unknown ones are dropped. A flood is to be told
+        // whole, whatever it costs.
         let yaml = format!(
             "node: {{name: {node}}}\n\
+             kernel: {{cpu_budget_percent: 0}}\n\
              pods: {{sources: [netns], netns: {{include: [\"{}\"]}}, include_host: false}}\n\
              events: {{unknown_netns: drop{}{events}}}\n\
              collector: {{interval: 1s}}\n",

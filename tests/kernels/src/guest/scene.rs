@@ -231,7 +231,7 @@ fn start_collector(lab: &Lab, run: &Run) -> Result<Process> {
     let btf = if run.btf_file { BTF_FILE } else { "" };
     let text = format!(
         "node: {{name: guest}}\n\
-         kernel: {{rungs: [{}], btf_path: \"{btf}\"}}\n\
+         kernel: {{rungs: [{}], btf_path: \"{btf}\", cpu_budget_percent: 0}}\n\
          pods: {{sources: [netns], netns: {{include: [\"{}\"]}}}}\n\
          events: {{unknown_netns: keep}}\n\
          collector: {{interval: 300ms, http: \"{http}\", aggregator: \"http://{grpc}\", data_dir: {}}}\n\
