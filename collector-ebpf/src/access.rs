@@ -291,6 +291,19 @@ pub fn register_argument(registers: *const u64, number: &Setting<u32>) -> u64 {
     unsafe { Probed::load(registers.cast::<u8>().wrapping_add(offset as usize)) }
 }
 
+/// Zeroes so many words, one by one: an array of zeroes is made by a loop over its bytes, which costs more than most programs.
+///
+/// # Safety
+/// `to` lies on a word, and so many may be written there.
+#[inline(always)]
+pub unsafe fn clear<const WORDS: usize>(to: *mut u64) {
+    let mut at = 0;
+    while at < WORDS {
+        unsafe { to.add(at).write_volatile(0) };
+        at += 1;
+    }
+}
+
 /// `*counter += add`, whole even when this CPU is interrupted in between: kernels before 5.12 have no other guard.
 /// In assembly as Rust's atomics for this target fetch the old value, which 5.10 refuses.
 #[inline(always)]

@@ -104,7 +104,8 @@ pub fn is_reset(skb: *const u8) -> bool {
 
 #[inline(always)]
 unsafe fn clear(to: *mut Connection) {
-    unsafe { to.cast::<[u64; 5]>().write([0; 5]) };
+    const { assert!(size_of::<Connection>() == 40 && align_of::<Connection>() <= 8) };
+    unsafe { crate::access::clear::<5>(to.cast()) };
 }
 
 #[inline(always)]

@@ -189,6 +189,7 @@ fn event<A: Access>(context: *const u64) -> i32 {
         return 0;
     }
     let flags = if class == verdict::BY_SITE { flag::NEW_SITE } else { 0 };
+    let wakeup = ring::wakeup(now);
     if PACKETLOSS_STACKS.get() != 0 {
         let Some(mut entry) = ring::EVENTS.reserve::<RecordWithStack>(0) else {
             return ring::lose(bucket);
@@ -201,13 +202,13 @@ fn event<A: Access>(context: *const u64) -> i32 {
             addr_of_mut!((*whole).record.stack_bytes).write(bytes as i32);
             addr_of_mut!((*whole).record.size).write(size_of::<RecordWithStack>() as u32);
         }
-        entry.submit(0);
+        entry.submit(wakeup);
     } else {
         let Some(mut entry) = ring::EVENTS.reserve::<Record>(0) else {
             return ring::lose(bucket);
         };
         unsafe { fill::<A>(entry.as_mut_ptr(), &drop, &place, now, flags) };
-        entry.submit(0);
+        entry.submit(wakeup);
     }
     0
 }
@@ -226,7 +227,8 @@ unsafe fn fill<A: Access>(record: *mut Record, drop: &Drop, place: &Place, now: 
         }
         // The pointer is only believed where it led to a namespace.
         let name = addr_of_mut!((*record).device).cast::<u8>();
-        name.cast::<[u64; 2]>().write_unaligned([0; 2]);
+        const { assert!(core::mem::offset_of!(Record, device).is_multiple_of(8)) };
+        crate::access::clear::<2>(name.cast());
         if place.from == place::from::DEVICE || place.from == place::from::RECEIVER && !place.device.is_null() {
             ifindex = DEV_IFINDEX.read::<A>(place.device).unwrap_or(0);
             if let Some(from) = DEV_NAME.address(place.device) {
@@ -256,7 +258,8 @@ unsafe fn fill<A: Access>(record: *mut Record, drop: &Drop, place: &Place, now: 
         addr_of_mut!((*record).pad).write(0);
         let comm = addr_of_mut!((*record).comm);
         if generated::bpf_get_current_comm(comm.cast(), 16) != 0 {
-            comm.cast::<[u64; 2]>().write_unaligned([0; 2]);
+            const { assert!(core::mem::offset_of!(Record, comm).is_multiple_of(8)) };
+            crate::access::clear::<2>(comm.cast());
         }
         copy_packet::<A>(record, drop, network);
     }

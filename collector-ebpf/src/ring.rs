@@ -44,6 +44,22 @@ pub fn uncounted(counter: usize) {
     }
 }
 
+/// What to submit a record with that is made at `now`. To wake a thread costs ten times what the record does. So a CPU asks for
+/// it seldom; who was woken goes on looking for longer than that by itself.
+#[inline(always)]
+pub fn wakeup(now: u64) -> u64 {
+    let Some(last) = WOKEN.get_ptr_mut(0) else {
+        return 0;
+    };
+    unsafe {
+        if now.wrapping_sub(last.read_volatile()) < WAKE_EVERY_NS {
+            return BPF_RB_NO_WAKEUP as u64;
+        }
+        last.write_volatile(now);
+    }
+    0
+}
+
 /// A record and its stack, innermost frame first.
 #[repr(C)]
 struct Stacked<T> {
@@ -70,7 +86,7 @@ impl Event<'_> {
     /// memory holds whatever was in the ring before.
     #[inline(always)]
     pub fn write<T: 'static>(&self, context: *const u64, fill: impl FnOnce(*mut T)) -> i32 {
-        let wakeup = self.wakeup();
+        let wakeup = wakeup(self.now);
         if self.stack {
             let Some(mut entry) = self.ring.reserve::<Stacked<T>>(0) else {
                 return lose(self.bucket);
@@ -92,22 +108,6 @@ impl Event<'_> {
             unsafe { self.head(record.cast(), size_of::<T>() as u32, 0) };
             fill(record);
             entry.submit(wakeup);
-        }
-        0
-    }
-
-    /// To wake a thread costs ten times what the record does. So a CPU asks for it seldom; who was woken goes on looking
-    /// for longer than that by itself.
-    #[inline(always)]
-    fn wakeup(&self) -> u64 {
-        let Some(last) = WOKEN.get_ptr_mut(0) else {
-            return 0;
-        };
-        unsafe {
-            if self.now.wrapping_sub(last.read_volatile()) < WAKE_EVERY_NS {
-                return BPF_RB_NO_WAKEUP as u64;
-            }
-            last.write_volatile(self.now);
         }
         0
     }

@@ -125,7 +125,8 @@ fn tell(context: *const u64, bucket: usize, ns: u64, now: u64) -> i32 {
         addr_of_mut!((*record).latency_ns).write(ns);
         let comm = addr_of_mut!((*record).comm);
         if generated::bpf_get_current_comm(comm.cast(), 16) != 0 {
-            comm.cast::<[u64; 2]>().write_unaligned([0; 2]);
+            const { assert!(core::mem::offset_of!(Record, comm).is_multiple_of(8)) };
+            crate::access::clear::<2>(comm.cast());
         }
     })
 }

@@ -12,9 +12,8 @@ use sonde_ebpf_common::kernellatency::{Arrival, HOOKED, Hooked, UDP, stage};
 
 use super::{KERNELLATENCY_ANCHOR, arrival, received};
 use crate::access::{
-    Access as _, HOOK_SLOW_SKB, IP_DELIVER_SKB, IP_LOCAL_OUT_SKB, IP_RCV_CORE_SKB, IP6_DELIVER_SKB, IP6_LOCAL_OUT_SKB,
-    IP6_RCV_CORE_SKB, IP6_XMIT_SKB, Probed, SKB_SK, Setting, UDP_ENQUEUE_SK, UDP_ENQUEUE_SKB, plain_argument,
-    register_argument,
+    HOOK_SLOW_SKB, IP_DELIVER_SKB, IP_LOCAL_OUT_SKB, IP_RCV_CORE_SKB, IP6_DELIVER_SKB, IP6_LOCAL_OUT_SKB,
+    IP6_RCV_CORE_SKB, IP6_XMIT_SKB, Probed, SKB_SK, UDP_ENQUEUE_SK, UDP_ENQUEUE_SKB, plain_argument, register_argument,
 };
 
 #[map]

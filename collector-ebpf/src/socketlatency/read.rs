@@ -403,7 +403,8 @@ pub(super) fn tell<A: Access>(
         if owned && generated::bpf_get_current_comm(comm.cast(), 16) == 0 {
             tgid = (generated::bpf_get_current_pid_tgid() >> 32) as u32;
         } else {
-            comm.cast::<[u64; 2]>().write_unaligned([0; 2]);
+            const { assert!(core::mem::offset_of!(Record, comm).is_multiple_of(8)) };
+            crate::access::clear::<2>(comm.cast());
         }
         addr_of_mut!((*record).tgid).write(tgid);
     })
