@@ -23,6 +23,31 @@ const BULK_BYTES: u64 = 512 << 20;
 const TURNS: usize = 3;
 
 const PROBES: [&str; 3] = ["socketlatency", "net_softirq", "connect"];
+/// What is on by default, and everything.
+const DEFAULT: &[&str] = &["packetloss", "tcpretrans", "tcpreset", "connect", "virtcmdlatency"];
+const ALL: &[&str] = &[
+    "packetloss",
+    "tcpretrans",
+    "tcpreset",
+    "connect",
+    "virtcmdlatency",
+    "socketlatency",
+    "net_softirq",
+    "netiftxlat",
+    "kernellatency",
+    "flow",
+    "dns",
+];
+const FLOOD_PACKETS: u64 = 200_000;
+
+/// Sets of probes, each measured against none.
+const SETS: [(&str, &[&str]); 5] = [
+    ("socketlatency", &["socketlatency"]),
+    ("net_softirq", &["net_softirq"]),
+    ("connect", &["connect"]),
+    ("the default set", DEFAULT),
+    ("all probes", ALL),
+];
 
 pub(crate) fn run(report: &mut Report) -> anyhow::Result<()> {
     let lab = Lab::new("bench-sockets")?;
@@ -33,8 +58,8 @@ pub(crate) fn run(report: &mut Report) -> anyhow::Result<()> {
         &format!(
             "Round trips of 64 bytes, and {} MiB in bulk, over TCP on a veth pair; time a run of each program by \
              `kernel.bpf_stats_enabled` (which itself costs some 20 ns a run, and an empty program 40); then, without \
-             statistics, CPU time with each probe alone against none: of round trips the best {ROUND_TRIPS} in a row, of bulk \
-             the best of {TURNS}.",
+             statistics, CPU time with each probe alone, with the default set and with all probes against none: of round trips \
+             the best {ROUND_TRIPS} in a row, of bulk and of a flood of {FLOOD_PACKETS} datagrams of 64 bytes the best of {TURNS}.",
             BULK_BYTES >> 20
         ),
     );
@@ -42,10 +67,11 @@ pub(crate) fn run(report: &mut Report) -> anyhow::Result<()> {
     ratios(report, &lab, &client, &server)
 }
 
+type Traffic = fn(&Pod, &Pod) -> anyhow::Result<Duration>;
+
 /// A collector with these probes and no others of the kernel side.
 fn collector(lab: &Lab, dir: &Path, on: &[&str]) -> anyhow::Result<Program> {
-    let all = ["packetloss", "tcpretrans", "tcpreset", "virtcmdlatency"];
-    let others = all.iter().chain(&PROBES).filter(|probe| !on.contains(probe));
+    let others = ALL.iter().filter(|probe| !on.contains(probe));
     let probes = others
         .map(|probe| format!("{probe}: {{enabled: false}}"))
         .chain(on.iter().map(|probe| format!("{probe}: {{enabled: true}}")));
@@ -69,7 +95,6 @@ fn runs(report: &mut Report, lab: &Lab, client: &Pod, server: &Pod) -> anyhow::R
     let dir = tempfile::tempdir()?;
     let _collector = collector(lab, dir.path(), &PROBES)?;
     round_trips(client, server)?;
-    type Traffic = fn(&Pod, &Pod) -> anyhow::Result<Duration>;
     let traffics: [(&str, Traffic); 2] = [("round trips", round_trips), ("bulk", bulk)];
     for (name, traffic) in traffics {
         let before = ours()?;
@@ -87,26 +112,34 @@ fn runs(report: &mut Report, lab: &Lab, client: &Pod, server: &Pod) -> anyhow::R
 }
 
 fn ratios(report: &mut Report, lab: &Lab, client: &Pod, server: &Pod) -> anyhow::Result<()> {
-    for probe in PROBES {
-        let mut best = [[Duration::MAX; 2]; 2];
+    const KINDS: [(&str, Traffic); 3] = [("a round trip", round_trips), ("bulk", bulk), ("a datagram", flood)];
+    for (name, probes) in SETS {
+        let mut best = [[Duration::MAX; KINDS.len()]; 2];
         for _ in 0..TURNS {
-            for (at, on) in [&[][..], &[probe]].into_iter().enumerate() {
+            for (at, on) in [&[][..], probes].into_iter().enumerate() {
                 let dir = tempfile::tempdir()?;
                 let _collector = collector(lab, dir.path(), on)?;
-                best[at][0] = best[at][0].min(round_trips(client, server)?);
-                best[at][1] = best[at][1].min(bulk(client, server)?);
+                for (best, (_, traffic)) in best[at].iter_mut().zip(KINDS) {
+                    *best = (*best).min(traffic(client, server)?);
+                }
             }
         }
-        let more = |kind: usize| 100.0 * (best[1][kind].as_secs_f64() / best[0][kind].as_secs_f64() - 1.0);
-        let each = best[0][0].as_nanos() / u128::from(ROUND_TRIPS);
+        for (kind, (what, _)) in KINDS.iter().enumerate() {
+            let [without, with] = [best[0][kind], best[1][kind]];
+            report.row(
+                &format!("{name}: {what} takes longer than without"),
+                format!("{:+.1} %", 100.0 * (with.as_secs_f64() / without.as_secs_f64() - 1.0)),
+            );
+        }
+        let each = |time: Duration, count: u64| time.as_nanos() / u128::from(count);
         report.row(
-            &format!("{probe}: a round trip takes longer than without it ({each} ns)"),
-            format!("{:+.1} %", more(0)),
-        );
-        let bulk_ms = best[0][1].as_millis();
-        report.row(
-            &format!("{probe}: bulk takes longer than without it ({bulk_ms} ms)"),
-            format!("{:+.1} %", more(1)),
+            &format!("{name}: without it, of each round trip, of bulk, of each datagram"),
+            format!(
+                "{} ns, {} ms, {} ns",
+                each(best[0][0], u64::from(ROUND_TRIPS)),
+                best[0][1].as_millis(),
+                each(best[0][2], FLOOD_PACKETS)
+            ),
         );
     }
     Ok(())
@@ -157,6 +190,21 @@ fn bulk(client: &Pod, server: &Pod) -> anyhow::Result<Duration> {
     }
     writer.join().ok().context("the writer")??;
     Ok(cpu_time(ClockId::CLOCK_PROCESS_CPUTIME_ID)? - began)
+}
+
+/// Sent, received and read by one thread, some at a time.
+fn flood(client: &Pod, server: &Pod) -> anyhow::Result<Duration> {
+    const AT_ONCE: u64 = 100;
+    let sink = sockets::udp(server, Family::V4, PORT)?;
+    let socket = sockets::udp(client, Family::V4, 0)?;
+    let to = server.socket(Family::V4, PORT);
+    let began = cpu_time(ClockId::CLOCK_THREAD_CPUTIME_ID)?;
+    for _ in 0..FLOOD_PACKETS / AT_ONCE {
+        let sent = sockets::send(&socket, to, AT_ONCE, 64);
+        anyhow::ensure!(sent.accepted == AT_ONCE, "{sent:?}");
+        sockets::drain(&sink)?;
+    }
+    Ok(cpu_time(ClockId::CLOCK_THREAD_CPUTIME_ID)? - began)
 }
 
 fn cpu_time(of: ClockId) -> anyhow::Result<Duration> {
