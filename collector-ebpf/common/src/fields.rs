@@ -158,7 +158,7 @@ macro_rules! for_each_argument {
             IP_RCV_CORE_SKB: "ip_rcv_core()" "skb" "*sk_buff";
             IP6_RCV_CORE_SKB: "ip6_rcv_core()" "skb" "*sk_buff";
             IP_DELIVER_SKB: "ip_local_deliver_finish()" "skb" "*sk_buff";
-            IP6_DELIVER_SKB: "ip6_input_finish()" "skb" "*sk_buff";
+            IP6_DELIVER_SKB: "ip6_protocol_deliver_rcu()" "skb" "*sk_buff";
             IP_LOCAL_OUT_SKB: "__ip_local_out()" "skb" "*sk_buff";
             IP6_LOCAL_OUT_SKB: "__ip6_local_out()" "skb" "*sk_buff";
             IP6_XMIT_SKB: "ip6_xmit()" "skb" "*sk_buff";

@@ -40,7 +40,7 @@ entries! {
     stage_ip4_in_fentry, stage_ip4_in_kprobe: "ip_rcv_core" => reach_ip(IP_RCV_CORE_SKB);
     stage_ip6_in_fentry, stage_ip6_in_kprobe: "ip6_rcv_core" => reach_ip(IP6_RCV_CORE_SKB);
     stage_ip4_up_fentry, stage_ip4_up_kprobe: "ip_local_deliver_finish" => leave_ip(IP_DELIVER_SKB);
-    stage_ip6_up_fentry, stage_ip6_up_kprobe: "ip6_input_finish" => leave_ip(IP6_DELIVER_SKB);
+    stage_ip6_up_fentry, stage_ip6_up_kprobe: "ip6_protocol_deliver_rcu" => leave_ip(IP6_DELIVER_SKB);
     stage_ip4_out_fentry, stage_ip4_out_kprobe: "__ip_local_out" => send(IP_LOCAL_OUT_SKB);
     stage_ip6_out_fentry, stage_ip6_out_kprobe: "__ip6_local_out" => send(IP6_LOCAL_OUT_SKB);
     stage_tcp6_out_fentry, stage_tcp6_out_kprobe: "ip6_xmit" => send(IP6_XMIT_SKB);

@@ -20,7 +20,7 @@ use super::{SOCKETLATENCY_STACKS, count, is_slow, place, protocol};
 use crate::access::{
     Access, DESTROY_SOCK_SK, NET_DEV_QUEUE_SKB, Probed, SEND_LENGTH_RET, SEND_LENGTH_SK, SENDMSG_SK, SKB_DATA, SKB_LEN,
     SKB_SK, SKB_TRANSPORT_HEADER, SOCK_PEER_PORT, SOCK_PORT, SOCK_STATE, TCP_CHRONO, TCP_CHRONO_START,
-    TCP_CHRONO_STATS, TCP_SND_NXT, TCP_WRITE_SEQ, Typed, add, argument,
+    TCP_CHRONO_STATS, TCP_SND_NXT, TCP_WRITE_SEQ, Typed, add, argument, plain_argument,
 };
 use crate::{connection, limit, packet, ring};
 
@@ -44,9 +44,10 @@ pub fn socklat_sent_raw(ctx: RawTracePointContext) -> i32 {
 /// Below 6.3. What the call returned is not looked at: where it put nothing into the socket, everything is sent.
 #[fexit(function = "tcp_sendmsg_locked")]
 pub fn socklat_sent_fexit(ctx: FExitContext) -> i32 {
-    match argument(ctx.as_ptr().cast(), &SENDMSG_SK) {
-        Some(sk) => queued::<Typed>(sk as *const u8),
-        None => 0,
+    // Only kernels before 6.3 need it, where no typed load may fail: see `crashes` in the collector's plan.
+    match plain_argument(ctx.as_ptr().cast(), &SENDMSG_SK) {
+        0 => 0,
+        sk => queued::<Probed>(sk as *const u8),
     }
 }
 

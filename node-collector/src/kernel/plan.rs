@@ -289,7 +289,7 @@ fn cannot_hook(attach: Attach, btf: &BtfFacts, facts: &Facts) -> Option<String> 
         })
     };
     match attach {
-        Attach::TpBtf(name) => typed().or_else(|| tracepoint(name)),
+        Attach::TpBtf(name) => typed().or_else(|| crashes(facts)).or_else(|| tracepoint(name)),
         Attach::RawTracepoint(name) => tracepoint(name),
         Attach::Fentry(names) | Attach::Fexit(names) => typed().or_else(|| function(names)),
         // A function may be in a module, whose types are elsewhere.
@@ -309,6 +309,16 @@ fn cannot_hook(attach: Attach, btf: &BtfFacts, facts: &Facts) -> Option<String> 
 
 /// Before it a program on a device would be a qdisc and a filter that somebody must take away again.
 const TCX: Release = Release(6, 6);
+
+/// A typed load from a bad pointer is a fault that the kernel looks up in a table of the program. Before 6.5
+/// (kernel/bpf/verifier.c, jit_subprogs) a program that calls functions of its own, as most here do if only to zero memory,
+/// has a length of that table and no table: the kernel dereferences NULL. Pointers in packets can be bad: UDP keeps a number
+/// in `skb->dev`. Stable kernels may have the correction earlier, which their release does not tell.
+fn crashes(facts: &Facts) -> Option<String> {
+    const CORRECTED: Release = Release(6, 5);
+    let is_older = facts.release.is_none_or(|release| release < CORRECTED);
+    is_older.then(|| "kernels before Linux 6.5 may crash when a typed load meets a bad pointer".to_owned())
+}
 
 #[cfg(test)]
 mod tests {
@@ -477,9 +487,25 @@ mod tests {
             virtio_net: unknown(),
             ..capable()
         };
-        assert_eq!(drop_rungs(&facts), [Rung::TpBtf, Rung::RawTracepoint]);
+        // But nothing that could crash a kernel.
+        assert_eq!(drop_rungs(&facts), [Rung::RawTracepoint]);
         let decision = plan(&FUNCTIONS, &facts, &Config::default());
         assert!(rungs(&FUNCTIONS, &decision).contains(&Rung::Kprobe), "{decision:?}");
+    }
+
+    #[test]
+    fn typed_loads_are_left_alone_where_a_bad_pointer_may_crash_the_kernel() {
+        let of = |major, minor| Facts {
+            release: Some(Release(major, minor)),
+            ..capable()
+        };
+        for (major, minor) in [(5, 10), (6, 1), (6, 4)] {
+            assert_eq!(drop_rungs(&of(major, minor)), [Rung::RawTracepoint]);
+            let decision = decide(&of(major, minor));
+            let why = decision.reason(signal("packetloss.count"), decision.candidates.first().copied());
+            assert!(why.contains("before Linux 6.5 may crash"), "{why}");
+        }
+        assert_eq!(drop_rungs(&of(6, 5)), [Rung::TpBtf, Rung::RawTracepoint]);
     }
 
     #[test]

@@ -217,7 +217,7 @@ const STAGES: Signal = Signal {
                 Hook("stage_ip4_in_fentry", Attach::Fentry(&["ip_rcv_core"])),
                 Hook("stage_ip6_in_fentry", Attach::Fentry(&["ip6_rcv_core"])),
                 Hook("stage_ip4_up_fentry", Attach::Fentry(&["ip_local_deliver_finish"])),
-                Hook("stage_ip6_up_fentry", Attach::Fentry(&["ip6_input_finish"])),
+                Hook("stage_ip6_up_fentry", Attach::Fentry(&["ip6_protocol_deliver_rcu"])),
                 Hook("stage_ip4_out_fentry", Attach::Fentry(&["__ip_local_out"])),
                 Hook("stage_ip6_out_fentry", Attach::Fentry(&["__ip6_local_out"])),
                 // TCP's segments, which do not pass the one above.
@@ -233,7 +233,7 @@ const STAGES: Signal = Signal {
                 Hook("stage_ip4_in_kprobe", Attach::Kprobe(&["ip_rcv_core"])),
                 Hook("stage_ip6_in_kprobe", Attach::Kprobe(&["ip6_rcv_core"])),
                 Hook("stage_ip4_up_kprobe", Attach::Kprobe(&["ip_local_deliver_finish"])),
-                Hook("stage_ip6_up_kprobe", Attach::Kprobe(&["ip6_input_finish"])),
+                Hook("stage_ip6_up_kprobe", Attach::Kprobe(&["ip6_protocol_deliver_rcu"])),
                 Hook("stage_ip4_out_kprobe", Attach::Kprobe(&["__ip_local_out"])),
                 Hook("stage_ip6_out_kprobe", Attach::Kprobe(&["__ip6_local_out"])),
                 Hook("stage_tcp6_out_kprobe", Attach::Kprobe(&["ip6_xmit"])),
