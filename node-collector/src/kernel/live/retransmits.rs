@@ -92,13 +92,9 @@ impl Scene {
             .collect()
     }
 
-    /// Waits for the kernel's own counter, then compares ours with it, and events with ours.
-    fn check(&mut self, pod: &sonde_lab::Pod, counter: &str, at_least: u64, kind: &str) -> Vec<Event> {
-        let what = format!("{pod} {kind}");
-        sonde_lab::wait::until_true(&format!("{what}: {counter}"), LIMIT, || {
-            Ok(pod.counters()?.get(counter).unwrap_or(0) as u64 >= at_least)
-        })
-        .unwrap();
+    /// Our counts when they are the kernel's, less those of segments that could not be sent, and how many of its were hidden
+    /// from programs.
+    fn agree(&mut self, pod: &sonde_lab::Pod, what: &str) -> (HashMap<String, i64>, i64) {
         let segments = |counters: &sonde_lab::Counters| {
             counters.get("Tcp.RetransSegs").unwrap() - counters.get("TcpExt.TCPRetransFail").unwrap()
         };
@@ -117,6 +113,17 @@ impl Scene {
             })
         })
         .unwrap();
+        (counts, hidden)
+    }
+
+    /// Waits for the kernel's own counter, then compares ours with it, and events with ours.
+    fn check(&mut self, pod: &sonde_lab::Pod, counter: &str, at_least: u64, kind: &str) -> Vec<Event> {
+        let what = format!("{pod} {kind}");
+        sonde_lab::wait::until_true(&format!("{what}: {counter}"), LIMIT, || {
+            Ok(pod.counters()?.get(counter).unwrap_or(0) as u64 >= at_least)
+        })
+        .unwrap();
+        let (counts, hidden) = self.agree(pod, &what);
         let of_this = counts.get(kind).copied().unwrap_or(0);
         assert!(of_this + hidden >= at_least as i64, "{what}: {counts:?}");
         let (total, name_of) = (counts.values().sum::<i64>() as usize, pod.name().to_owned());
@@ -346,7 +353,7 @@ fn an_ipv6_socket_that_speaks_ipv4_is_told_as_ipv4() {
 }
 
 #[test]
-fn a_connection_without_loss_sends_nothing_again() {
+fn what_a_connection_without_loss_sends_again_is_what_the_kernel_says() {
     let Some(lab) = lab_alone("kernel-retrans-none") else {
         return;
     };
@@ -355,11 +362,7 @@ fn a_connection_without_loss_sends_nothing_again() {
     };
     healthy::healthy(&scene.client, &scene.server).unwrap();
     for pod in [scene.client.clone(), scene.server.clone()] {
-        let told = pod.counters().unwrap().get("Tcp.RetransSegs").unwrap();
-        let ours = scene.counts(pod.name()).values().sum::<i64>();
-        assert!(
-            (ours..=ours + scene.hidden()).contains(&told),
-            "{pod}: {ours} of {told}"
-        );
+        // On a busy machine TCP sends a segment again whose acknowledgement is late: that is no error.
+        scene.agree(&pod, pod.name());
     }
 }
