@@ -7,11 +7,12 @@ use crate::guest::RUNS;
 use crate::{Check, Outcome};
 
 /// Rungs as the collector names them, best first, and as they stand in a cell.
-const RUNGS: [(&str, &str); 4] = [
+const RUNGS: [(&str, &str); 5] = [
     ("tp_btf", "tp_btf"),
     ("raw_tracepoint", "raw"),
     ("fentry", "fentry"),
     ("kprobe", "kprobe"),
+    ("tcx", "tcx"),
 ];
 
 /// What the runs of a kernel found, or why it did not run.
