@@ -305,30 +305,28 @@ impl Object {
 
     /// Whether the program was loaded: then it is attached.
     pub(super) fn runs(&self, name: &str) -> bool {
-        match self.ebpf.program(name) {
-            Some(Program::BtfTracePoint(program)) => program.fd().is_ok(),
-            Some(Program::RawTracePoint(program)) => program.fd().is_ok(),
-            Some(Program::FEntry(program)) => program.fd().is_ok(),
-            Some(Program::FExit(program)) => program.fd().is_ok(),
-            Some(Program::KProbe(program)) => program.fd().is_ok(),
-            _ => false,
-        }
+        self.fd(name).is_ok()
+    }
+
+    /// Of a loaded program.
+    fn fd(&self, name: &str) -> io::Result<BorrowedFd<'_>> {
+        let fd = match self.ebpf.program(name) {
+            Some(Program::BtfTracePoint(program)) => program.fd(),
+            Some(Program::RawTracePoint(program)) => program.fd(),
+            Some(Program::FEntry(program)) => program.fd(),
+            Some(Program::FExit(program)) => program.fd(),
+            Some(Program::KProbe(program)) => program.fd(),
+            Some(Program::SchedClassifier(program)) => program.fd(),
+            _ => return Err(io::Error::other("no such program")),
+        };
+        Ok(fd.map_err(io::Error::other)?.as_fd())
     }
 
     /// Counters of the step's programs, added up.
     pub(super) fn counters(&self, step: &Step) -> io::Result<ProgramCounters> {
         let mut sum = ProgramCounters::default();
         for Hook(name, _) in step.hooks {
-            let fd = match self.ebpf.program(name) {
-                Some(Program::BtfTracePoint(program)) => program.fd(),
-                Some(Program::RawTracePoint(program)) => program.fd(),
-                Some(Program::FEntry(program)) => program.fd(),
-                Some(Program::FExit(program)) => program.fd(),
-                Some(Program::KProbe(program)) => program.fd(),
-                Some(Program::SchedClassifier(program)) => program.fd(),
-                _ => return Err(io::Error::other("no such program")),
-            };
-            let one = program_counters(fd.map_err(io::Error::other)?.as_fd())?;
+            let one = program_counters(self.fd(name)?)?;
             sum.misses += one.misses;
             sum.runs += one.runs;
             sum.run_time_ns += one.run_time_ns;
