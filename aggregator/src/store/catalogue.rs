@@ -76,6 +76,11 @@ pub struct Conflict {
 }
 
 impl Definition {
+    /// Numbers that a row has: one for each counter and gauge, those of its histograms.
+    pub fn cells(&self) -> usize {
+        self.columns.iter().map(Column::width).sum()
+    }
+
     /// The probe must have been checked: see `ingest::hello`.
     pub fn from_proto(probe: &v1::ProbeDef) -> Self {
         let column = |c: &v1::ColumnDef| Column {

@@ -5,7 +5,11 @@ use std::net::IpAddr;
 
 /// 2000-01-01 UTC, where PostgreSQL's clock starts, in microseconds since 1970.
 const POSTGRES_EPOCH_US: i64 = 946_684_800_000_000;
+/// Bytes before the first row.
+const HEADER: usize = 19;
 const OID_INT8: u32 = 20;
+const OID_INT2: u32 = 21;
+const OID_INT4: u32 = 23;
 /// `PGSQL_AF_INET`, and the number after it for IPv6, on every platform.
 const FAMILY_V4: u8 = 2;
 const FAMILY_V6: u8 = 3;
@@ -20,9 +24,13 @@ impl CopyBuffer {
     /// Begins the data of one COPY.
     pub(super) fn begin(&mut self) {
         self.bytes.clear();
-        self.bytes.extend_from_slice(b"PGCOPY\n\xff\r\n\0");
         // No flags, no header extension.
-        self.bytes.extend_from_slice(&[0; 8]);
+        self.bytes.extend_from_slice(b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0");
+    }
+
+    /// Whether there is a row since it was begun.
+    pub(super) fn has_rows(&self) -> bool {
+        self.bytes.len() > HEADER
     }
 
     /// Ends the data of one COPY.
@@ -134,6 +142,37 @@ impl CopyBuffer {
         self.close(at);
     }
 
+    /// `smallint[]` of one dimension.
+    pub(super) fn i16_array(&mut self, values: &[i16]) {
+        self.array(OID_INT2, 1, values.iter().map(|v| v.to_be_bytes()));
+    }
+
+    /// `int[]` of one dimension whose first element has the index `first`.
+    pub(super) fn narrow_array(&mut self, values: impl Iterator<Item = i32>, first: i32) {
+        self.array(OID_INT4, first, values.map(i32::to_be_bytes));
+    }
+
+    /// `bigint[]` of one dimension whose first element has the index `first`.
+    pub(super) fn wide_array(&mut self, values: &[i64], first: i32) {
+        self.array(OID_INT8, first, values.iter().map(|v| v.to_be_bytes()));
+    }
+
+    /// Without nulls: dimensions, flags, type of the elements, length, index of the first.
+    fn array<const N: usize>(&mut self, element: u32, first: i32, values: impl Iterator<Item = [u8; N]>) {
+        let at = self.bytes.len();
+        self.bytes.extend_from_slice(&[0; 4]);
+        for word in [1, 0, element, 0, first as u32] {
+            self.bytes.extend_from_slice(&word.to_be_bytes());
+        }
+        let mut length = 0_u32;
+        for value in values {
+            self.field(&value);
+            length += 1;
+        }
+        self.bytes[at + 16..at + 20].copy_from_slice(&length.to_be_bytes());
+        self.close(at);
+    }
+
     fn field(&mut self, bytes: &[u8]) {
         self.bytes.extend_from_slice(&(bytes.len() as i32).to_be_bytes());
         self.bytes.extend_from_slice(bytes);
@@ -184,5 +223,12 @@ mod tests {
             [0, 0, 0, 8, 0, 0, 0, 0, 0, 0, 0, 5, 0xff, 0xff, 0xff, 0xff]
         );
         assert_eq!(field(|b| b.i64_array(&[1], i64::MIN))[11], 0);
+        let from_7 = field(|b| b.narrow_array([1, -1].into_iter(), 7));
+        let head = [0, 0, 0, 36, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 23, 0, 0, 0, 2, 0, 0, 0, 7];
+        assert_eq!(from_7[..24], head);
+        assert_eq!(
+            from_7[24..],
+            [0, 0, 0, 4, 0, 0, 0, 1, 0, 0, 0, 4, 0xff, 0xff, 0xff, 0xff]
+        );
     }
 }

@@ -2,14 +2,12 @@
 
 use std::net::IpAddr;
 
-use sonde_proto::{ABSENT, v1};
+use sonde_proto::v1;
 
-use super::batch::{Batch, StreamProbe};
-use super::catalogue::{Definition, Kind};
+use super::batch::Batch;
 use super::cluster::addresses::ClusterAddresses;
 use super::copy::CopyBuffer;
 use super::pods::{Pods, address};
-use super::schema::ident;
 
 /// Numbers of a batch's strings, stacks and pods, by their places in it.
 #[derive(Debug, Default)]
@@ -21,7 +19,7 @@ pub(super) struct Numbers {
 
 impl Numbers {
     /// What a row of this subject refers to: 0 is the node itself.
-    fn subject(&self, subject: u32) -> i32 {
+    pub(super) fn subject(&self, subject: u32) -> i32 {
         match subject {
             0 => 0,
             pod => self.pods[pod as usize - 1],
@@ -45,58 +43,6 @@ const EVENT_FIELDS: usize = 24;
 
 pub(super) const GAP_COLUMNS: &str = "from_time, to_time, node_id, pod_id, probe, cause, count, detail";
 const GAP_FIELDS: usize = 8;
-
-/// Columns of a probe's table, in the order of [`rows`].
-pub(super) fn row_columns(table: &Definition) -> String {
-    let mut columns = "time, node_id, pod_id".to_owned();
-    let names = table
-        .labels
-        .iter()
-        .map(|l| &l.name)
-        .chain(table.columns.iter().map(|c| &c.name));
-    for name in names {
-        columns.push_str(", ");
-        columns.push_str(&ident(name));
-    }
-    columns
-}
-
-/// One reading of one probe: `n` rows. `table` may be wider than the stream's view of it: columns are only added.
-pub(super) fn rows(
-    out: &mut CopyBuffer,
-    table: &Definition,
-    probe: &StreamProbe,
-    node_id: i32,
-    rows: &v1::Rows,
-    numbers: &Numbers,
-) {
-    let labels = probe.said.labels.len();
-    for (row, subject) in rows.subjects.iter().enumerate() {
-        out.row(3 + table.labels.len() + table.columns.len());
-        out.time(rows.time_ns);
-        out.i32(node_id);
-        out.i32(numbers.subject(*subject));
-        for at in 0..table.labels.len() {
-            let said = probe.label_at.get(at).copied().flatten();
-            let word = said.map_or(0, |said| rows.labels[row * labels + said]);
-            out.i32(numbers.words[word as usize]);
-        }
-        for (at, column) in table.columns.iter().enumerate() {
-            let said = probe.column_at.get(at).copied().flatten();
-            let Some(values) = said.and_then(|said| rows.columns.get(said)).map(|c| &c.values) else {
-                out.null();
-                continue;
-            };
-            let width = column.width();
-            let values = &values[row * width..(row + 1) * width];
-            match column.kind {
-                Kind::Histogram if values.iter().all(|v| *v == ABSENT) => out.null(),
-                Kind::Histogram => out.i64_array(values, ABSENT),
-                Kind::Counter | Kind::Gauge => out.opt_i64((values[0] != ABSENT).then_some(values[0])),
-            }
-        }
-    }
-}
 
 pub(super) fn event(
     out: &mut CopyBuffer,

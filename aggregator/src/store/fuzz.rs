@@ -4,6 +4,7 @@ use super::batch::Batch;
 use super::cluster::addresses::ClusterAddresses;
 use super::copy::CopyBuffer;
 use super::encode::{self, Numbers};
+use super::frames::{Frames, Ids, Out, Reading};
 use super::pods::Pods;
 
 /// Every row, event and gap of it.
@@ -16,9 +17,19 @@ pub(crate) fn encode(batch: &Batch) {
     };
     let mut out = CopyBuffer::default();
     out.begin();
+    let (mut frames, mut keys, mut ids) = (Frames::default(), CopyBuffer::default(), Ids::default());
     for rows in &body.rows {
         let probe = &batch.stream.probes[&rows.probe];
-        encode::rows(&mut out, &probe.table, probe, batch.stream.node_id, rows, &numbers);
+        let reading = Reading::new(&probe.table, probe, batch.stream.node_id, rows, &numbers);
+        let mut out = Out {
+            keys: &mut keys,
+            deltas: &mut out,
+            ids: &mut ids,
+        };
+        while out.ids.left() < Frames::most_ids(rows.subjects.len()) {
+            out.ids.add(out.ids.left() as i64);
+        }
+        frames.write(&probe.table, &rows.probe, &reading, &mut out);
     }
     let known = (&Pods::default(), &ClusterAddresses::default());
     for event in &body.events {

@@ -14,7 +14,7 @@ use super::StoreStatus;
 use super::database::describe;
 use super::partitions::{self, Day};
 use super::streams::Streams;
-use super::tables::table_name;
+use super::tables::{delta_table, key_table};
 use super::transaction::{Keep, Tables};
 use crate::metrics::Metrics;
 
@@ -87,7 +87,12 @@ impl Keeper {
         let today = Day::of(now_ns);
         let leaves = partitions::list(&self.admin).await?;
         let mut tables: Vec<String> = vec!["events".into(), "gaps".into(), "changes".into()];
-        tables.extend(self.tables.read().keys().map(|probe| table_name(probe)));
+        tables.extend(
+            self.tables
+                .read()
+                .keys()
+                .flat_map(|probe| [key_table(probe), delta_table(probe)]),
+        );
         let wanted = tables
             .into_iter()
             .flat_map(|table| [(table.clone(), today), (table, today.next())]);

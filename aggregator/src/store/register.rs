@@ -14,7 +14,7 @@ use super::batch::{Stream, StreamProbe};
 use super::catalogue::{Conflict, Definition};
 use super::database::{Trouble, classify, describe};
 use super::partitions::{self, Day};
-use super::tables::{self, table_name};
+use super::tables::{self, delta_table, key_table};
 use super::{Store, schema};
 
 /// What a collector says of itself, checked.
@@ -150,7 +150,8 @@ async fn is_complete(connection: &mut PgConnection, known: &Known, newcomer: &Ne
         }
     }
     // Definitions are only words: the tables must have the columns too. One question for all of them.
-    let tables: Vec<String> = newcomer.catalogue.probes.iter().map(|p| table_name(&p.name)).collect();
+    let names = newcomer.catalogue.probes.iter().map(|p| &p.name);
+    let tables: Vec<String> = names.flat_map(|p| [key_table(p), delta_table(p)]).collect();
     let columns: Vec<(String, i64)> = sqlx::query_as(
         "select c.relname::text, count(*) from pg_class c join pg_namespace n on n.oid = c.relnamespace \
          join pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped \
@@ -162,8 +163,9 @@ async fn is_complete(connection: &mut PgConnection, known: &Known, newcomer: &Ne
     let columns: HashMap<String, i64> = columns.into_iter().collect();
     Ok(newcomer.catalogue.probes.iter().all(|probe| {
         let (_, definition) = &known[&probe.name];
-        let wanted = 3 + definition.labels.len() + definition.columns.len();
-        columns.get(&table_name(&probe.name)).copied() == Some(wanted as i64)
+        let in_table = |table: String| columns.get(&table).copied().unwrap_or(0);
+        let there = in_table(key_table(&probe.name)) + in_table(delta_table(&probe.name));
+        there == tables::column_count(definition) as i64
     }))
 }
 
@@ -181,8 +183,9 @@ async fn widen(tx: &mut PgConnection, known: &mut Known, newcomer: &Newcomer) ->
     let today = Day::of(now_ns());
     for (probe, definition) in merged {
         tables::apply(tx, &probe.name, &probe.help, &definition).await?;
-        let table = table_name(&probe.name);
-        partitions::ensure_in(tx, &[(table.clone(), today), (table, today.next())]).await?;
+        for table in [key_table(&probe.name), delta_table(&probe.name)] {
+            partitions::ensure_in(tx, &[(table.clone(), today), (table, today.next())]).await?;
+        }
         sqlx::query(
             "insert into sonde_store.probes (name, help, definition) values ($1, $2, $3) \
              on conflict (name) do update set help = excluded.help, definition = excluded.definition, updated = now()",

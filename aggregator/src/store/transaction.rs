@@ -7,7 +7,7 @@ use std::time::Duration;
 use parking_lot::RwLock;
 use sonde_common::time::now_ns;
 use sqlx::postgres::PgConnection;
-use sqlx::{Connection as _, Row as _};
+use sqlx::{AssertSqlSafe, Connection as _, Row as _};
 use uuid::Uuid;
 
 use super::batch::Batch;
@@ -16,10 +16,11 @@ use super::cluster::addresses::ClusterAddresses;
 use super::copy::CopyBuffer;
 use super::dictionary::{Dictionary, UNKNOWN, digest};
 use super::encode::{self, Numbers};
+use super::frames::{Frames, Ids, Out, Reading};
 use super::partitions::{self, Day, leaf_name};
 use super::pods::Pods;
 use super::schema::ident;
-use super::tables::table_name;
+use super::tables::{self, delta_table, key_table};
 
 /// Rows go to the server in pieces of about this size.
 const PIECE: usize = 1 << 20;
@@ -76,7 +77,10 @@ pub(super) struct Session {
     pub(super) dictionary: Dictionary,
     pub(super) pods: Pods,
     pub(super) cluster: ClusterAddresses,
+    frames: Frames,
+    frame_ids: Ids,
     buffer: CopyBuffer,
+    keys: CopyBuffer,
     leaves: HashSet<(String, Day)>,
     tables: Tables,
     keep: Keep,
@@ -97,7 +101,10 @@ impl Session {
             dictionary: Dictionary::new(),
             pods: Pods::default(),
             cluster: ClusterAddresses::default(),
+            frames: Frames::default(),
+            frame_ids: Ids::default(),
             buffer: CopyBuffer::default(),
+            keys: CopyBuffer::default(),
             leaves: HashSet::new(),
             tables,
             keep,
@@ -109,11 +116,28 @@ impl Session {
         self.dictionary.clear();
         self.pods.clear();
         self.cluster.clear();
+        self.frames.clear();
         self.leaves.clear();
+    }
+
+    /// Lets go of what has not been needed for a while.
+    pub(super) fn prune(&mut self, now_ns: u64) {
+        self.pods.prune(now_ns);
+        self.cluster.prune(now_ns);
+        self.frames.prune();
     }
 
     /// Stores a group. An error leaves nothing of it behind, but for words and pods that nobody refers to yet.
     pub(super) async fn store(&mut self, connection: &mut PgConnection, group: &[&Batch]) -> sqlx::Result<Stored> {
+        let stored = self.try_store(connection, group).await;
+        if stored.is_err() {
+            // They were moved on for what is not in the tables.
+            self.frames.clear();
+        }
+        stored
+    }
+
+    async fn try_store(&mut self, connection: &mut PgConnection, group: &[&Batch]) -> sqlx::Result<Stored> {
         let now = now_ns();
         let numbers = self.resolve(connection, group).await?;
         let all: Vec<usize> = (0..group.len()).collect();
@@ -141,6 +165,7 @@ impl Session {
         move_cursors(&mut tx, fresh.iter().map(|at| group[*at])).await?;
         tx.commit().await?;
         self.buffer.shrink(KEEP);
+        self.keys.shrink(KEEP);
         Ok(stored)
     }
 
@@ -223,7 +248,8 @@ impl Session {
     }
 
     async fn make_leaves(&mut self, connection: &mut PgConnection, plan: &Plan) -> sqlx::Result<()> {
-        let rows = plan.rows.keys().map(|(probe, day)| (table_name(probe), *day));
+        let tables = |(probe, day): &(String, Day)| [(key_table(probe), *day), (delta_table(probe), *day)];
+        let rows = plan.rows.keys().flat_map(tables);
         let events = plan.events.keys().map(|day| ("events".to_owned(), *day));
         let gaps = plan.gaps.keys().map(|day| ("gaps".to_owned(), *day));
         let wanted: Vec<_> = rows
@@ -244,33 +270,51 @@ impl Session {
         plan: &Plan,
         stored: &mut Stored,
     ) -> sqlx::Result<()> {
+        hold_keyframes(tx, plan).await?;
         for ((probe, day), places) in &plan.rows {
             let table = self.tables.read().get(probe).cloned().ok_or(sqlx::Error::RowNotFound)?;
-            let leaf = leaf_name(&table_name(probe), *day);
-            let mut copy = tx.copy_in_raw(&statement(&leaf, &encode::row_columns(&table))).await?;
+            let rows_of = |(at, index): &(usize, usize)| &group[*at].body.rows[*index];
+            let most = places
+                .iter()
+                .map(|place| Frames::most_ids(rows_of(place).subjects.len()))
+                .sum();
+            while self.frame_ids.left() < most {
+                let block = sqlx::query_scalar("select nextval('sonde_store.frame_blocks')");
+                self.frame_ids.add(block.fetch_one(&mut *tx).await?);
+            }
+            self.keys.begin();
             self.buffer.begin();
-            for (at, index) in places {
-                let batch = group[*at];
-                let rows = &batch.body.rows[*index];
-                let said = &batch.stream.probes[probe];
-                encode::rows(
-                    &mut self.buffer,
-                    &table,
-                    said,
-                    batch.stream.node_id,
-                    rows,
-                    &numbers[*at],
-                );
+            for place in places {
+                let batch = group[place.0];
+                let rows = rows_of(place);
+                let node_id = batch.stream.node_id;
+                let reading = Reading::new(&table, &batch.stream.probes[probe], node_id, rows, &numbers[place.0]);
+                let mut out = Out {
+                    keys: &mut self.keys,
+                    deltas: &mut self.buffer,
+                    ids: &mut self.frame_ids,
+                };
+                self.frames.write(&table, probe, &reading, &mut out);
                 stored.rows += rows.subjects.len() as u64;
                 stored.samples += rows.columns.iter().map(|c| c.values.len() as u64).sum::<u64>();
-                if self.buffer.len() > PIECE {
-                    copy.send(self.buffer.as_bytes()).await?;
-                    self.buffer.sent();
+            }
+            for (buffer, leaf, columns) in [
+                (
+                    &mut self.keys,
+                    leaf_name(&key_table(probe), *day),
+                    tables::key_columns(&table),
+                ),
+                (
+                    &mut self.buffer,
+                    leaf_name(&delta_table(probe), *day),
+                    tables::delta_columns(&table),
+                ),
+            ] {
+                if buffer.has_rows() {
+                    buffer.end();
+                    copy(tx, &leaf, &columns, buffer).await?;
                 }
             }
-            self.buffer.end();
-            copy.send(self.buffer.as_bytes()).await?;
-            copy.finish().await?;
         }
         Ok(())
     }
@@ -343,6 +387,28 @@ impl Session {
         stored.newest_event = Some(last);
         Ok(())
     }
+}
+
+/// Differences may be all that is written, and would mean nothing without the keyframes of earlier transactions: their
+/// tables have to be there, and stay.
+async fn hold_keyframes(tx: &mut PgConnection, plan: &Plan) -> sqlx::Result<()> {
+    let leaves = plan.rows.keys().map(|(probe, day)| leaf_name(&key_table(probe), *day));
+    let leaves: Vec<String> = leaves.map(|leaf| format!("sonde_parts.{}", ident(&leaf))).collect();
+    if leaves.is_empty() {
+        return Ok(());
+    }
+    let lock = format!("lock table {} in access share mode", leaves.join(", "));
+    sqlx::raw_sql(AssertSqlSafe(lock)).execute(tx).await?;
+    Ok(())
+}
+
+async fn copy(tx: &mut PgConnection, leaf: &str, columns: &str, rows: &CopyBuffer) -> sqlx::Result<()> {
+    let mut copy = tx.copy_in_raw(&statement(leaf, columns)).await?;
+    for piece in rows.as_bytes().chunks(PIECE) {
+        copy.send(piece).await?;
+    }
+    copy.finish().await?;
+    Ok(())
 }
 
 fn statement(leaf: &str, columns: &str) -> String {

@@ -163,9 +163,8 @@ impl Writer {
         if facts_changed || since.is_none_or(|since| since > REFRESH) {
             let window = since.map(|since| (since + REFRESH_OVERLAP).as_secs_f64());
             self.session.pods.refresh(connection, window).await?;
-            self.session.pods.prune(now_ns());
             self.session.cluster.refresh(connection, window).await?;
-            self.session.cluster.prune(now_ns());
+            self.session.prune(now_ns());
             self.refreshed = Some(Instant::now());
         }
         self.session.store(connection, group).await

@@ -6,3 +6,4 @@ mod once;
 mod outage;
 mod refusals;
 mod schema;
+mod shape;

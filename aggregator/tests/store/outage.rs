@@ -109,7 +109,7 @@ async fn an_older_state_of_the_database_makes_streams_start_over() {
     collector.acked(1).await;
     // As after a restore from before this collector came.
     for sql in [
-        "truncate sonde_store.cursors, sonde_store.events, sonde_store.probe_netdev",
+        "truncate sonde_store.cursors, sonde_store.events, sonde_store.key_netdev, sonde_store.delta_netdev",
         "delete from sonde_store.pods where id > 0",
         "delete from sonde_store.nodes",
         "delete from sonde_store.strings where id > 0",

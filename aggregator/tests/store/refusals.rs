@@ -212,7 +212,7 @@ async fn a_batch_that_only_the_database_refuses_blocks_nobody() {
     let aggregator = Aggregator::start().await;
     let mut good = Collector::connect(&aggregator, hello("good", 1)).await.unwrap();
     let mut bad = Collector::connect(&aggregator, hello("bad", 1)).await.unwrap();
-    sqlx::query("alter table sonde_store.probe_netdev add check (receive_bytes <> 666)")
+    sqlx::query("alter table sonde_store.key_netdev add check (receive_bytes <> 666)")
         .execute(&aggregator.db)
         .await
         .unwrap();

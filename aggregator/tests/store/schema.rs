@@ -134,7 +134,7 @@ async fn the_reader_role_reads_the_views_and_nothing_else() {
     }
     for forbidden in [
         "select count(*) from sonde_store.events",
-        "select count(*) from sonde_store.probe_netdev",
+        "select count(*) from sonde_store.key_netdev",
         "delete from sonde.events",
         "update sonde.nodes set version = ''",
         "create table sonde.mine (a int)",
@@ -171,7 +171,7 @@ async fn days_get_partitions_ahead_and_by_what_arrives_and_lose_them_by_retentio
     let aggregator = Aggregator::on(&database, keep(5)).await;
     let mut collector = Collector::connect(&aggregator, hello("n1", 1)).await.unwrap();
     assert_eq!(
-        leaves(&aggregator.db, "probe_netdev").await.len(),
+        leaves(&aggregator.db, "delta_netdev").await.len(),
         2,
         "today and tomorrow"
     );
@@ -191,12 +191,12 @@ async fn days_get_partitions_ahead_and_by_what_arrives_and_lose_them_by_retentio
     assert_eq!(aggregator.count("sonde.netdev").await, 2);
     assert_eq!(aggregator.count("sonde.events").await, 3);
     assert_eq!(aggregator.metrics.expired.get(), 3);
-    assert_eq!(leaves(&aggregator.db, "probe_netdev").await.len(), 3);
+    assert_eq!(leaves(&aggregator.db, "delta_netdev").await.len(), 3);
     assert_eq!(leaves(&aggregator.db, "events").await.len(), 4);
     aggregator.stop().await;
 
     let aggregator = Aggregator::on(&database, keep(1)).await;
-    assert_eq!(leaves(&aggregator.db, "probe_netdev").await.len(), 2);
+    assert_eq!(leaves(&aggregator.db, "delta_netdev").await.len(), 2);
     assert_eq!(leaves(&aggregator.db, "events").await.len(), 3, "kept two days longer");
     assert_eq!(
         (
@@ -205,7 +205,7 @@ async fn days_get_partitions_ahead_and_by_what_arrives_and_lose_them_by_retentio
         ),
         (1, 2)
     );
-    assert_eq!(aggregator.metrics.dropped_partitions.get(), 2);
+    assert_eq!(aggregator.metrics.dropped_partitions.get(), 3);
     assert_eq!(
         aggregator
             .count("sonde_store.events where tableoid::regclass::text not like 'sonde_parts.%'")
@@ -281,7 +281,7 @@ async fn a_table_that_somebody_dropped_is_made_again() {
     let mut collector = Collector::connect(&aggregator, hello("n1", 1)).await.unwrap();
     collector.send(1, &batch(1, 1)).await;
     collector.acked(1).await;
-    sqlx::query("drop table sonde_store.probe_netdev cascade")
+    sqlx::query("drop table sonde_store.key_netdev cascade")
         .execute(&aggregator.db)
         .await
         .unwrap();

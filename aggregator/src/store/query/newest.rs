@@ -12,7 +12,7 @@ use crate::live::{LoadedPod, LoadedRow, LoadedTable};
 use crate::store::Store;
 use crate::store::catalogue::{Column, Kind};
 use crate::store::schema::ident;
-use crate::store::tables::table_name;
+use crate::store::tables::readings_view;
 
 /// A node is silent after so many intervals without rows: older readings are not asked for.
 const INTERVALS: i64 = 3;
@@ -36,7 +36,7 @@ impl Store {
 
 /// Node, interval, time, pod (sandbox, namespace, name, valid from; all null for the node itself), labels, columns.
 fn statement(probe: &ProbeRow, since: Micros) -> QueryBuilder<Postgres> {
-    let table = format!("sonde_store.{}", ident(&table_name(&probe.name)));
+    let readings = readings_view(&probe.name);
     let mut sql = QueryBuilder::new(concat!(
         "select n.name, n.interval_ns, ",
         micros!("r.time"),
@@ -52,18 +52,20 @@ fn statement(probe: &ProbeRow, since: Micros) -> QueryBuilder<Postgres> {
         sql.push(", r.").push(ident(&column.name));
     }
     sql.push(" from (select node_id, max(time) as time from ")
-        .push(&table)
+        .push(&readings)
         .push(" where time >= ");
     push_time(&mut sql, since);
-    sql.push(" group by node_id) newest join ").push(&table);
+    sql.push(" group by node_id) newest join ").push(&readings);
     sql.push(" r on r.node_id = newest.node_id and r.time = newest.time and r.time >= ");
     push_time(&mut sql, since);
-    // In the order in which they were stored, whatever plan is chosen: pages then have the order they had.
     sql.push(
         " join sonde_store.nodes n on n.id = r.node_id \
          left join sonde_store.pods p on p.id = r.pod_id and p.id <> 0 \
-         where p.valid_to is null order by n.name, r.ctid",
+         where p.valid_to is null order by n.name, r.pod_id",
     );
+    for label in &probe.definition.labels {
+        sql.push(", r.").push(ident(&label.name));
+    }
     sql
 }
 
