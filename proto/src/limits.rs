@@ -11,6 +11,9 @@ pub const MAX_ELEMENTS: usize = 200_000;
 pub const MAX_PROBES: usize = 256;
 /// Columns of a probe: PostgreSQL allows 1,600 in a table.
 pub const MAX_COLUMNS: usize = 400;
+/// Numbers in a row of a probe: one for each counter and gauge, and those of its histograms. Each takes two columns of a
+/// table.
+pub const MAX_CELLS: usize = 780;
 /// Labels of a probe.
 pub const MAX_LABELS: usize = 16;
 /// A node name: a DNS subdomain as Kubernetes has it.

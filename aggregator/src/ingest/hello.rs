@@ -2,14 +2,15 @@
 
 use std::collections::HashSet;
 
-use sonde_proto::limits::{MAX_COLUMNS, MAX_LABELS, MAX_NAME, MAX_NODE_NAME, MAX_PROBES, MAX_STRING};
+use sonde_proto::limits::{MAX_CELLS, MAX_COLUMNS, MAX_LABELS, MAX_NAME, MAX_NODE_NAME, MAX_PROBES, MAX_STRING};
 use sonde_proto::{names, v1};
 use uuid::Uuid;
 
 use crate::store::Newcomer;
 
 /// Views of schema `sonde` that are not probes, now or soon.
-const RESERVED_PROBES: [&str; 10] = [
+const RESERVED_PROBES: [&str; 11] = [
+    "catalogue",
     "events",
     "pods",
     "nodes",
@@ -146,6 +147,16 @@ fn check_probe(probe: &v1::ProbeDef) -> Result<(), Invalid> {
         )?;
         check_column(&field(&column.name), column)?;
     }
+    let cells: usize = probe
+        .columns
+        .iter()
+        .map(|c| c.bounds.len().max(1) + if c.bounds.is_empty() { 0 } else { 2 })
+        .sum();
+    ensure(
+        cells <= MAX_CELLS,
+        || field("columns"),
+        || format!("{cells} numbers in a row, expected at most {MAX_CELLS}"),
+    )?;
     for event_type in &probe.event_types {
         let word = |c: char| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_';
         let good = !event_type.name.is_empty() && event_type.name.len() <= 64 && event_type.name.chars().all(word);

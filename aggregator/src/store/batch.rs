@@ -8,7 +8,7 @@ use sonde_proto::v1;
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use uuid::Uuid;
 
-use super::catalogue::Definition;
+use super::catalogue::{Column, Definition};
 
 /// One collector's stream, as the writer needs it.
 #[derive(Debug)]
@@ -67,10 +67,10 @@ pub struct Batch {
 impl StreamProbe {
     pub fn new(said: Definition, table: Arc<Definition>) -> Self {
         let label_at = |name: &str| said.labels.iter().position(|l| l.name == name);
-        let column_at = |name: &str| said.columns.iter().position(|c| c.name == name);
+        let column_at = |stored: &Column| said.columns.iter().position(|c| stored.means_the_same(c));
         Self {
             label_at: table.labels.iter().map(|l| label_at(&l.name)).collect(),
-            column_at: table.columns.iter().map(|c| column_at(&c.name)).collect(),
+            column_at: table.columns.iter().map(column_at).collect(),
             said,
             table,
         }

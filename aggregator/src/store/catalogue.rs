@@ -1,7 +1,9 @@
-//! What a probe has, as stored: the union of what all collectors said of it. Columns are only ever added; a column whose
-//! meaning changes would make stored values lie, so that is refused, and a new meaning needs a new name.
+//! What a probe has, as stored: the union of what all collectors said of it. Columns are only ever added. A column whose
+//! kind, unit, scale or bounds change would make stored values lie: it gets a new version, a column of its own beside the
+//! old one, and every collector writes to the one that means what it says.
 
 use serde::{Deserialize, Serialize};
+use sonde_proto::limits::MAX_CELLS;
 use sonde_proto::v1;
 
 /// `sonde_store.probes.definition`.
@@ -26,7 +28,11 @@ pub struct EventType {
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Column {
+    /// In tables and views. The metric's name, and behind it `_v2` and so on where it is a later version.
     pub name: String,
+    /// The metric's name where that is another.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version_of: Option<String>,
     pub help: String,
     pub kind: Kind,
     pub unit: String,
@@ -45,6 +51,20 @@ pub enum Kind {
 }
 
 impl Column {
+    /// As collectors call it.
+    pub fn said_name(&self) -> &str {
+        self.version_of.as_deref().unwrap_or(&self.name)
+    }
+
+    /// Whether values of one can stand in the place of the other.
+    pub fn means_the_same(&self, other: &Self) -> bool {
+        self.said_name() == other.said_name()
+            && self.kind == other.kind
+            && self.unit == other.unit
+            && self.scale == other.scale
+            && self.bounds == other.bounds
+    }
+
     /// Integers a row holds for this column on the wire.
     pub fn width(&self) -> usize {
         match self.kind {
@@ -62,20 +82,56 @@ impl Column {
     }
 }
 
-/// A column that is not what it was.
+/// What a collector says cannot be stored beside what others said.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "probe {probe}: column {column} is stored with {what} {stored}, and this collector says {said}: a changed meaning needs a new column name"
-)]
-pub struct Conflict {
-    pub probe: String,
-    pub column: String,
-    pub what: &'static str,
-    pub stored: String,
-    pub said: String,
+pub enum Conflict {
+    #[error(
+        "probe {probe}: {name} is stored as a {stored}, and this collector says it is a {said}: it needs a new name"
+    )]
+    Role {
+        probe: String,
+        name: String,
+        stored: &'static str,
+        said: &'static str,
+    },
+    #[error(
+        "probe {probe}: with what other collectors said its rows would have {cells} numbers, expected at most {MAX_CELLS}"
+    )]
+    TooWide { probe: String, cells: usize },
 }
 
 impl Definition {
+    /// A column that nothing here means the same as, under a name that is free.
+    fn version(&self, column: &Column) -> Column {
+        let taken =
+            |name: &str| self.columns.iter().any(|c| c.name == name) || self.labels.iter().any(|l| l.name == name);
+        if !taken(&column.name) {
+            return column.clone();
+        }
+        let name = (2..)
+            .map(|version| format!("{}_v{version}", column.name))
+            .find(|name| !taken(name));
+        Column {
+            name: name.expect("a number is free"),
+            version_of: Some(column.name.clone()),
+            ..column.clone()
+        }
+    }
+
+    /// Without columns of which there is a later version.
+    pub fn newest_columns(&self) -> impl Iterator<Item = &Column> {
+        let later = |at: usize, column: &Column| {
+            self.columns[at + 1..]
+                .iter()
+                .any(|c| c.said_name() == column.said_name())
+        };
+        self.columns
+            .iter()
+            .enumerate()
+            .filter(move |(at, c)| !later(*at, c))
+            .map(|(_, c)| c)
+    }
+
     /// Numbers that a row has: one for each counter and gauge, those of its histograms.
     pub fn cells(&self) -> usize {
         self.columns.iter().map(Column::width).sum()
@@ -85,6 +141,7 @@ impl Definition {
     pub fn from_proto(probe: &v1::ProbeDef) -> Self {
         let column = |c: &v1::ColumnDef| Column {
             name: c.name.clone(),
+            version_of: None,
             help: c.help.clone(),
             kind: match c.kind() {
                 v1::Kind::Histogram => Kind::Histogram,
@@ -119,16 +176,15 @@ impl Definition {
     /// What is stored, widened by what a collector says; its help texts win.
     pub fn merged(&self, probe: &str, said: &Self) -> Result<Self, Conflict> {
         let mut merged = self.clone();
-        let conflict = |column: &str, what, stored: String, said: String| Conflict {
+        let role = |name: &str, stored, said| Conflict::Role {
             probe: probe.to_owned(),
-            column: column.to_owned(),
-            what,
+            name: name.to_owned(),
             stored,
             said,
         };
         for label in &said.labels {
             if self.columns.iter().any(|c| c.name == label.name) {
-                return Err(conflict(&label.name, "kind", "column".into(), "label".into()));
+                return Err(role(&label.name, "column", "label"));
             }
             match merged.labels.iter_mut().find(|l| l.name == label.name) {
                 Some(known) => known.help.clone_from(&label.help),
@@ -137,27 +193,22 @@ impl Definition {
         }
         for column in &said.columns {
             if self.labels.iter().any(|l| l.name == column.name) {
-                return Err(conflict(&column.name, "kind", "label".into(), "column".into()));
+                return Err(role(&column.name, "label", "column"));
             }
-            let Some(known) = merged.columns.iter_mut().find(|c| c.name == column.name) else {
-                merged.columns.push(column.clone());
-                continue;
-            };
-            for (what, stored, said) in [
-                (
-                    "kind",
-                    format!("{:?}", known.kind).to_lowercase(),
-                    format!("{:?}", column.kind).to_lowercase(),
-                ),
-                ("unit", format!("{:?}", known.unit), format!("{:?}", column.unit)),
-                ("scale", known.scale.to_string(), column.scale.to_string()),
-                ("bounds", format!("{:?}", known.bounds), format!("{:?}", column.bounds)),
-            ] {
-                if stored != said {
-                    return Err(conflict(&column.name, what, stored, said));
+            match merged.columns.iter_mut().find(|c| c.means_the_same(column)) {
+                Some(known) => known.help.clone_from(&column.help),
+                None => {
+                    let column = merged.version(column);
+                    merged.columns.push(column);
                 }
             }
-            known.help.clone_from(&column.help);
+        }
+        let cells = merged.cells();
+        if cells > MAX_CELLS {
+            return Err(Conflict::TooWide {
+                probe: probe.to_owned(),
+                cells,
+            });
         }
         for event_type in &said.event_types {
             match merged.event_types.iter_mut().find(|t| t.name == event_type.name) {
@@ -176,6 +227,7 @@ mod tests {
     fn definition(columns: &[(&str, Kind, f64)]) -> Definition {
         let column = |(name, kind, scale): &(&str, Kind, f64)| Column {
             name: (*name).into(),
+            version_of: None,
             help: "h".into(),
             kind: *kind,
             unit: "seconds".into(),
@@ -203,25 +255,55 @@ mod tests {
     }
 
     #[test]
-    fn a_changed_meaning_is_refused_by_name() {
+    fn a_changed_meaning_is_a_new_version_and_an_old_one_stays() {
+        let stored = definition(&[("a", Kind::Counter, 1.0), ("a_v2", Kind::Gauge, 1.0)]);
+        let gauge = definition(&[("a", Kind::Gauge, 1.0)]);
+        let merged = stored.merged("p", &gauge).unwrap();
+        let names = |d: &Definition| -> Vec<(String, String)> {
+            d.columns
+                .iter()
+                .map(|c| (c.name.clone(), c.said_name().to_owned()))
+                .collect()
+        };
+        let expected = [("a", "a"), ("a_v2", "a_v2"), ("a_v3", "a")].map(|(a, b)| (a.to_owned(), b.to_owned()));
+        assert_eq!(names(&merged), expected);
+        // Whoever says the one or the other again changes nothing.
+        assert_eq!(merged.merged("p", &gauge).unwrap(), merged);
+        assert_eq!(merged.merged("p", &stored).unwrap(), merged);
+        let again = merged.merged("p", &definition(&[("a", Kind::Counter, 1e-9)])).unwrap();
+        assert_eq!(again.columns[3].name, "a_v4");
+        let newest: Vec<_> = again.newest_columns().map(|c| c.name.as_str()).collect();
+        assert_eq!(newest, ["a_v2", "a_v4"]);
+        let read: Definition = serde_json::from_str(&serde_json::to_string(&again).unwrap()).unwrap();
+        assert_eq!(read, again);
+    }
+
+    #[test]
+    fn what_has_no_place_is_refused_by_name() {
         let stored = definition(&[("a", Kind::Counter, 1.0)]);
-        let error = stored
-            .merged("p", &definition(&[("a", Kind::Gauge, 1.0)]))
-            .unwrap_err()
-            .to_string();
-        assert!(
-            error.starts_with("probe p: column a is stored with kind counter, and this collector says gauge"),
-            "{error}"
-        );
-        let error = stored
-            .merged("p", &definition(&[("a", Kind::Counter, 1e-9)]))
-            .unwrap_err();
-        assert_eq!((error.what, error.said.as_str()), ("scale", "0.000000001"));
         let mut label = Definition::default();
         label.labels.push(Label {
             name: "a".into(),
             help: String::new(),
         });
-        assert_eq!(stored.merged("p", &label).unwrap_err().said, "label");
+        let error = stored.merged("p", &label).unwrap_err().to_string();
+        assert!(
+            error.starts_with("probe p: a is stored as a column, and this collector says it is a label"),
+            "{error}"
+        );
+        let error = label.merged("p", &stored).unwrap_err().to_string();
+        assert!(error.starts_with("probe p: a is stored as a label"), "{error}");
+        let names: Vec<String> = (0..MAX_CELLS + 1).map(|n| format!("c{n}")).collect();
+        let many: Vec<_> = names.iter().map(|n| (n.as_str(), Kind::Gauge, 1.0)).collect();
+        let most = stored.merged("p", &definition(&many[..MAX_CELLS - 1]));
+        assert_eq!(most.unwrap().cells(), MAX_CELLS);
+        let error = stored
+            .merged("p", &definition(&many[..MAX_CELLS]))
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("would have 781 numbers, expected at most 780"),
+            "{error}"
+        );
     }
 }

@@ -247,12 +247,13 @@ async fn a_batch_that_only_the_database_refuses_blocks_nobody() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_column_that_changes_its_meaning_is_refused_for_that_collector_only() {
+async fn a_label_that_was_a_column_is_refused_for_that_collector_only() {
     let aggregator = Aggregator::start().await;
     let mut old = Collector::connect(&aggregator, hello("old", 1)).await.unwrap();
     let mut changed = hello("new", 1);
     let probes = &mut changed.catalogue.as_mut().unwrap().probes;
-    probes[0].columns[0] = column("receive_bytes", v1::Kind::Gauge, "bytes", 0.0, &[]);
+    probes[0].columns.remove(0);
+    probes[0].labels[0].name = "receive_bytes".into();
     // Not made either: a collector is taken as a whole or not at all.
     probes.insert(
         0,
@@ -262,13 +263,13 @@ async fn a_column_that_changes_its_meaning_is_refused_for_that_collector_only() 
         },
     );
     let Err(status) = Collector::connect(&aggregator, changed).await else {
-        panic!("a changed kind is taken");
+        panic!("a changed role is taken");
     };
     assert_eq!(status.code(), Code::FailedPrecondition);
     assert!(
         status
             .message()
-            .starts_with("probe netdev: column receive_bytes is stored with kind counter, and this"),
+            .starts_with("probe netdev: receive_bytes is stored as a column, and this collector says it is a label"),
         "{status}"
     );
     old.send(1, &batch(1, 1)).await;

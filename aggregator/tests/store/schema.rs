@@ -301,3 +301,43 @@ async fn a_table_that_somebody_dropped_is_made_again() {
     );
     aggregator.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_column_that_changes_its_meaning_gets_a_new_version() {
+    let aggregator = Aggregator::start().await;
+    let mut old = Collector::connect(&aggregator, hello("old", 1)).await.unwrap();
+    old.send(1, &batch(1, 0)).await;
+    old.acked(1).await;
+    let mut changed = hello("new", 1);
+    let probe = &mut changed.catalogue.as_mut().unwrap().probes[0];
+    probe.columns[0] = column("receive_bytes", v1::Kind::Gauge, "bytes", 0.0, &[]);
+    let mut new = Collector::connect(&aggregator, changed).await.unwrap();
+    let mut body = batch(1, 0);
+    body.rows[0].columns[0].values = vec![-5];
+    new.send(1, &body).await;
+    new.acked(1).await;
+    old.send(2, &batch(1, 0)).await;
+    old.acked(2).await;
+    for (count, from) in [
+        (
+            2,
+            "sonde.netdev where node = 'old' and receive_bytes = 0 and receive_bytes_v2 is null",
+        ),
+        (
+            1,
+            "sonde.netdev where node = 'new' and receive_bytes is null and receive_bytes_v2 = -5",
+        ),
+        (
+            1,
+            "sonde.catalogue where probe = 'netdev' and column_name = 'receive_bytes_v2' and kind = 'gauge' \
+             and name = 'receive_bytes' and version = 2 and not superseded",
+        ),
+        (
+            1,
+            "sonde.catalogue where probe = 'netdev' and column_name = 'receive_bytes' and kind = 'counter' and superseded",
+        ),
+    ] {
+        assert_eq!(aggregator.count(from).await, count, "{from}");
+    }
+    aggregator.stop().await;
+}

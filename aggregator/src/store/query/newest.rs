@@ -48,7 +48,7 @@ fn statement(probe: &ProbeRow, since: Micros) -> QueryBuilder<Postgres> {
             .push(ident(&label.name))
             .push(")");
     }
-    for column in &probe.definition.columns {
+    for column in probe.definition.newest_columns() {
         sql.push(", r.").push(ident(&column.name));
     }
     sql.push(" from (select node_id, max(time) as time from ")
@@ -97,7 +97,7 @@ fn tables_of(probe: &ProbeRow, rows: &[PgRow]) -> Result<Vec<LoadedTable>, Query
             pod,
             labels: labels.map(|i| row.try_get(i)).collect::<Result<_, _>>()?,
             values: columns
-                .zip(&probe.definition.columns)
+                .zip(probe.definition.newest_columns())
                 .map(|(i, column)| values(row, i, column))
                 .collect::<Result<_, _>>()?,
         });

@@ -22,7 +22,7 @@ impl Column {
             Kind::Histogram => v1::Kind::Histogram,
         };
         v1::ColumnDef {
-            name: self.name.clone(),
+            name: self.said_name().to_owned(),
             help: self.help.clone(),
             kind: kind.into(),
             unit: self.unit.clone(),
@@ -38,11 +38,10 @@ impl Column {
 }
 
 impl ProbeRow {
+    /// As the newest collector would say it.
     pub fn proto(&self) -> v1::ProbeDef {
         let Definition {
-            labels,
-            columns,
-            event_types,
+            labels, event_types, ..
         } = &self.definition;
         v1::ProbeDef {
             name: self.name.clone(),
@@ -54,7 +53,7 @@ impl ProbeRow {
                     help: l.help.clone(),
                 })
                 .collect(),
-            columns: columns.iter().map(Column::proto).collect(),
+            columns: self.definition.newest_columns().map(Column::proto).collect(),
             event_types: event_types
                 .iter()
                 .map(|t| v1::EventTypeDef {

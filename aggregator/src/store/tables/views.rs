@@ -234,14 +234,19 @@ fn comment(column: &Column) -> String {
     } else {
         format!(", {}", column.unit)
     };
-    match column.kind {
+    let version = match &column.version_of {
+        None => String::new(),
+        Some(name) => format!("; a later version of {name}, which meant something else"),
+    };
+    let text = match column.kind {
         Kind::Counter => format!("{} (counter{unit})", column.help),
         Kind::Gauge => format!("{} (gauge{unit})", column.help),
         Kind::Histogram => format!(
             "{} (histogram{unit}: counts up to {:?} and beyond, each for itself, then the sum times {:e})",
             column.help, column.bounds, column.scale
         ),
-    }
+    };
+    text + &version
 }
 
 #[cfg(test)]
