@@ -7,14 +7,17 @@ use std::time::Duration;
 use sonde_common::shutdown::Shutdown;
 use sonde_common::time::now_ns;
 use sqlx::postgres::PgPool;
+use sqlx::types::Json;
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior};
 
 use super::StoreStatus;
+use super::catalogue::Definition;
 use super::database::describe;
 use super::partitions::{self, Day};
+use super::schema;
 use super::streams::Streams;
-use super::tables::{delta_table, key_table};
+use super::tables::{self, delta_table, key_table};
 use super::transaction::{Keep, Tables};
 use crate::metrics::Metrics;
 
@@ -132,6 +135,26 @@ impl Keeper {
             }
         }
         self.metrics.partitions.set(count.values().sum());
+        self.drop_wide_tables().await
+    }
+
+    /// Tables in the shape of earlier versions go when retention has emptied them.
+    async fn drop_wide_tables(&self) -> sqlx::Result<()> {
+        let empty: Vec<(String, String, Json<Definition>)> = sqlx::query_as(
+            "select p.name, p.help, p.definition from sonde_store.probes p \
+             join pg_class c on c.oid = to_regclass('sonde_store.' || quote_ident('probe_' || p.name)) \
+             where not exists (select from pg_inherits i where i.inhparent = c.oid)",
+        )
+        .fetch_all(&self.admin)
+        .await?;
+        for (probe, help, Json(definition)) in empty {
+            let mut tx = self.admin.begin().await?;
+            sqlx::query("set local lock_timeout = '1s'").execute(&mut *tx).await?;
+            schema::lock(&mut tx).await?;
+            tables::drop_wide(&mut tx, &probe, &help, &definition).await?;
+            tx.commit().await?;
+            tracing::info!(probe, "dropped the empty table that an earlier version kept it in");
+        }
         Ok(())
     }
 }

@@ -46,13 +46,47 @@ pub enum RegisterError {
 /// A probe as `sonde_store.probes` has it.
 type Stored = (String, String, Json<Definition>);
 
+/// The probes that are known. Their tables are made where they are missing, as after an earlier version or a restore.
 pub(super) async fn load_tables(pool: &PgPool) -> sqlx::Result<HashMap<String, Arc<Definition>>> {
     let rows: Vec<Stored> = sqlx::query_as("select name, help, definition from sonde_store.probes")
         .fetch_all(pool)
         .await?;
+    let mut connection = pool.acquire().await?;
+    let there = table_columns(&mut connection, rows.iter().map(|(name, ..)| name)).await?;
+    for (name, help, Json(definition)) in &rows {
+        if there[name.as_str()] != tables::column_count(definition) {
+            let mut tx = connection.begin().await?;
+            schema::lock(&mut tx).await?;
+            tables::apply(&mut tx, name, help, definition).await?;
+            tx.commit().await?;
+        }
+    }
     Ok(rows
         .into_iter()
         .map(|(name, _, Json(definition))| (name, Arc::new(definition)))
+        .collect())
+}
+
+/// How many columns the tables of each probe have together. One question for all of them.
+async fn table_columns<'a>(
+    connection: &mut PgConnection,
+    probes: impl Iterator<Item = &'a String>,
+) -> sqlx::Result<HashMap<&'a str, usize>> {
+    let probes: Vec<&str> = probes.map(String::as_str).collect();
+    let tables: Vec<String> = probes.iter().flat_map(|p| [key_table(p), delta_table(p)]).collect();
+    let columns: Vec<(String, i64)> = sqlx::query_as(
+        "select c.relname::text, count(*) from pg_class c join pg_namespace n on n.oid = c.relnamespace \
+         join pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped \
+         where n.nspname = 'sonde_store' and c.relname = any($1) group by 1",
+    )
+    .bind(&tables)
+    .fetch_all(connection)
+    .await?;
+    let columns: HashMap<String, i64> = columns.into_iter().collect();
+    let of = |table: String| columns.get(&table).copied().unwrap_or(0) as usize;
+    Ok(probes
+        .into_iter()
+        .map(|p| (p, of(key_table(p)) + of(delta_table(p))))
         .collect())
 }
 
@@ -149,24 +183,12 @@ async fn is_complete(connection: &mut PgConnection, known: &Known, newcomer: &Ne
             return Ok(false);
         }
     }
-    // Definitions are only words: the tables must have the columns too. One question for all of them.
-    let names = newcomer.catalogue.probes.iter().map(|p| &p.name);
-    let tables: Vec<String> = names.flat_map(|p| [key_table(p), delta_table(p)]).collect();
-    let columns: Vec<(String, i64)> = sqlx::query_as(
-        "select c.relname::text, count(*) from pg_class c join pg_namespace n on n.oid = c.relnamespace \
-         join pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped \
-         where n.nspname = 'sonde_store' and c.relname = any($1) group by 1",
-    )
-    .bind(&tables)
-    .fetch_all(connection)
-    .await?;
-    let columns: HashMap<String, i64> = columns.into_iter().collect();
-    Ok(newcomer.catalogue.probes.iter().all(|probe| {
-        let (_, definition) = &known[&probe.name];
-        let in_table = |table: String| columns.get(&table).copied().unwrap_or(0);
-        let there = in_table(key_table(&probe.name)) + in_table(delta_table(&probe.name));
-        there == tables::column_count(definition) as i64
-    }))
+    // Definitions are only words: the tables must have the columns too.
+    let there = table_columns(connection, newcomer.catalogue.probes.iter().map(|p| &p.name)).await?;
+    let whole = |(probe, (_, definition)): (&String, &(String, Definition))| {
+        there.get(probe.as_str()) == Some(&tables::column_count(definition))
+    };
+    Ok(known.iter().all(whole))
 }
 
 /// Makes and widens tables, views and today's partitions. All checks come before the first change.

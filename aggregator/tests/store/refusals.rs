@@ -6,7 +6,7 @@ use sonde_proto::{poison, v1};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Code;
 
-use crate::fixture::{Aggregator, Collector, batch, column, hello};
+use crate::fixture::{Aggregator, Collector, batch, hello};
 
 /// A change that spoils a good batch, and what the refusal says of it.
 type Spoiler = (&'static str, fn(&mut v1::BatchBody));

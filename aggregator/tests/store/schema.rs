@@ -341,3 +341,62 @@ async fn a_column_that_changes_its_meaning_gets_a_new_version() {
     }
     aggregator.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_that_an_earlier_version_stored_are_shown_until_they_expire() {
+    let database = Database::migrated().await;
+    let aggregator = Aggregator::on(&database, Storage::default()).await;
+    let mut collector = Collector::connect(&aggregator, hello("n1", 1)).await.unwrap();
+    collector.send(1, &batch(1, 0)).await;
+    collector.acked(1).await;
+    aggregator.stop().await;
+
+    // As migration 4 had it: a row for each series and reading, today and in the last days of what is kept.
+    let today = jiff::Timestamp::now().strftime("%Y%m%d").to_string();
+    let shape = "time timestamptz not null, node_id int not null, pod_id int not null, device int not null default 0, \
+                 receive_bytes bigint, latency_seconds bigint[]";
+    let sql = format!(
+        "drop view sonde.netdev; drop view sonde_store.readings_netdev; \
+         drop table sonde_store.key_netdev; drop table sonde_store.delta_netdev; \
+         create table sonde_store.probe_netdev ({shape}) partition by range (time); \
+         create table sonde_parts.probe_netdev_{today} partition of sonde_store.probe_netdev \
+         for values from (current_date) to (current_date + 1); \
+         insert into sonde_store.probe_netdev values (now(), 1, 0, 0, 77, array[1, 2, 3, 4])"
+    );
+    let mut utc = aggregator_connection(&database).await;
+    sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&mut utc).await.unwrap();
+
+    let aggregator = Aggregator::on(&database, Storage::default()).await;
+    let mut collector = Collector::connect(&aggregator, hello("n1", 1)).await.unwrap();
+    collector.send(2, &batch(1, 0)).await;
+    collector.acked(2).await;
+    assert_eq!(aggregator.count("sonde.netdev").await, 2);
+    assert_eq!(
+        aggregator
+            .count(
+                "sonde.netdev where node = 'n1' and pod = '' and device = '' and receive_bytes = 77 \
+                 and wait_seconds is null and latency_seconds = '{1,2,3,4}'"
+            )
+            .await,
+        1
+    );
+    assert_eq!(aggregator.count("sonde_store.readings_netdev").await, 2);
+    aggregator.stop().await;
+
+    sqlx::raw_sql(sqlx::AssertSqlSafe(format!(
+        "drop table sonde_parts.probe_netdev_{today}"
+    )))
+    .execute(&mut utc)
+    .await
+    .unwrap();
+    let aggregator = Aggregator::on(&database, Storage::default()).await;
+    assert_eq!(aggregator.count("pg_class where relname = 'probe_netdev'").await, 0);
+    assert_eq!(aggregator.count("sonde.netdev").await, 1);
+    aggregator.stop().await;
+}
+
+async fn aggregator_connection(database: &Database) -> sqlx::PgConnection {
+    use sqlx::ConnectOptions as _;
+    let options = database.options.clone().options([("timezone", "UTC")]);
+    options.connect().await.unwrap()
+}
