@@ -38,7 +38,9 @@ impl Database {
         let template = TEMPLATE
             .get_or_init(|| async {
                 let template = create(server, "").await;
-                store::migrate(&template.options).await.expect("the migrations run");
+                store::migrate(template.options.clone())
+                    .await
+                    .expect("the migrations run");
                 template
             })
             .await;

@@ -5,14 +5,14 @@ use std::time::Duration;
 
 use sonde_common::time::now_ns;
 use sonde_proto::{body, poison, v1};
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 
 use super::{MEMORY_KIB, Service, check, hello};
 use crate::live::LiveTable;
 use crate::store::batch::{Batch, Ended, Progress, Stream};
-use crate::store::{Newcomer, Place, RegisterError};
+use crate::store::{Newcomer, Place, ProblemKind, RegisterError, StoreStatus};
 
 /// A connection that says nothing is not kept.
 const HELLO_WITHIN: Duration = Duration::from_secs(10);
@@ -154,6 +154,7 @@ impl Session {
         let mut progress = self.stream.progress();
         let mut acked = self.stream.durable();
         let mut shutdown = service.shutdown.clone();
+        let mut status = service.store.watch_status();
         let ended = loop {
             tokio::select! {
                 changed = progress.changed() => {
@@ -169,6 +170,10 @@ impl Session {
                     Some((Stop::With(status), _)) => return Some(status),
                     None => return None,
                 },
+                why = other_schema(&mut status) => {
+                    // Another aggregator, a newer one, may be able to take it.
+                    return Some(Status::unavailable(format!("the database cannot be written: {why}")));
+                }
                 () = superseded.cancelled() => {
                     return Some(Status::aborted("a newer stream of this spool has taken over"));
                 }
@@ -293,7 +298,18 @@ fn ack(sequence: u64) -> v1::Down {
 fn end_status(why: Ended) -> Status {
     match why {
         Ended::Poison { sequence, why } => poison::status(sequence, format_args!("the database refuses it: {why}")),
+        Ended::Elsewhere(why) => Status::unavailable(why),
         Ended::StartOver => Status::unavailable("the database is not what it was: connect again"),
+    }
+}
+
+/// Resolves when the schema turns out to be that of another version.
+async fn other_schema(status: &mut watch::Receiver<StoreStatus>) -> String {
+    let other = |s: &StoreStatus| s.problem.as_ref().is_some_and(|p| p.kind == ProblemKind::OtherSchema);
+    let why = status.wait_for(other).await.map(|status| status.problem.clone());
+    match why {
+        Ok(problem) => problem.map(|p| p.why).unwrap_or_default(),
+        Err(_) => std::future::pending().await,
     }
 }
 

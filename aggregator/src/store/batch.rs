@@ -50,6 +50,8 @@ pub enum Ended {
     Poison { sequence: u64, why: String },
     /// Numbers of the tables that this stream holds may be wrong now: it has to say hello again.
     StartOver,
+    /// This aggregator cannot write into the database; another one may.
+    Elsewhere(String),
 }
 
 /// A checked batch.

@@ -2,20 +2,21 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use sonde_common::time::now_ns;
 use sonde_proto::v1;
 use sqlx::Connection as _;
-use sqlx::postgres::{PgConnection, PgPool};
+use sqlx::postgres::PgConnection;
 use sqlx::types::Json;
 use uuid::Uuid;
 
 use super::batch::{Stream, StreamProbe};
 use super::catalogue::{Conflict, Definition};
-use super::database::{Trouble, classify, describe};
+use super::database::{Trial, Trouble, classify, describe};
 use super::partitions::{self, Day};
 use super::tables::{self, table_name};
-use super::{Store, schema};
+use super::{Problem, ProblemKind, Store, schema};
 
 /// What a collector says of itself, checked.
 #[derive(Clone, Debug)]
@@ -43,12 +44,15 @@ pub enum RegisterError {
     Database(String),
 }
 
+/// A collector that waits longer for the answer to its hello asks another aggregator, or again.
+const PATIENCE: Duration = Duration::from_secs(20);
+
 /// A probe as `sonde_store.probes` has it.
 type Stored = (String, String, Json<Definition>);
 
-pub(super) async fn load_tables(pool: &PgPool) -> sqlx::Result<HashMap<String, Arc<Definition>>> {
+pub(super) async fn load_tables(connection: &mut PgConnection) -> sqlx::Result<HashMap<String, Arc<Definition>>> {
     let rows: Vec<Stored> = sqlx::query_as("select name, help, definition from sonde_store.probes")
-        .fetch_all(pool)
+        .fetch_all(connection)
         .await?;
     Ok(rows
         .into_iter()
@@ -59,28 +63,52 @@ pub(super) async fn load_tables(pool: &PgPool) -> sqlx::Result<HashMap<String, A
 impl Store {
     /// Makes tables and cursor ready. Nothing of this collector is changed when one of its probes is refused.
     pub async fn register(&self, newcomer: &Newcomer) -> Result<Registered, RegisterError> {
-        let failed = |e: sqlx::Error| RegisterError::Database(describe(&e));
-        match self.try_register(newcomer).await {
-            Err(Failure::Database(e)) if classify(&e) == Trouble::SchemaLost => {
-                tracing::error!(error = %describe(&e), "tables are missing, making them again");
-                schema::migrate(&self.inner.admin)
-                    .await
-                    .map_err(|e| RegisterError::Database(e.to_string()))?;
-                self.try_register(newcomer).await
-            }
-            result => result,
+        let status = self.status();
+        if let Some(problem) = status.problem
+            && (!status.prepared || problem.kind == ProblemKind::OtherSchema)
+        {
+            return Err(RegisterError::Database(problem.why));
         }
-        .map_err(|failure| match failure {
+        let registering = async {
+            match self.try_register(newcomer).await {
+                Err(Failure::Database(e)) if classify(&e) == Trouble::SchemaLost => {
+                    tracing::error!(error = %describe(&e), "tables are missing, making them again");
+                    let mut connection = self.inner.pools.admin.acquire().await?;
+                    schema::migrate(&mut connection)
+                        .await
+                        .map_err(|e| Trial::error(e.to_string()))?;
+                    self.try_register(newcomer).await
+                }
+                result => result,
+            }
+        };
+        let registered = tokio::time::timeout(PATIENCE, registering).await;
+        let registered = registered.unwrap_or_else(|_| {
+            let why = format!("no answer within {} s", PATIENCE.as_secs());
+            Err(Failure::Database(Trial::error(why)))
+        });
+        registered.map_err(|failure| match failure {
             Failure::Conflict(conflict) => RegisterError::Conflict(conflict),
-            Failure::Database(e) => failed(e),
+            Failure::Database(e) => RegisterError::Database(describe(&e)),
         })
     }
 
     async fn try_register(&self, newcomer: &Newcomer) -> Result<Registered, Failure> {
         let _turn = self.inner.registering.acquire().await;
-        let mut connection = self.inner.admin.acquire().await?;
-        let mut known = stored(&mut connection, newcomer).await?;
-        if !is_complete(&mut connection, &known, newcomer).await? {
+        let mut connection = self.inner.pools.admin.acquire().await?;
+        let result = self.register_on(&mut connection, newcomer).await;
+        if let Err(Failure::Database(e)) = &result
+            && Problem::from(e).kind == ProblemKind::ReadOnly
+        {
+            // Opened while the database moved to another host: it must not serve the next one.
+            let _ = connection.close().await;
+        }
+        result
+    }
+
+    async fn register_on(&self, connection: &mut PgConnection, newcomer: &Newcomer) -> Result<Registered, Failure> {
+        let mut known = stored(connection, newcomer).await?;
+        if !is_complete(connection, &known, newcomer).await? {
             let mut tx = connection.begin().await?;
             sqlx::query("set local lock_timeout = '10s'").execute(&mut *tx).await?;
             schema::lock(&mut tx).await?;
@@ -88,8 +116,11 @@ impl Store {
             widen(&mut tx, &mut known, newcomer).await?;
             tx.commit().await?;
         }
-        let node_id = node(&mut connection, newcomer).await?;
-        let durable = cursor(&mut connection, node_id, newcomer.epoch).await?;
+        let mut tx = connection.begin().await?;
+        schema::hold(&mut tx).await?;
+        let node_id = node(&mut tx, newcomer).await?;
+        let durable = cursor(&mut tx, node_id, newcomer.epoch).await?;
+        tx.commit().await?;
         let mut probes = HashMap::new();
         let mut tables = self.inner.tables.write();
         for probe in &newcomer.catalogue.probes {

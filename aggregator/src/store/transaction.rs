@@ -18,7 +18,7 @@ use super::dictionary::{Dictionary, UNKNOWN, digest};
 use super::encode::{self, Numbers};
 use super::partitions::{self, Day, leaf_name};
 use super::pods::Pods;
-use super::schema::ident;
+use super::schema::{self, ident};
 use super::tables::table_name;
 
 /// Rows go to the server in pieces of about this size.
@@ -114,12 +114,14 @@ impl Session {
 
     /// Stores a group. An error leaves nothing of it behind, but for words and pods that nobody refers to yet.
     pub(super) async fn store(&mut self, connection: &mut PgConnection, group: &[&Batch]) -> sqlx::Result<Stored> {
+        schema::check(connection).await?;
         let now = now_ns();
         let numbers = self.resolve(connection, group).await?;
         let all: Vec<usize> = (0..group.len()).collect();
         self.make_leaves(connection, &self.plan(group, &all, now)).await?;
 
         let mut tx = connection.begin().await?;
+        schema::hold(&mut tx).await?;
         let (fate, missing) = fates(&mut tx, group).await?;
         let fresh: Vec<usize> = all.into_iter().filter(|at| fate[*at] == Fate::Stored).collect();
         let mut stored = Stored {

@@ -8,13 +8,14 @@ use std::time::Duration;
 use futures::FutureExt as _;
 use sonde_common::shutdown::Shutdown;
 use sonde_common::time::now_ns;
-use sqlx::postgres::{PgConnectOptions, PgConnection};
+use sqlx::postgres::PgConnection;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
-use super::StoreStatus;
 use super::batch::{Batch, Ended};
-use super::database::{self, Trouble, classify, describe};
+use super::database::{self, Trial, Trouble, classify, describe};
+use super::status::{Health, Problem};
+use super::target::Target;
 use super::transaction::{Fate, Session, Stored};
 use crate::live::LiveTable;
 use crate::metrics::Metrics;
@@ -27,19 +28,21 @@ const MOST_BATCHES: usize = 4096;
 /// Waiting times between attempts while the database is away.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// Longer than the server itself lets a statement take: beyond, nobody is at the other end.
+const LONGEST_ATTEMPT: Duration = Duration::from_secs(150);
 /// How often pods that other aggregators stored are read, and how far back beyond the last reading: their transactions
 /// may have been open when we looked.
 const REFRESH: Duration = Duration::from_secs(5);
 const REFRESH_OVERLAP: Duration = Duration::from_secs(60);
 
 pub(super) struct Writer {
-    pub(super) options: PgConnectOptions,
+    pub(super) target: Target,
     pub(super) session: Session,
     pub(super) queue: mpsc::Receiver<Batch>,
     pub(super) live: Arc<LiveTable>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) newest_event: watch::Sender<i64>,
-    pub(super) status: watch::Sender<StoreStatus>,
+    pub(super) health: Arc<Health>,
     pub(super) connection: Option<PgConnection>,
     pub(super) shutdown: Shutdown,
     pub(super) refreshed: Option<Instant>,
@@ -118,10 +121,13 @@ impl Writer {
         let mut pause = FIRST_PAUSE;
         loop {
             let started = Instant::now();
-            let error = match AssertUnwindSafe(self.attempt(&open)).catch_unwind().await {
+            self.health.writing(Some(started));
+            let attempt = AssertUnwindSafe(self.attempt_in_time(&open)).catch_unwind().await;
+            self.health.writing(None);
+            let error = match attempt {
                 Ok(Ok(stored)) => {
                     self.metrics.commit_seconds.observe(started.elapsed());
-                    self.up();
+                    self.health.written(None);
                     return Ok(stored);
                 }
                 Ok(Err(error)) => error,
@@ -129,11 +135,24 @@ impl Writer {
                 // take everybody's writer with it.
                 Err(_) => {
                     self.lose_connection();
+                    self.health.written(None);
                     return Err(Some("the aggregator failed on it".into()));
                 }
             };
-            match classify(&error) {
+            let trouble = classify(&error);
+            if trouble != Trouble::Away {
+                // Over: it is not tried again.
+                self.health.written(None);
+            }
+            match trouble {
                 Trouble::Data => return Err(Some(describe(&error))),
+                Trouble::OtherSchema => {
+                    // Dropped here, the batches are still in the spools, and another aggregator may take them.
+                    let why = format!("the database cannot be written: {}", describe(&error));
+                    part.iter()
+                        .for_each(|batch| batch.stream.end(Ended::Elsewhere(why.clone())));
+                    return Err(None);
+                }
                 Trouble::SchemaLost => {
                     tracing::error!(error = %describe(&error), "tables are missing or changed, all streams start over");
                     self.lose_connection();
@@ -141,7 +160,8 @@ impl Writer {
                     return Err(None);
                 }
                 Trouble::Away => {
-                    self.down(&error);
+                    self.metrics.failed_transactions.add(1);
+                    self.health.written(Some(Problem::from(&error)));
                     if !matches!(&error, sqlx::Error::Database(e) if keeps_session(e.code().as_deref())) {
                         self.lose_connection();
                     }
@@ -153,9 +173,26 @@ impl Writer {
         }
     }
 
+    async fn attempt_in_time(&mut self, group: &[&Batch]) -> sqlx::Result<Stored> {
+        match tokio::time::timeout(LONGEST_ATTEMPT, self.attempt(group)).await {
+            Ok(result) => result,
+            // Whether it was committed is not known; the cursors will tell when it is tried again.
+            Err(_) => {
+                self.lose_connection();
+                let seconds = LONGEST_ATTEMPT.as_secs();
+                Err(Trial::error(format!(
+                    "the database did not answer the writer within {seconds} s"
+                )))
+            }
+        }
+    }
+
     async fn attempt(&mut self, group: &[&Batch]) -> sqlx::Result<Stored> {
         if self.connection.is_none() {
-            self.connection = Some(database::writer_connection(&self.options).await?);
+            let mut connection = database::writer_connection(&self.target).await?;
+            let pid = sqlx::query_scalar("select pg_backend_pid()");
+            self.health.writer_is(Some(pid.fetch_one(&mut connection).await?));
+            self.connection = Some(connection);
         }
         let connection = self.connection.as_mut().expect("just made");
         let since = self.refreshed.map(|at| at.elapsed());
@@ -205,16 +242,9 @@ impl Writer {
     /// The database may have been another one, or an older state of it, when it comes back.
     fn lose_connection(&mut self) {
         self.connection = None;
+        self.health.writer_is(None);
         self.refreshed = None;
         self.session.forget();
-    }
-
-    fn up(&self) {
-        super::set_status(&self.status, &self.metrics, None);
-    }
-
-    fn down(&self, error: &sqlx::Error) {
-        super::set_status(&self.status, &self.metrics, Some(describe(error)));
     }
 }
 

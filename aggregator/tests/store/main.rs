@@ -2,6 +2,7 @@
 
 mod copying;
 mod fixture;
+mod hosts;
 mod once;
 mod outage;
 mod refusals;
