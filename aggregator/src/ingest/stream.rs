@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use sonde_common::time::now_ns;
 use sonde_proto::{body, poison, v1};
-use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 
-use super::{MEMORY_KIB, Service, check, hello};
+use super::memory::StreamMemory;
+use super::{Service, check, hello};
 use crate::live::LiveTable;
 use crate::store::batch::{Batch, Ended, Progress, Stream};
 use crate::store::{Newcomer, Place, ProblemKind, RegisterError, StoreStatus};
@@ -201,6 +202,7 @@ impl Session {
 async fn read_batches(service: &Service, stream: &Arc<Stream>, mut up: Streaming<v1::Up>, out: &Out) -> (Stop, u64) {
     let mut progress = stream.progress();
     let mut last = stream.durable();
+    let memory = service.memory.of_stream();
     loop {
         // Not read, not answered: the collector's window fills and it waits.
         let room = |p: &Progress| last < p.durable + IN_FLIGHT || p.ended.is_some();
@@ -221,10 +223,10 @@ async fn read_batches(service: &Service, stream: &Arc<Stream>, mut up: Streaming
             Err(status) => return (Stop::With(status), last),
         };
         let sequence = batch.sequence;
-        match take(service, stream, batch, last).await {
+        match take(service, stream, &memory, batch, last).await {
             Ok(Some(batch)) => {
                 last = sequence;
-                service.store.submit(batch).await;
+                service.store.submit(batch);
             }
             Ok(None) => {
                 service.metrics.resent.add(1);
@@ -240,7 +242,13 @@ async fn read_batches(service: &Service, stream: &Arc<Stream>, mut up: Streaming
 }
 
 /// Decodes and checks; `None` when it is in the tables already.
-async fn take(service: &Service, stream: &Arc<Stream>, batch: v1::Batch, last: u64) -> Result<Option<Batch>, Status> {
+async fn take(
+    service: &Service,
+    stream: &Arc<Stream>,
+    memory: &StreamMemory,
+    batch: v1::Batch,
+    last: u64,
+) -> Result<Option<Batch>, Status> {
     let sequence = batch.sequence;
     if sequence <= stream.durable() && sequence != 0 {
         return Ok(None);
@@ -250,7 +258,7 @@ async fn take(service: &Service, stream: &Arc<Stream>, batch: v1::Batch, last: u
         return Err(Status::invalid_argument(why));
     }
     let size = body::plain_size(&batch.body).saturating_mul(SWELL).max(1024);
-    let memory = reserve(service, size).await;
+    let memory = memory.reserve(size, &service.metrics).await;
     let stream = Arc::clone(stream);
     // Decompressing and decoding takes milliseconds: not on a thread that answers others.
     let decoded = tokio::task::spawn_blocking(move || {
@@ -261,24 +269,13 @@ async fn take(service: &Service, stream: &Arc<Stream>, batch: v1::Batch, last: u
             sequence,
             body,
             size,
-            memory: Some(memory),
+            memory,
         })
     });
     let decoded = decoded
         .await
         .map_err(|_| poison::status(sequence, "it cannot be decoded"))?;
     decoded.map(Some)
-}
-
-async fn reserve(service: &Service, size: usize) -> OwnedSemaphorePermit {
-    let kib = (size / 1024).min(MEMORY_KIB) as u32;
-    let memory = Arc::clone(&service.memory).acquire_many_owned(kib).await;
-    let memory = memory.expect("the semaphore is never closed");
-    service
-        .metrics
-        .queued_bytes
-        .set(((MEMORY_KIB - service.memory.available_permits()) as u64) << 10);
-    memory
 }
 
 /// Tells the collector what is durable; `None` when it is gone.

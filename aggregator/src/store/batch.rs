@@ -62,8 +62,8 @@ pub struct Batch {
     pub body: v1::BatchBody,
     /// Bytes it takes in memory, estimated.
     pub size: usize,
-    /// Its share of the memory that batches in flight may take; given back when the batch is dropped.
-    pub memory: Option<OwnedSemaphorePermit>,
+    /// Its shares of the memory that batches in flight may take; given back when the batch is dropped.
+    pub memory: Vec<OwnedSemaphorePermit>,
 }
 
 impl StreamProbe {

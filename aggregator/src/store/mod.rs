@@ -14,6 +14,7 @@ mod keeper;
 mod partitions;
 mod pods;
 pub mod query;
+mod queue;
 mod register;
 mod schema;
 mod status;
@@ -29,7 +30,7 @@ use std::sync::atomic::AtomicBool;
 use sonde_common::config::Storage;
 use sonde_common::shutdown;
 use sqlx::{Connection as _, PgPool};
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 
 use crate::live::LiveTable;
@@ -37,6 +38,7 @@ use crate::metrics::Metrics;
 use batch::Batch;
 use database::{Pools, describe};
 use keeper::Keeper;
+use queue::Queue;
 use status::Health;
 use transaction::{Keep, Session, Tables};
 use writer::Writer;
@@ -45,9 +47,6 @@ pub use register::{Newcomer, RegisterError, Registered};
 pub use status::{Problem, ProblemKind, StoreStatus};
 pub use streams::{Place, Streams, Taken};
 pub use target::{BadUrl, Target};
-
-/// Batches that may wait for the writer; their memory is bounded elsewhere, see `ingest`.
-const QUEUE: usize = 4096;
 
 /// Collectors that are registered at the same time: after a restart all of them come at once, and upkeep needs
 /// connections of the same pool.
@@ -80,7 +79,7 @@ pub struct Store {
 #[derive(Debug)]
 struct Inner {
     pools: Arc<Pools>,
-    queue: mpsc::Sender<Batch>,
+    queue: Arc<Queue>,
     registering: Semaphore,
     tables: Tables,
     streams: Streams,
@@ -138,11 +137,11 @@ impl Store {
         };
         let pools = Arc::new(Pools::new(target.options()));
         let health = Health::new(Arc::clone(&parts.metrics));
-        let (queue, batches) = mpsc::channel(QUEUE);
+        let queue = Arc::new(Queue::default());
         let store = Self {
             inner: Arc::new(Inner {
                 pools: Arc::clone(&pools),
-                queue,
+                queue: Arc::clone(&queue),
                 registering: Semaphore::new(REGISTERING),
                 tables: Arc::clone(&tables),
                 streams: Streams::default(),
@@ -171,7 +170,8 @@ impl Store {
         let writer = Writer {
             target,
             session: Session::new(tables, keep),
-            queue: batches,
+            queue,
+            enough: writer::FIRST_ENOUGH,
             live: parts.live,
             metrics: parts.metrics,
             newest_event: store.inner.newest_event.clone(),
@@ -239,12 +239,11 @@ impl Store {
         &self.inner.streams
     }
 
-    /// Hands a checked batch to the writer, waiting for room. What becomes of it shows in the stream's progress.
-    pub async fn submit(&self, batch: Batch) {
-        // An error means that the writer is gone, and it goes only with the process: nobody waits for this batch.
-        if let Ok(room) = self.inner.queue.reserve().await {
+    /// Hands a checked batch to the writer. What becomes of it shows in the stream's progress; nobody waits for one that
+    /// comes when the writer has ended, as it ends with the process.
+    pub fn submit(&self, batch: Batch) {
+        if self.inner.queue.push(batch) {
             self.inner.metrics.queued_batches.add(1);
-            room.send(batch);
         }
     }
 }

@@ -9,11 +9,12 @@ use futures::FutureExt as _;
 use sonde_common::shutdown::Shutdown;
 use sonde_common::time::now_ns;
 use sqlx::postgres::PgConnection;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::batch::{Batch, Ended};
 use super::database::{self, Trial, Trouble, classify, describe};
+use super::queue::Queue;
 use super::status::{Health, Problem};
 use super::target::Target;
 use super::transaction::{Fate, Session, Stored};
@@ -22,9 +23,14 @@ use crate::metrics::Metrics;
 
 /// Under load a transaction begins at most this often; after a pause the first batch does not wait.
 const PACE: Duration = Duration::from_millis(150);
-/// A group of this size does not wait, and takes no more: bytes of decoded batches, estimated.
-const ENOUGH: usize = 8 << 20;
-const MOST_BATCHES: usize = 4096;
+/// A group of this size does not wait, and takes no more: bytes of decoded batches, estimated. It grows while there is
+/// more than a transaction takes and transactions are quick, as each costs something for each table, and shrinks when
+/// they are slow, as acks wait for them.
+pub(super) const FIRST_ENOUGH: usize = 8 << 20;
+const LEAST_ENOUGH: usize = 2 << 20;
+const MOST_ENOUGH: usize = 64 << 20;
+const QUICK: Duration = Duration::from_millis(400);
+const SLOW: Duration = Duration::from_secs(1);
 /// Waiting times between attempts while the database is away.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
@@ -38,7 +44,8 @@ const REFRESH_OVERLAP: Duration = Duration::from_secs(60);
 pub(super) struct Writer {
     pub(super) target: Target,
     pub(super) session: Session,
-    pub(super) queue: mpsc::Receiver<Batch>,
+    pub(super) queue: Arc<Queue>,
+    pub(super) enough: usize,
     pub(super) live: Arc<LiveTable>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) newest_event: watch::Sender<i64>,
@@ -52,42 +59,36 @@ pub(super) struct Writer {
 impl Writer {
     /// Until the shutdown fires and the queue is empty.
     pub(super) async fn run(mut self) {
-        let mut last_start = Instant::now() - PACE;
+        let mut last_start = None;
         while let Some(group) = self.next_group(last_start).await {
-            last_start = Instant::now();
+            let started = Instant::now();
+            last_start = Some(started);
+            let full = self.queue.backlog().fills(self.enough);
             self.store(group).await;
+            self.enough = next_enough(self.enough, full, started.elapsed());
         }
         if let Some(connection) = self.connection.take() {
             let _ = sqlx::Connection::close(connection).await;
         }
     }
 
-    async fn next_group(&mut self, last_start: Instant) -> Option<Vec<Batch>> {
-        let first = tokio::select! {
-            first = self.queue.recv() => first?,
-            () = self.shutdown.recv() => {
-                // What is queued is still taken; nothing more gets in.
-                self.queue.close();
-                self.queue.recv().await?
-            }
-        };
-        let mut size = first.size;
-        let mut group = vec![first];
-        let pace = tokio::time::sleep_until(last_start + PACE);
-        tokio::pin!(pace);
-        while size < ENOUGH && group.len() < MOST_BATCHES {
-            // What is queued is taken before the clock is looked at.
-            let next = tokio::select! {
-                biased;
-                next = self.queue.recv() => next,
-                () = &mut pace => break,
-            };
-            let Some(batch) = next else { break };
-            size += batch.size;
-            group.push(batch);
+    /// `None`: everything is stored, and the process ends.
+    async fn next_group(&mut self, last_start: Option<Instant>) -> Option<Vec<Batch>> {
+        tokio::select! {
+            () = self.queue.wait_for(|backlog| backlog.count > 0) => {}
+            // What is queued is still taken; nothing more gets in.
+            () = self.shutdown.recv() => self.queue.close(),
         }
+        let enough = self.enough;
+        if let Some(last_start) = last_start {
+            tokio::select! {
+                () = self.queue.wait_for(|backlog| backlog.closed || backlog.fills(enough)) => {}
+                () = tokio::time::sleep_until(last_start + PACE) => {}
+            }
+        }
+        let group = self.queue.take(enough);
         self.metrics.queued_batches.sub(group.len() as u64);
-        Some(group)
+        (!group.is_empty()).then_some(group)
     }
 
     /// Stores a group, however often that has to be tried; halves it when something in it is refused.
@@ -248,8 +249,37 @@ impl Writer {
     }
 }
 
+/// How large the next group may be. `full`: so much was waiting behind this one that another would be full too.
+fn next_enough(enough: usize, full: bool, took: Duration) -> usize {
+    match () {
+        () if full && took < QUICK => (enough * 2).min(MOST_ENOUGH),
+        () if took > SLOW => (enough / 2).max(LEAST_ENOUGH),
+        () => enough,
+    }
+}
+
 /// Deadlocks, locks, full disks and cancelled statements leave the session as it was.
 fn keeps_session(code: Option<&str>) -> bool {
     let code = code.unwrap_or_default();
     ["40", "53", "55"].iter().any(|class| code.starts_with(class)) || code == "57014"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn groups_grow_under_load_while_they_are_quick_and_shrink_when_they_are_slow() {
+        let ms = Duration::from_millis;
+        assert_eq!(next_enough(FIRST_ENOUGH, false, ms(5)), FIRST_ENOUGH, "no load");
+        let after = |mut enough, full, took| {
+            for _ in 0..10 {
+                enough = next_enough(enough, full, took);
+            }
+            enough
+        };
+        assert_eq!(after(FIRST_ENOUGH, true, ms(50)), MOST_ENOUGH);
+        assert_eq!(after(FIRST_ENOUGH, true, ms(700)), FIRST_ENOUGH);
+        assert_eq!(after(MOST_ENOUGH, true, ms(3000)), LEAST_ENOUGH);
+    }
 }
