@@ -8,6 +8,7 @@ mod check;
 pub(crate) mod fuzz;
 mod hello;
 mod memory;
+mod newer;
 mod stream;
 
 use std::sync::Arc;

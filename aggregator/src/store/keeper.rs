@@ -10,6 +10,7 @@ use sqlx::Connection as _;
 use sqlx::postgres::PgConnection;
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior};
+use uuid::Uuid;
 
 use super::database::{self, Pools, Trial, describe};
 use super::partitions::{self, Day};
@@ -212,13 +213,26 @@ impl Keeper {
     }
 
     async fn note_seen(&mut self) -> sqlx::Result<()> {
-        let nodes = self.streams.node_ids();
-        if !nodes.is_empty() {
-            sqlx::query("update sonde_store.nodes set last_seen = now() where id = any($1)")
-                .bind(nodes)
-                .execute(self.connection().await?)
-                .await?;
+        let (nodes, epochs): (Vec<i32>, Vec<Uuid>) = self.streams.known().into_iter().unzip();
+        if nodes.is_empty() {
+            return Ok(());
         }
+        let connection = self.connection().await?;
+        sqlx::query("update sonde_store.nodes set last_seen = now() where id = any($1)")
+            .bind(&nodes)
+            .execute(&mut *connection)
+            .await?;
+        // So that other aggregators know of streams that have nothing to send. The writer has just touched those it
+        // holds, and is not to wait.
+        sqlx::query(
+            "update sonde_store.cursors set updated = now() where (node_id, epoch) in \
+             (select node_id, epoch from sonde_store.cursors where (node_id, epoch) in \
+              (select * from unnest($1::int[], $2::uuid[])) for update skip locked)",
+        )
+        .bind(&nodes)
+        .bind(&epochs)
+        .execute(connection)
+        .await?;
         Ok(())
     }
 

@@ -40,12 +40,27 @@ pub struct Registered {
 pub enum RegisterError {
     #[error(transparent)]
     Conflict(#[from] Conflict),
+    /// More than tables can have, with what other collectors said before.
+    #[error("{0}")]
+    TooMuch(String),
+    /// Another collector of this name is connected to another aggregator.
+    #[error("{0}")]
+    Elsewhere(String),
     #[error("the database does not take it now: {0}")]
     Database(String),
 }
 
 /// A collector that waits longer for the answer to its hello asks another aggregator, or again.
 const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A spool whose cursor was touched so long ago may still have its collector.
+const ALIVE: Duration = Duration::from_secs(20);
+
+/// Labels and columns that all collectors together may give a probe: PostgreSQL has at most 1,600 columns, and a version
+/// renames few.
+const MOST_COLUMNS: usize = 1000;
+/// Probes of all collectors together: each is a table with a partition a day.
+const MOST_PROBES: usize = 1000;
 
 /// A probe as `sonde_store.probes` has it.
 type Stored = (String, String, Json<Definition>);
@@ -89,6 +104,8 @@ impl Store {
         });
         registered.map_err(|failure| match failure {
             Failure::Conflict(conflict) => RegisterError::Conflict(conflict),
+            Failure::TooMuch(what) => RegisterError::TooMuch(what),
+            Failure::Elsewhere(what) => RegisterError::Elsewhere(what),
             Failure::Database(e) => RegisterError::Database(describe(&e)),
         })
     }
@@ -107,6 +124,9 @@ impl Store {
     }
 
     async fn register_on(&self, connection: &mut PgConnection, newcomer: &Newcomer) -> Result<Registered, Failure> {
+        if let Some(other) = self.elsewhere(connection, newcomer).await? {
+            return Err(Failure::Elsewhere(other));
+        }
         let mut known = stored(connection, newcomer).await?;
         if !is_complete(connection, &known, newcomer).await? {
             let mut tx = connection.begin().await?;
@@ -139,9 +159,43 @@ impl Store {
     }
 }
 
+impl Store {
+    /// Whether another spool under this name stores through another aggregator at this time. Of our own streams we know
+    /// ourselves, also that they have ended.
+    async fn elsewhere(&self, connection: &mut PgConnection, newcomer: &Newcomer) -> sqlx::Result<Option<String>> {
+        let others: Vec<(Uuid, Option<Uuid>, f64)> = sqlx::query_as(
+            "select c.epoch, n.boot_id, extract(epoch from now() - c.updated)::float8 from sonde_store.cursors c \
+             join sonde_store.nodes n on n.id = c.node_id where n.name = $1 and c.epoch <> $2 \
+             and c.updated > now() - make_interval(secs => $3) order by c.updated desc",
+        )
+        .bind(&newcomer.node)
+        .bind(newcomer.epoch)
+        .bind(ALIVE.as_secs_f64())
+        .fetch_all(connection)
+        .await?;
+        let gone = |epoch: &Uuid| self.streams().has_left(&newcomer.node, *epoch);
+        let other = others.into_iter().find(|(epoch, ..)| !gone(epoch));
+        Ok(other.map(|(epoch, boot_id, age)| {
+            let machine = if boot_id == Some(newcomer.boot_id) {
+                "the same boot id"
+            } else {
+                "another boot id, so it is another machine or this one before it was started again"
+            };
+            format!(
+                "node {} stored {age:.0} s ago through another aggregator with another spool (epoch {epoch}, {machine}): \
+                 each node needs a name of its own; if that collector is gone, its place becomes free within {} s",
+                newcomer.node,
+                ALIVE.as_secs()
+            )
+        }))
+    }
+}
+
 /// Inside: the database error is still needed whole.
 enum Failure {
     Conflict(Conflict),
+    TooMuch(String),
+    Elsewhere(String),
     Database(sqlx::Error),
 }
 
@@ -207,7 +261,25 @@ async fn widen(tx: &mut PgConnection, known: &mut Known, newcomer: &Newcomer) ->
             .get(&probe.name)
             .map(|(_, definition)| definition.clone())
             .unwrap_or_default();
-        merged.push((probe, before.merged(&probe.name, &said).map_err(Failure::Conflict)?));
+        let after = before.merged(&probe.name, &said).map_err(Failure::Conflict)?;
+        let columns = after.labels.len() + after.columns.len();
+        if columns > MOST_COLUMNS {
+            return Err(Failure::TooMuch(format!(
+                "probe {}: {columns} labels and columns with those of other collectors, expected at most {MOST_COLUMNS}",
+                probe.name
+            )));
+        }
+        merged.push((probe, after));
+    }
+    let others: i64 = sqlx::query_scalar("select count(*) from sonde_store.probes where name <> all($1)")
+        .bind(merged.iter().map(|(probe, _)| probe.name.as_str()).collect::<Vec<_>>())
+        .fetch_one(&mut *tx)
+        .await?;
+    let probes = merged.len() + others as usize;
+    if probes > MOST_PROBES {
+        return Err(Failure::TooMuch(format!(
+            "catalogue: {probes} probes with those of other collectors, expected at most {MOST_PROBES}"
+        )));
     }
     let today = Day::of(now_ns());
     for (probe, definition) in merged {

@@ -164,9 +164,13 @@ impl Collector {
             sequence,
             body: body.into(),
         };
-        let message = v1::Up {
+        self.send_message(v1::Up {
             message: Some(v1::up::Message::Batch(batch)),
-        };
+        })
+        .await;
+    }
+
+    pub(crate) async fn send_message(&self, message: v1::Up) {
         // An error means that the stream is over; the test will hear why from `down`.
         let _ = self.up.as_ref().expect("not closed").send(message).await;
     }

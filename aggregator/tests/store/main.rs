@@ -3,8 +3,10 @@
 mod copying;
 mod fairness;
 mod fixture;
+mod hellos;
 mod hosts;
 mod once;
 mod outage;
 mod refusals;
 mod schema;
+mod versions;
