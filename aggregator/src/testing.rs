@@ -47,6 +47,19 @@ impl Database {
         create(server, &format!(" template {}", template.name)).await
     }
 
+    /// Brings the fixed tables to where an earlier version had them, from any version before.
+    pub async fn migrate_to(&self, version: i64) {
+        let mut connection = self.options.connect().await.expect("it is up");
+        let migrated = store::schema::migrate_to(&mut connection, version).await;
+        migrated.expect("the migrations run");
+        let _ = connection.close().await;
+    }
+
+    /// The newest migration.
+    pub fn newest_version() -> i64 {
+        store::schema::newest()
+    }
+
     /// Connections that may do everything.
     pub fn pool(&self) -> PgPool {
         PgPool::connect_lazy_with(self.options.clone())

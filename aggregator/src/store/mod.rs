@@ -16,7 +16,7 @@ mod pods;
 pub mod query;
 mod queue;
 mod register;
-mod schema;
+pub(crate) mod schema;
 mod status;
 mod streams;
 mod tables;

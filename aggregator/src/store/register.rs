@@ -234,6 +234,17 @@ async fn is_complete(connection: &mut PgConnection, known: &Known, newcomer: &Ne
             return Ok(false);
         }
     }
+    // A view may be gone while its table is there, with whatever it stood on.
+    let views: Vec<&str> = newcomer.catalogue.probes.iter().map(|p| p.name.as_str()).collect();
+    let gone: i64 = sqlx::query_scalar(
+        "select count(*) from unnest($1::text[]) name where to_regclass('sonde.' || quote_ident(name)) is null",
+    )
+    .bind(views)
+    .fetch_one(&mut *connection)
+    .await?;
+    if gone > 0 {
+        return Ok(false);
+    }
     // Definitions are only words: the tables must have the columns too. One question for all of them.
     let tables: Vec<String> = newcomer.catalogue.probes.iter().map(|p| table_name(&p.name)).collect();
     let columns: Vec<(String, i64)> = sqlx::query_as(

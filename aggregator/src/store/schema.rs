@@ -23,7 +23,7 @@ static MIGRATOR: LazyLock<Migrator> = LazyLock::new(|| {
 });
 
 /// The newest migration that we know.
-pub(super) fn newest() -> i64 {
+pub(crate) fn newest() -> i64 {
     MIGRATOR.iter().map(|m| m.version).max().unwrap_or(0)
 }
 
@@ -62,6 +62,11 @@ pub(super) async fn migrate(connection: &mut PgConnection) -> Result<(), OpenErr
         Err(MigrateError::Execute(e) | MigrateError::ExecuteMigration(e, _)) => Err(failed(e)),
         Err(other) => Err(OpenError::Migrate(other)),
     }
+}
+
+/// As an aggregator of an earlier version left it: for tests of upgrades.
+pub(crate) async fn migrate_to(connection: &mut PgConnection, version: i64) -> Result<(), MigrateError> {
+    MIGRATOR.run_direct(Some(version), connection, false).await
 }
 
 /// Until the end of the transaction the schema stays what it is; an error where it is not ours. Every transaction that
