@@ -20,7 +20,8 @@ struct Cli {
     /// Configuration file (YAML); every key is also an environment variable SONDE_...
     #[arg(long, global = true, env = "SONDE_CONFIG")]
     config: Option<PathBuf>,
-    /// PostgreSQL to use instead of a private one: postgres://USER:PASSWORD@HOST:PORT/DATABASE
+    /// PostgreSQL to use instead of a private one: postgres://USER:PASSWORD@HOST:PORT/DATABASE;
+    /// several hosts with commas between them: the one that takes writes is used
     #[arg(long, global = true, hide_env_values = true)]
     database_url: Option<String>,
 }
@@ -42,7 +43,11 @@ const BAD_CONFIG: u8 = 2;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let config = match load(&cli) {
+    let loaded = load(&cli).map_err(|e| e.to_string()).and_then(|config| {
+        let target = run::target(&config).map_err(|e| format!("storage.database_url: {e}"));
+        target.map(|_| config)
+    });
+    let config = match loaded {
         Ok(config) => config,
         Err(e) => {
             eprintln!("sonde-aggregator: {e}");

@@ -8,6 +8,8 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use sonde_common::prom::{Page, Type};
 
+use crate::store::ProblemKind;
+
 /// A number that several tasks change.
 #[derive(Debug, Default)]
 pub struct Count(AtomicU64);
@@ -86,6 +88,8 @@ pub struct Metrics {
     pub partitions: Count,
     pub database_up: Count,
     pub dropped_partitions: Count,
+    pub failed_transactions: Count,
+    problem: Mutex<Option<ProblemKind>>,
     refused: Mutex<BTreeMap<String, u64>>,
 }
 
@@ -103,6 +107,12 @@ impl Metrics {
             ""
         };
         *refused.entry(name.to_owned()).or_default() += 1;
+    }
+
+    /// Whether batches can be stored, or why not.
+    pub fn database(&self, problem: Option<ProblemKind>) {
+        self.database_up.set(u64::from(problem.is_none()));
+        *self.problem.lock() = problem;
     }
 
     /// Appends every family of ingest and storage to a page.
@@ -134,6 +144,11 @@ impl Metrics {
             ),
             ("transactions", &self.transactions, "Transactions that stored batches."),
             (
+                "failed_transactions",
+                &self.failed_transactions,
+                "Attempts to store a group of batches that failed for a reason that passes: the same is tried again.",
+            ),
+            (
                 "dropped_partitions",
                 &self.dropped_partitions,
                 "Partitions dropped by retention.",
@@ -159,13 +174,15 @@ impl Metrics {
             ),
             ("streams", &self.streams, "Collectors connected."),
             ("partitions", &self.partitions, "Partitions of all tables."),
-            (
-                "database_up",
-                &self.database_up,
-                "Whether the database answered when it was asked last.",
-            ),
+            ("database_up", &self.database_up, "Whether batches can be stored."),
         ] {
             page.single(&format!("sonde_aggregator_{name}"), Type::Gauge, help, count.get());
+        }
+        let name = "sonde_aggregator_database_problem";
+        page.family(name, Type::Gauge, "What keeps batches from being stored.");
+        let now = *self.problem.lock();
+        for (kind, label) in ProblemKind::ALL {
+            page.sample(name, &[("problem", label)], u64::from(now == Some(kind)));
         }
         let help = "How long it took to store a group of batches and commit.";
         self.commit_seconds

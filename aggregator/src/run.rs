@@ -1,12 +1,12 @@
 //! The aggregator as a whole: what starts in which order, and ends in the other.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use sonde_common::config::Config;
 use sonde_common::shutdown::{self, Shutdown};
-use sqlx::postgres::PgConnectOptions;
 use tokio::net::TcpListener;
 
 use crate::embedded::{self, Cluster, user};
@@ -15,10 +15,13 @@ use crate::ingest;
 use crate::kubernetes::{Kubernetes, Pace};
 use crate::live::LiveTable;
 use crate::metrics::Metrics;
-use crate::store::{self, Parts, Store};
+use crate::store::{self, BadUrl, Parts, Store, Target};
 
 /// What is queued at the end may take this long to be stored; what is not is sent again by the collectors.
 const LAST_WRITES: Duration = Duration::from_secs(15);
+
+/// Doors stay shut so long for what has to be known first; a database that needs longer is waited for behind them.
+const FIRST_READY: Duration = Duration::from_secs(10);
 
 /// Both doors, open before anything else is done: a taken port ends the start at once, and root may use low ones.
 #[derive(Debug)]
@@ -61,10 +64,20 @@ pub fn drop_root(config: &Config) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The database that the configuration names; `None`: a private one.
+pub fn target(config: &Config) -> Result<Option<Target>, BadUrl> {
+    let url = &config.storage.database_url;
+    if url.is_empty() {
+        Ok(None)
+    } else {
+        url.parse().map(Some)
+    }
+}
+
 /// The database that the configuration names, or a private one that lives as long as the handle.
-async fn database(config: &Config) -> anyhow::Result<(PgConnectOptions, Option<Cluster>)> {
-    if !config.storage.database_url.is_empty() {
-        return Ok((store::parse_url(&config.storage.database_url)?, None));
+async fn database(config: &Config) -> anyhow::Result<(Target, Option<Cluster>)> {
+    if let Some(target) = target(config)? {
+        return Ok((target, None));
     }
     let options = embedded::Options {
         data_dir: config.aggregator.data_dir.clone(),
@@ -76,7 +89,7 @@ async fn database(config: &Config) -> anyhow::Result<(PgConnectOptions, Option<C
         .ensure_database(embedded::NAME)
         .await
         .context("private postgresql")?;
-    Ok((cluster.connect_options(embedded::NAME), Some(cluster)))
+    Ok((cluster.connect_options(embedded::NAME).into(), Some(cluster)))
 }
 
 async fn stop(cluster: Option<Cluster>) -> anyhow::Result<()> {
@@ -88,8 +101,8 @@ async fn stop(cluster: Option<Cluster>) -> anyhow::Result<()> {
 
 /// `sonde-aggregator migrate`.
 pub async fn migrate(config: &Config) -> anyhow::Result<()> {
-    let (options, cluster) = database(config).await?;
-    let result = store::migrate(&options).await;
+    let (target, cluster) = database(config).await?;
+    let result = store::migrate(target).await;
     stop(cluster).await?;
     Ok(result?)
 }
@@ -98,15 +111,22 @@ pub async fn migrate(config: &Config) -> anyhow::Result<()> {
 pub async fn serve(config: Config, listeners: Listeners, shutdown: Shutdown) -> anyhow::Result<()> {
     // Before the database: a bad kubeconfig ends the start at once.
     let kubernetes = Kubernetes::new(&config.kubernetes, Pace::default()).await?;
-    let (options, cluster) = database(&config).await?;
-    let result = serve_with(&config, options, listeners, kubernetes, shutdown).await;
+    let (target, cluster) = database(&config).await?;
+    let result = serve_with(&config, target, listeners, kubernetes, shutdown).await;
     stop(cluster).await?;
     result
 }
 
+/// Says so when the database is there and what is in it is known.
+async fn ready(store: Store, live: Arc<LiveTable>, http: SocketAddr, grpc: SocketAddr) {
+    store.prepared().await;
+    live.restore(&store).await;
+    tracing::info!(%http, %grpc, "aggregator is ready");
+}
+
 async fn serve_with(
     config: &Config,
-    options: PgConnectOptions,
+    target: Target,
     listeners: Listeners,
     kubernetes: Kubernetes,
     shutdown: Shutdown,
@@ -119,11 +139,20 @@ async fn serve_with(
         live: live.clone(),
         metrics: metrics.clone(),
     };
-    let (store, tasks) = Store::open(options, &config.storage, parts).await?;
-    live.restore(&store).await;
+    let (store, tasks) = Store::start(target, &config.storage, parts);
     let grpc = TcpListener::from_std(listeners.grpc)?;
     let http = TcpListener::from_std(listeners.http)?;
-    tracing::info!(http = %http.local_addr()?, grpc = %grpc.local_addr()?, "aggregator is ready");
+    let ready = ready(store.clone(), live.clone(), http.local_addr()?, grpc.local_addr()?);
+    let mut ready = tokio::spawn(ready);
+    // With a database that is there nothing is answered before all is known. Without one we serve what we can.
+    tokio::select! {
+        _ = &mut ready => {}
+        Some(problem) = store.first_answer() => {
+            let (http, grpc) = (http.local_addr()?, grpc.local_addr()?);
+            tracing::warn!(%http, %grpc, error = %problem.why, "aggregator serves without its database");
+        }
+        () = tokio::time::sleep(FIRST_READY) => {}
+    }
 
     // One part that fails ends the others too.
     let (trigger, both) = shutdown::channel();
@@ -140,6 +169,7 @@ async fn serve_with(
         http = &mut http => { trigger.fire(); (ingest.await, http) }
     };
     tracing::info!("aggregator is ending");
+    ready.abort();
     // It hears the same shutdown; what it has not written is read again from the API.
     let _ = watch.await;
     tasks.finish(LAST_WRITES).await;

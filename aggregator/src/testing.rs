@@ -38,11 +38,26 @@ impl Database {
         let template = TEMPLATE
             .get_or_init(|| async {
                 let template = create(server, "").await;
-                store::migrate(&template.options).await.expect("the migrations run");
+                store::migrate(template.options.clone())
+                    .await
+                    .expect("the migrations run");
                 template
             })
             .await;
         create(server, &format!(" template {}", template.name)).await
+    }
+
+    /// Brings the fixed tables to where an earlier version had them, from any version before.
+    pub async fn migrate_to(&self, version: i64) {
+        let mut connection = self.options.connect().await.expect("it is up");
+        let migrated = store::schema::migrate_to(&mut connection, version).await;
+        migrated.expect("the migrations run");
+        let _ = connection.close().await;
+    }
+
+    /// The newest migration.
+    pub fn newest_version() -> i64 {
+        store::schema::newest()
     }
 
     /// Connections that may do everything.

@@ -1,7 +1,7 @@
 //! A `BatchBody` to and from the one zstd frame that travels as `Batch.body`.
 
 use prost::Message as _;
-use prost::encoding::{DecodeContext, decode_key, skip_field};
+use prost::encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_field};
 
 use crate::limits::{MAX_BATCH_BYTES, MAX_BODY_BYTES, MAX_ELEMENTS};
 use crate::v1::BatchBody;
@@ -16,7 +16,7 @@ pub enum BodyError {
     TooLong(usize),
     #[error("batch body is not one zstd frame of at most {MAX_BODY_BYTES} bytes: {0}")]
     Zstd(std::io::Error),
-    #[error("batch body of {0} strings, pods, events and the like, at most {MAX_ELEMENTS} are accepted")]
+    #[error("batch body of {0} strings, pods, events, columns and the like, at most {MAX_ELEMENTS} are accepted")]
     TooMany(usize),
     #[error("batch body is not a BatchBody message: {0}")]
     Protobuf(#[from] prost::DecodeError),
@@ -61,13 +61,39 @@ pub fn decode(bytes: &[u8]) -> Result<BatchBody, BodyError> {
     Ok(BatchBody::decode(plain.as_slice())?)
 }
 
-/// Counts the fields of the outermost message, without making anything of them.
+/// Counts what becomes a value of its own in memory, without making anything of it: the fields of the body, and inside
+/// pods, row groups and events those that are lists of texts or messages.
 fn elements(mut plain: &[u8]) -> Result<usize, prost::DecodeError> {
+    const PODS: u32 = 3;
+    const ROWS: u32 = 4;
+    const EVENTS: u32 = 5;
     let mut count = 0;
     while !plain.is_empty() {
         let (tag, wire_type) = decode_key(&mut plain)?;
+        let inside = match tag {
+            PODS => &[7, 8][..], // ips, labels
+            ROWS => &[5],        // columns
+            EVENTS => &[22],     // attributes
+            _ => &[],
+        };
+        let before = plain;
         skip_field(wire_type, tag, &mut plain, DecodeContext::default())?;
         count += 1;
+        if wire_type == WireType::LengthDelimited && !inside.is_empty() {
+            let mut message = &before[..before.len() - plain.len()];
+            decode_varint(&mut message)?;
+            count += of_fields(message, inside)?;
+        }
+    }
+    Ok(count)
+}
+
+fn of_fields(mut message: &[u8], tags: &[u32]) -> Result<usize, prost::DecodeError> {
+    let mut count = 0;
+    while !message.is_empty() {
+        let (tag, wire_type) = decode_key(&mut message)?;
+        skip_field(wire_type, tag, &mut message, DecodeContext::default())?;
+        count += usize::from(tags.contains(&tag));
     }
     Ok(count)
 }
@@ -98,6 +124,15 @@ mod tests {
             ..Default::default()
         };
         assert!(matches!(decode(&encode(&crowd)), Err(BodyError::TooMany(_))));
+        // Nor inside what there is few of.
+        let columns = BatchBody {
+            rows: vec![crate::v1::Rows {
+                columns: vec![crate::v1::Column::default(); MAX_ELEMENTS],
+                ..Default::default()
+            }],
+            ..Default::default()
+        };
+        assert!(matches!(decode(&encode(&columns)), Err(BodyError::TooMany(_))));
         let not_a_body = zstd::bulk::compress(&[0xff; 64], 1).unwrap();
         assert!(matches!(decode(&not_a_body), Err(BodyError::Protobuf(_))));
     }

@@ -1,12 +1,14 @@
 //! Bounds on what one side accepts from the other. A message beyond one of them is refused with a status that names it.
 
+/// A hello as it travels. The catalogue of all probes takes a tenth of it.
+pub const MAX_HELLO_BYTES: usize = 1 << 20;
 /// A batch as it travels, compressed.
 pub const MAX_BATCH_BYTES: usize = 8 << 20;
 /// A batch after decompression: what a zstd frame may grow to. Decoded it may take several times as much memory.
 pub const MAX_BODY_BYTES: usize = 16 << 20;
-/// Strings, stacks, pods, row groups, events and gaps of a batch, all together: an empty one takes two bytes on the wire
-/// and hundreds in memory.
-pub const MAX_ELEMENTS: usize = 200_000;
+/// Strings, stacks, pods, row groups, events and gaps of a batch, with the columns, addresses, labels and attributes inside
+/// them, all together: an empty one takes two bytes on the wire and up to hundreds in memory.
+pub const MAX_ELEMENTS: usize = 400_000;
 /// Probes of a catalogue.
 pub const MAX_PROBES: usize = 256;
 /// Columns of a probe: PostgreSQL allows 1,600 in a table.

@@ -11,7 +11,7 @@ pub(crate) async fn healthy() -> &'static str {
     "the aggregator is alive\n"
 }
 
-/// The database is reachable and has the right schema
+/// The database takes batches: it is there, writable, not full, and has the right schema
 #[utoipa::path(
     get,
     path = "/-/ready",
@@ -19,11 +19,8 @@ pub(crate) async fn healthy() -> &'static str {
     responses((status = 200, body = String), (status = 503, body = String, description = "What is missing"))
 )]
 pub(crate) async fn ready(State(state): State<AppState>) -> (StatusCode, String) {
-    let status = state.store.status();
-    if status.database_up {
-        (StatusCode::OK, "the aggregator is ready\n".into())
-    } else {
-        let reason = status.reason.unwrap_or_else(|| "the database was not asked yet".into());
-        (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {reason}\n"))
+    match state.store.status().problem {
+        None => (StatusCode::OK, "the aggregator is ready\n".into()),
+        Some(problem) => (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {}\n", problem.why)),
     }
 }

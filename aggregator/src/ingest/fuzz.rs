@@ -187,7 +187,7 @@ fn take_batch(input: &[u8]) {
         sequence: 1,
         body: decoded,
         size: 0,
-        memory: None,
+        memory: Vec::new(),
     });
 }
 

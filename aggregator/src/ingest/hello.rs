@@ -65,11 +65,16 @@ fn ensure(right: bool, field: impl FnOnce() -> String, what: impl FnOnce() -> St
     })
 }
 
-pub(super) fn check(hello: v1::Hello) -> Result<Newcomer, Invalid> {
+/// Whether this may become a label of a metric.
+pub(super) fn is_node_name(node: &str) -> bool {
     let part = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');
+    (1..=MAX_NODE_NAME).contains(&node.len()) && node.chars().all(part)
+}
+
+pub(super) fn check(hello: v1::Hello) -> Result<Newcomer, Invalid> {
     let node = &hello.node;
     ensure(
-        !node.is_empty() && node.len() <= MAX_NODE_NAME && node.chars().all(part),
+        is_node_name(node),
         || "node".into(),
         || {
             format!(

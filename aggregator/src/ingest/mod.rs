@@ -1,12 +1,14 @@
 //! Where collectors connect: one gRPC stream each. Checks what comes, hands it to the store, answers with acks.
 //!
-//! A collector is pushed back by not being read: what is in flight is bounded for each stream and for all together, and
-//! acks come only from commits.
+//! A collector is pushed back by not being read: what is in flight is bounded for each stream and for all together, so
+//! that one that floods holds up itself, and acks come only from commits.
 
 mod check;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
 mod hello;
+mod memory;
+mod newer;
 mod stream;
 
 use std::sync::Arc;
@@ -18,7 +20,7 @@ use sonde_proto::limits::MAX_BATCH_BYTES;
 use sonde_proto::v1;
 use sonde_proto::v1::ingest_server::{Ingest, IngestServer};
 use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tokio_util::task::TaskTracker;
 use tonic::{Request, Response, Status, Streaming};
@@ -26,9 +28,8 @@ use tonic::{Request, Response, Status, Streaming};
 use crate::live::LiveTable;
 use crate::metrics::Metrics;
 use crate::store::Store;
+use memory::Memory;
 
-/// Memory for batches between the wire and the commit, in KiB.
-const MEMORY_KIB: usize = 256 << 10;
 /// Streams at the same time; beyond, a newcomer is told to try later.
 const MOST_STREAMS: usize = 20_000;
 /// A connection that does not answer this is dead; with it goes its stream, within 20 seconds.
@@ -43,7 +44,7 @@ pub struct Service {
     store: Store,
     live: Arc<LiveTable>,
     metrics: Arc<Metrics>,
-    memory: Arc<Semaphore>,
+    memory: Memory,
     shutdown: Shutdown,
     tasks: TaskTracker,
 }
@@ -54,7 +55,7 @@ impl Service {
             store,
             live,
             metrics,
-            memory: Arc::new(Semaphore::new(MEMORY_KIB)),
+            memory: Memory::new(),
             shutdown,
             tasks: TaskTracker::new(),
         }

@@ -5,14 +5,16 @@ use std::time::Duration;
 
 use sonde_common::time::now_ns;
 use sonde_proto::{body, poison, v1};
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
-use tonic::{Status, Streaming};
+use tonic::{Code, Status, Streaming};
 
-use super::{MEMORY_KIB, Service, check, hello};
+use super::memory::StreamMemory;
+use super::newer::Newer;
+use super::{Service, check, hello};
 use crate::live::LiveTable;
 use crate::store::batch::{Batch, Ended, Progress, Stream};
-use crate::store::{Newcomer, Place, RegisterError};
+use crate::store::{Newcomer, Place, ProblemKind, RegisterError, StoreStatus};
 
 /// A connection that says nothing is not kept.
 const HELLO_WITHIN: Duration = Duration::from_secs(10);
@@ -59,29 +61,46 @@ struct Session {
     place: Place,
     catalogue: v1::Catalogue,
     interval_ns: u64,
+    newer: Arc<Newer>,
 }
 
 async fn open(service: &Service, up: &mut Streaming<v1::Up>, peer: &str) -> Result<Session, Status> {
     let first = tokio::time::timeout(HELLO_WITHIN, up.message()).await;
-    let first = first.map_err(|_| Status::deadline_exceeded("no hello within 10 s"))??;
-    let Some(v1::up::Message::Hello(hello)) = first.and_then(|up| up.message) else {
+    let first = first.map_err(|_| Status::deadline_exceeded("no hello within 10 s"))?;
+    let first = first.inspect_err(|status| {
+        // Nobody has said yet who it is.
+        if is_refusal(status) {
+            service.metrics.refused("");
+            tracing::warn!(peer, error = status.message(), "refused what came in place of a hello");
+        }
+    })?;
+    let Some(v1::up::Message::Hello(mut hello)) = first.and_then(|up| up.message) else {
+        service.metrics.refused("");
         return Err(Status::invalid_argument("expected a hello as the first message"));
     };
     let name = hello.node.clone();
+    let newer = Newer::take_from(hello.catalogue.get_or_insert_default());
     let refuse = |status: Status| {
         service.metrics.refused(&name);
         tracing::warn!(node = %name, peer, error = status.message(), "refused a collector");
         status
     };
     let newcomer = hello::check(hello).map_err(|e| {
-        // A name that failed its check must not become a label.
+        let status = Status::invalid_argument(e.to_string());
+        if hello::is_node_name(&name) {
+            return refuse(status);
+        }
+        // What is no name must not become a label.
         service.metrics.refused("");
-        Status::invalid_argument(e.to_string())
+        tracing::warn!(peer, error = status.message(), "refused a collector");
+        status
     })?;
     let place = service.store.streams().enter(&newcomer.node, newcomer.epoch);
     let place = place.map_err(|e| refuse(Status::already_exists(e.to_string())))?;
     let registered = service.store.register(&newcomer).await.map_err(|e| match e {
         RegisterError::Conflict(conflict) => refuse(Status::failed_precondition(conflict.to_string())),
+        RegisterError::TooMuch(what) => refuse(Status::resource_exhausted(what)),
+        RegisterError::Elsewhere(elsewhere) => refuse(Status::already_exists(elsewhere)),
         RegisterError::Database(why) => Status::unavailable(format!("the database does not answer: {why}")),
     })?;
     place.known_as(registered.stream.node_id);
@@ -94,6 +113,7 @@ async fn open(service: &Service, up: &mut Streaming<v1::Up>, peer: &str) -> Resu
         place,
         catalogue,
         interval_ns,
+        newer: Arc::new(newer),
     })
 }
 
@@ -144,9 +164,10 @@ impl Session {
         let (report, mut read) = mpsc::channel(1);
         service.tasks.spawn({
             let (service, stream, answers) = (service.clone(), Arc::clone(&self.stream), out.clone());
+            let newer = Arc::clone(&self.newer);
             async move {
                 tokio::select! {
-                    stop = read_batches(&service, &stream, up, &answers) => { let _ = report.send(stop).await; }
+                    stop = read_batches(&service, &stream, &newer, up, &answers) => { let _ = report.send(stop).await; }
                     () = stop_reading.cancelled() => {}
                 }
             }
@@ -154,6 +175,7 @@ impl Session {
         let mut progress = self.stream.progress();
         let mut acked = self.stream.durable();
         let mut shutdown = service.shutdown.clone();
+        let mut status = service.store.watch_status();
         let ended = loop {
             tokio::select! {
                 changed = progress.changed() => {
@@ -169,6 +191,10 @@ impl Session {
                     Some((Stop::With(status), _)) => return Some(status),
                     None => return None,
                 },
+                why = other_schema(&mut status) => {
+                    // Another aggregator, a newer one, may be able to take it.
+                    return Some(Status::unavailable(format!("the database cannot be written: {why}")));
+                }
                 () = superseded.cancelled() => {
                     return Some(Status::aborted("a newer stream of this spool has taken over"));
                 }
@@ -193,9 +219,16 @@ impl Session {
 }
 
 /// Reads until something stops it. Also the highest sequence that was handed on.
-async fn read_batches(service: &Service, stream: &Arc<Stream>, mut up: Streaming<v1::Up>, out: &Out) -> (Stop, u64) {
+async fn read_batches(
+    service: &Service,
+    stream: &Arc<Stream>,
+    newer: &Arc<Newer>,
+    mut up: Streaming<v1::Up>,
+    out: &Out,
+) -> (Stop, u64) {
     let mut progress = stream.progress();
     let mut last = stream.durable();
+    let memory = service.memory.of_stream();
     loop {
         // Not read, not answered: the collector's window fills and it waits.
         let room = |p: &Progress| last < p.durable + IN_FLIGHT || p.ended.is_some();
@@ -206,36 +239,53 @@ async fn read_batches(service: &Service, stream: &Arc<Stream>, mut up: Streaming
             Ok(Some(v1::Up {
                 message: Some(v1::up::Message::Batch(batch)),
             })) => batch,
+            // Something that only newer versions know.
+            Ok(Some(v1::Up { message: None })) => continue,
             Ok(Some(_)) => {
-                return (
-                    Stop::With(Status::invalid_argument("expected a batch after the hello")),
-                    last,
-                );
+                let status = Status::invalid_argument("a second hello: expected a batch");
+                return (Stop::With(refused(service, stream, status)), last);
             }
             Ok(None) => return (Stop::Done, last),
+            Err(status) if is_refusal(&status) => return (Stop::With(refused(service, stream, status)), last),
             Err(status) => return (Stop::With(status), last),
         };
         let sequence = batch.sequence;
-        match take(service, stream, batch, last).await {
+        match take(service, stream, newer, &memory, batch, last).await {
             Ok(Some(batch)) => {
                 last = sequence;
-                service.store.submit(batch).await;
+                service.store.submit(batch);
             }
             Ok(None) => {
                 service.metrics.resent.add(1);
                 let _ = out.send(Ok(ack(stream.durable()))).await;
             }
-            Err(status) => {
-                service.metrics.refused(&stream.node);
-                tracing::warn!(node = %stream.node, error = status.message(), "refused a batch");
-                return (Stop::With(status), last);
-            }
+            Err(status) => return (Stop::With(refused(service, stream, status)), last),
         }
     }
 }
 
+/// Counted for the node that sent it.
+fn refused(service: &Service, stream: &Stream, status: Status) -> Status {
+    service.metrics.refused(&stream.node);
+    tracing::warn!(node = %stream.node, error = status.message(), "refused a batch");
+    status
+}
+
+/// Whether the transport ended a stream for what came on it: too long, or not a message at all.
+fn is_refusal(status: &Status) -> bool {
+    matches!(status.code(), Code::OutOfRange | Code::InvalidArgument | Code::Internal)
+        && std::error::Error::source(status).is_none()
+}
+
 /// Decodes and checks; `None` when it is in the tables already.
-async fn take(service: &Service, stream: &Arc<Stream>, batch: v1::Batch, last: u64) -> Result<Option<Batch>, Status> {
+async fn take(
+    service: &Service,
+    stream: &Arc<Stream>,
+    newer: &Arc<Newer>,
+    memory: &StreamMemory,
+    batch: v1::Batch,
+    last: u64,
+) -> Result<Option<Batch>, Status> {
     let sequence = batch.sequence;
     if sequence <= stream.durable() && sequence != 0 {
         return Ok(None);
@@ -245,35 +295,25 @@ async fn take(service: &Service, stream: &Arc<Stream>, batch: v1::Batch, last: u
         return Err(Status::invalid_argument(why));
     }
     let size = body::plain_size(&batch.body).saturating_mul(SWELL).max(1024);
-    let memory = reserve(service, size).await;
-    let stream = Arc::clone(stream);
+    let memory = memory.reserve(size, &service.metrics).await;
+    let (stream, newer) = (Arc::clone(stream), Arc::clone(newer));
     // Decompressing and decoding takes milliseconds: not on a thread that answers others.
     let decoded = tokio::task::spawn_blocking(move || {
-        let body = body::decode(&batch.body).map_err(|e| poison::status(sequence, e))?;
+        let mut body = body::decode(&batch.body).map_err(|e| poison::status(sequence, e))?;
+        newer.leave_out(&mut body);
         check::check(&body, &stream.probes, now_ns()).map_err(|e| poison::status(sequence, e))?;
         Ok(Batch {
             stream,
             sequence,
             body,
             size,
-            memory: Some(memory),
+            memory,
         })
     });
     let decoded = decoded
         .await
         .map_err(|_| poison::status(sequence, "it cannot be decoded"))?;
     decoded.map(Some)
-}
-
-async fn reserve(service: &Service, size: usize) -> OwnedSemaphorePermit {
-    let kib = (size / 1024).min(MEMORY_KIB) as u32;
-    let memory = Arc::clone(&service.memory).acquire_many_owned(kib).await;
-    let memory = memory.expect("the semaphore is never closed");
-    service
-        .metrics
-        .queued_bytes
-        .set(((MEMORY_KIB - service.memory.available_permits()) as u64) << 10);
-    memory
 }
 
 /// Tells the collector what is durable; `None` when it is gone.
@@ -293,7 +333,18 @@ fn ack(sequence: u64) -> v1::Down {
 fn end_status(why: Ended) -> Status {
     match why {
         Ended::Poison { sequence, why } => poison::status(sequence, format_args!("the database refuses it: {why}")),
+        Ended::Elsewhere(why) => Status::unavailable(why),
         Ended::StartOver => Status::unavailable("the database is not what it was: connect again"),
+    }
+}
+
+/// Resolves when the schema turns out to be that of another version.
+async fn other_schema(status: &mut watch::Receiver<StoreStatus>) -> String {
+    let other = |s: &StoreStatus| s.problem.as_ref().is_some_and(|p| p.kind == ProblemKind::OtherSchema);
+    let why = status.wait_for(other).await.map(|status| status.problem.clone());
+    match why {
+        Ok(problem) => problem.map(|p| p.why).unwrap_or_default(),
+        Err(_) => std::future::pending().await,
     }
 }
 

@@ -50,6 +50,8 @@ pub enum Ended {
     Poison { sequence: u64, why: String },
     /// Numbers of the tables that this stream holds may be wrong now: it has to say hello again.
     StartOver,
+    /// This aggregator cannot write into the database; another one may.
+    Elsewhere(String),
 }
 
 /// A checked batch.
@@ -60,8 +62,8 @@ pub struct Batch {
     pub body: v1::BatchBody,
     /// Bytes it takes in memory, estimated.
     pub size: usize,
-    /// Its share of the memory that batches in flight may take; given back when the batch is dropped.
-    pub memory: Option<OwnedSemaphorePermit>,
+    /// Its shares of the memory that batches in flight may take; given back when the batch is dropped.
+    pub memory: Vec<OwnedSemaphorePermit>,
 }
 
 impl StreamProbe {

@@ -94,11 +94,17 @@ pub enum Conflict {
         stored: &'static str,
         said: &'static str,
     },
-    #[error(
-        "probe {probe}: with what other collectors said its rows would have {cells} numbers, expected at most {MAX_CELLS}"
-    )]
-    TooWide { probe: String, cells: usize },
+    #[error("probe {probe}: {count} {what} with those of other collectors, expected at most {most}")]
+    TooMany {
+        probe: String,
+        what: &'static str,
+        count: usize,
+        most: usize,
+    },
 }
+
+/// Labels that all collectors together may give a probe.
+const MOST_LABELS: usize = 64;
 
 impl Definition {
     /// A column that nothing here means the same as, under a name that is free.
@@ -203,12 +209,18 @@ impl Definition {
                 }
             }
         }
-        let cells = merged.cells();
-        if cells > MAX_CELLS {
-            return Err(Conflict::TooWide {
-                probe: probe.to_owned(),
-                cells,
-            });
+        for (what, count, most) in [
+            ("numbers in a row", merged.cells(), MAX_CELLS),
+            ("labels", merged.labels.len(), MOST_LABELS),
+        ] {
+            if count > most {
+                return Err(Conflict::TooMany {
+                    probe: probe.to_owned(),
+                    what,
+                    count,
+                    most,
+                });
+            }
         }
         for event_type in &said.event_types {
             match merged.event_types.iter_mut().find(|t| t.name == event_type.name) {
@@ -302,7 +314,7 @@ mod tests {
             .unwrap_err()
             .to_string();
         assert!(
-            error.contains("would have 781 numbers, expected at most 780"),
+            error.contains("781 numbers in a row with those of other collectors, expected at most 780"),
             "{error}"
         );
     }

@@ -1,8 +1,15 @@
 //! Connections, and what a database error means for us.
 
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::FutureExt as _;
+use parking_lot::Mutex;
 use sqlx::ConnectOptions as _;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
-use std::time::Duration;
+use tokio::time::Instant;
+
+use super::target::{Found, Target};
 
 /// What to do about an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,6 +20,31 @@ pub(super) enum Trouble {
     SchemaLost,
     /// This very data is refused, and would be again.
     Data,
+    /// The schema is not ours to write into: another version of Sonde made it.
+    OtherSchema,
+}
+
+/// What we find wrong ourselves when we try the database, in the type in which its own errors come.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Trial {
+    #[error("{0}")]
+    Failed(String),
+    #[error("it was set up by a newer version of Sonde (migration {0} is not known here): upgrade this aggregator")]
+    NewerSchema(i64),
+    #[error("its schema is at migration {found} and {expected} is expected: it is being brought up to date")]
+    OlderSchema { found: i64, expected: i64 },
+}
+
+impl Trial {
+    pub(super) fn error(why: String) -> sqlx::Error {
+        Self::Failed(why).into()
+    }
+}
+
+impl From<Trial> for sqlx::Error {
+    fn from(trial: Trial) -> Self {
+        Self::AnyDriverError(Box::new(trial))
+    }
 }
 
 /// Sorted by SQLSTATE class. What is not known to be about data is taken to pass: data must not be lost by a guess.
@@ -21,6 +53,9 @@ pub(super) fn classify(error: &sqlx::Error) -> Trouble {
         return match error {
             // Our own mistake in binding or reading a value: not better the next time.
             sqlx::Error::Encode(_) | sqlx::Error::Decode(_) | sqlx::Error::ColumnDecode { .. } => Trouble::Data,
+            sqlx::Error::AnyDriverError(e) if matches!(e.downcast_ref(), Some(Trial::NewerSchema(_))) => {
+                Trouble::OtherSchema
+            }
             _ => Trouble::Away,
         };
     };
@@ -43,6 +78,7 @@ pub(super) fn describe(error: &sqlx::Error) -> String {
             None => e.message().to_owned(),
         },
         sqlx::Error::PoolTimedOut => "no connection became free in time".into(),
+        sqlx::Error::AnyDriverError(e) => e.to_string(),
         other => other.to_string().replace('\n', " "),
     }
 }
@@ -55,32 +91,73 @@ fn session(options: PgConnectOptions, role: &str) -> PgConnectOptions {
         .disable_statement_logging()
 }
 
-/// For readers: read-only, and no statement runs for ever.
-pub(super) fn reader_pool(options: PgConnectOptions) -> PgPool {
-    let options =
-        session(options, "reader").options([("default_transaction_read_only", "on"), ("statement_timeout", "30000")]);
-    pool(options, 8)
+/// Pools of connections to the host that is in use.
+#[derive(Debug)]
+pub(super) struct Pools {
+    /// Read-only, and no statement runs for ever.
+    pub(super) readers: PgPool,
+    /// For tables and hellos.
+    pub(super) admin: PgPool,
+    /// Connections that are older lead to the host before.
+    moved: Arc<Mutex<Instant>>,
 }
 
-/// For tables, hellos and upkeep.
-pub(super) fn admin_pool(options: PgConnectOptions) -> PgPool {
-    pool(session(options, "admin"), 7)
+impl Pools {
+    pub(super) fn new(options: &PgConnectOptions) -> Self {
+        let moved = Arc::new(Mutex::new(Instant::now()));
+        Self {
+            readers: pool(reader(options), 8, &moved),
+            admin: pool(admin(options), 7, &moved),
+            moved,
+        }
+    }
+
+    /// From now on this host.
+    pub(super) fn move_to(&self, options: &PgConnectOptions) {
+        self.readers.set_connect_options(reader(options));
+        self.admin.set_connect_options(admin(options));
+        *self.moved.lock() = Instant::now();
+    }
 }
 
-fn pool(options: PgConnectOptions, connections: u32) -> PgPool {
+fn reader(options: &PgConnectOptions) -> PgConnectOptions {
+    session(options.clone(), "reader")
+        .options([("default_transaction_read_only", "on"), ("statement_timeout", "30000")])
+}
+
+fn admin(options: &PgConnectOptions) -> PgConnectOptions {
+    session(options.clone(), "admin")
+}
+
+fn pool(options: PgConnectOptions, connections: u32, moved: &Arc<Mutex<Instant>>) -> PgPool {
+    let moved = Arc::clone(moved);
     PgPoolOptions::new()
         .max_connections(connections)
         .min_connections(0)
         .acquire_timeout(Duration::from_secs(5))
         .idle_timeout(Duration::from_secs(300))
+        .before_acquire(move |_, connection| {
+            let since = moved.lock().elapsed();
+            async move { Ok(connection.age <= since) }.boxed()
+        })
         .connect_lazy_with(options)
 }
 
-/// The writer's own connection.
-pub(super) async fn writer_connection(options: &PgConnectOptions) -> sqlx::Result<PgConnection> {
-    let options = session(options.clone(), "writer");
-    match tokio::time::timeout(Duration::from_secs(10), options.connect()).await {
-        Ok(connection) => connection,
-        Err(_) => Err(sqlx::Error::PoolTimedOut),
+/// A connection of one task to wherever the database is, also where that only reads. Whoever waits for a lock on a table
+/// holds up all who come behind: not for ever.
+pub(super) async fn find(target: &Target, role: &str) -> sqlx::Result<Found> {
+    let limits = [("lock_timeout", "10000")];
+    target.find(|options| session(options, role).options(limits)).await
+}
+
+/// A connection for writing. A lock that somebody holds, or a statement that hangs, is an error after a while.
+pub(super) async fn writer_connection(target: &Target) -> sqlx::Result<PgConnection> {
+    let limits = [("lock_timeout", "30000"), ("statement_timeout", "60000")];
+    let found = target
+        .find(|options| session(options, "writer").options(limits))
+        .await?;
+    match found.read_only {
+        Some(why) => Err(Trial::error(why)),
+        None => Ok(found.connection),
     }
 }

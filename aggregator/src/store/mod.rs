@@ -15,10 +15,13 @@ mod keeper;
 mod partitions;
 mod pods;
 pub mod query;
+mod queue;
 mod register;
-mod schema;
+pub(crate) mod schema;
+mod status;
 mod streams;
 mod tables;
+mod target;
 mod transaction;
 mod writer;
 
@@ -27,24 +30,24 @@ use std::sync::atomic::AtomicBool;
 
 use sonde_common::config::Storage;
 use sonde_common::shutdown;
-use sqlx::PgPool;
-use sqlx::postgres::PgConnectOptions;
-use tokio::sync::{Semaphore, mpsc, watch};
+use sqlx::{Connection as _, PgPool};
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 
 use crate::live::LiveTable;
 use crate::metrics::Metrics;
 use batch::Batch;
-use database::describe;
+use database::{Pools, describe};
 use keeper::Keeper;
+use queue::Queue;
+use status::Health;
 use transaction::{Keep, Session, Tables};
 use writer::Writer;
 
 pub use register::{Newcomer, RegisterError, Registered};
+pub use status::{Problem, ProblemKind, StoreStatus};
 pub use streams::{Place, Streams, Taken};
-
-/// Batches that may wait for the writer; their memory is bounded elsewhere, see `ingest`.
-const QUEUE: usize = 4096;
+pub use target::{BadUrl, Target};
 
 /// Collectors that are registered at the same time: after a restart all of them come at once, and upkeep needs
 /// connections of the same pool.
@@ -56,8 +59,6 @@ const LAST_QUERIES: std::time::Duration = std::time::Duration::from_secs(2);
 /// Why there is no store. One line each.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    #[error("storage.database_url: {0}")]
-    Url(String),
     #[error("database {target}: {why}")]
     Refused { target: String, why: String },
     #[error("database: {0}")]
@@ -78,28 +79,18 @@ pub struct Store {
 
 #[derive(Debug)]
 struct Inner {
-    readers: PgPool,
-    admin: PgPool,
-    queue: mpsc::Sender<Batch>,
+    pools: Arc<Pools>,
+    queue: Arc<Queue>,
     registering: Semaphore,
     tables: Tables,
     streams: Streams,
     metrics: Arc<Metrics>,
     newest_event: watch::Sender<i64>,
-    status: watch::Sender<StoreStatus>,
-    options: PgConnectOptions,
+    health: Arc<Health>,
+    target: Target,
     keep: Keep,
     /// Set when this aggregator wrote facts of the cluster: the writer reads them before its next group.
     facts_changed: Arc<AtomicBool>,
-}
-
-/// How the store is doing, for readiness and metrics.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct StoreStatus {
-    /// Whether the database answered when it was asked last.
-    pub database_up: bool,
-    /// Why it is not up: one line.
-    pub reason: Option<String>,
 }
 
 /// The store's tasks, to be waited for at the end.
@@ -107,8 +98,7 @@ pub struct StoreStatus {
 pub struct Tasks {
     writer: JoinHandle<()>,
     keeper: JoinHandle<()>,
-    admin: PgPool,
-    readers: PgPool,
+    pools: Arc<Pools>,
     stop: shutdown::Trigger,
 }
 
@@ -120,89 +110,73 @@ pub struct Parts {
 }
 
 /// Brings the schema up to date, and nothing else: `sonde-aggregator migrate`.
-pub async fn migrate(options: &PgConnectOptions) -> Result<(), OpenError> {
-    reach(options).await?;
-    let admin = database::admin_pool(options.clone());
-    let result = schema::migrate(&admin).await;
-    admin.close().await;
-    result
-}
-
-/// The first contact: a wrong address, password or database shows here.
-async fn reach(options: &PgConnectOptions) -> Result<(), OpenError> {
-    // Not from a pool: that would try a refused connection again until its own time is up, and name that.
-    database::writer_connection(options)
-        .await
-        .map(drop)
-        .map_err(|e| OpenError::Refused {
-            target: match options.get_socket() {
-                Some(socket) => socket.display().to_string(),
-                None => format!("{}:{}", options.get_host(), options.get_port()),
-            } + "/"
-                + options.get_database().unwrap_or_else(|| options.get_username()),
-            why: describe(&e),
-        })
-}
-
-/// A database URL as the configuration has it.
-pub fn parse_url(url: &str) -> Result<PgConnectOptions, OpenError> {
-    url.parse().map_err(|e: sqlx::Error| OpenError::Url(describe(&e)))
+pub async fn migrate(target: impl Into<Target>) -> Result<(), OpenError> {
+    let target = target.into();
+    let refused = |why: String| OpenError::Refused {
+        target: target.name(),
+        why,
+    };
+    let found = database::find(&target, "admin").await;
+    let mut found = found.map_err(|e| refused(describe(&e)))?;
+    if let Some(why) = found.read_only {
+        return Err(refused(why));
+    }
+    schema::migrate(&mut found.connection).await?;
+    let _ = found.connection.close().await;
+    Ok(())
 }
 
 impl Store {
-    /// Connects, migrates, makes today's partitions and starts writer and upkeep.
-    pub async fn open(options: PgConnectOptions, storage: &Storage, parts: Parts) -> Result<(Self, Tasks), OpenError> {
-        reach(&options).await?;
-        let admin = database::admin_pool(options.clone());
-        schema::migrate(&admin).await?;
-        let failed = |e: sqlx::Error| OpenError::Database(describe(&e));
+    /// Starts writer and upkeep. The database need not be there: what is wrong with it is in [`Store::status`], and goes
+    /// by itself when it is mended.
+    pub fn start(target: impl Into<Target>, storage: &Storage, parts: Parts) -> (Self, Tasks) {
+        let target = target.into();
         let tables = Tables::default();
-        *tables.write() = register::load_tables(&admin).await.map_err(failed)?;
         let keep = Keep {
             rows: storage.keep_rows.0,
             events: storage.keep_events.0,
         };
-        let (queue, batches) = mpsc::channel(QUEUE);
+        let pools = Arc::new(Pools::new(target.options()));
+        let health = Health::new(Arc::clone(&parts.metrics));
+        let queue = Arc::new(Queue::default());
         let store = Self {
             inner: Arc::new(Inner {
-                readers: database::reader_pool(options.clone()),
-                admin: admin.clone(),
-                queue,
+                pools: Arc::clone(&pools),
+                queue: Arc::clone(&queue),
                 registering: Semaphore::new(REGISTERING),
                 tables: Arc::clone(&tables),
                 streams: Streams::default(),
                 metrics: Arc::clone(&parts.metrics),
                 newest_event: watch::Sender::new(0),
-                status: watch::Sender::new(StoreStatus {
-                    database_up: true,
-                    reason: None,
-                }),
-                options: options.clone(),
+                health: Arc::clone(&health),
+                target: target.clone(),
                 keep,
                 facts_changed: Arc::default(),
             }),
         };
         let keeper = Keeper {
-            admin: admin.clone(),
+            target: target.clone(),
+            pools: Arc::clone(&pools),
+            connection: None,
+            host: 0,
+            said: None,
             tables: Arc::clone(&tables),
             keep,
             streams: store.inner.streams.clone(),
             metrics: Arc::clone(&parts.metrics),
             newest_event: store.inner.newest_event.clone(),
-            status: store.inner.status.clone(),
+            health: Arc::clone(&health),
         };
-        set_status(&store.inner.status, &parts.metrics, None);
-        keeper.look().await.map_err(failed)?;
-        keeper.tidy(sonde_common::time::now_ns()).await.map_err(failed)?;
         let (stop, stopped) = shutdown::channel();
         let writer = Writer {
-            options,
+            target,
             session: Session::new(tables, keep),
-            queue: batches,
+            queue,
+            enough: writer::FIRST_ENOUGH,
             live: parts.live,
             metrics: parts.metrics,
             newest_event: store.inner.newest_event.clone(),
-            status: store.inner.status.clone(),
+            health,
             connection: None,
             shutdown: stopped.clone(),
             refreshed: None,
@@ -211,16 +185,40 @@ impl Store {
         let tasks = Tasks {
             writer: tokio::spawn(writer.run()),
             keeper: tokio::spawn(keeper.run(stopped)),
-            admin: store.inner.admin.clone(),
-            readers: store.inner.readers.clone(),
+            pools,
             stop,
         };
-        Ok((store, tasks))
+        (store, tasks)
+    }
+
+    /// The same for those who need the database at once: an error where it is not ready when it is asked first.
+    pub async fn open(target: impl Into<Target>, storage: &Storage, parts: Parts) -> Result<(Self, Tasks), OpenError> {
+        let (store, tasks) = Self::start(target, storage, parts);
+        match store.first_answer().await {
+            None => Ok((store, tasks)),
+            Some(problem) => {
+                tasks.finish(LAST_QUERIES).await;
+                Err(OpenError::Database(problem.why))
+            }
+        }
+    }
+
+    /// How the first look at the database ended: `None` where it is ready.
+    pub async fn first_answer(&self) -> Option<Problem> {
+        let mut status = self.watch_status();
+        let answered = |status: &StoreStatus| status.problem.as_ref().is_none_or(|p| p.kind != ProblemKind::Starting);
+        let status = status.wait_for(answered).await.expect("the sender lives in us").clone();
+        status.problem
+    }
+
+    /// Resolves when the schema is there, however long that takes.
+    pub async fn prepared(&self) {
+        let _ = self.watch_status().wait_for(|status| status.prepared).await;
     }
 
     /// Connections for reading. Read-only, with a statement timeout; the writer has its own.
     pub fn pool(&self) -> &PgPool {
-        &self.inner.readers
+        &self.inner.pools.readers
     }
 
     /// Highest committed event id, 0 before the first. Ids ascend in the order of commits, also across aggregators,
@@ -230,7 +228,11 @@ impl Store {
     }
 
     pub fn status(&self) -> StoreStatus {
-        self.inner.status.borrow().clone()
+        self.inner.health.status()
+    }
+
+    pub fn watch_status(&self) -> watch::Receiver<StoreStatus> {
+        self.inner.health.subscribe()
     }
 
     /// Who is connected to this aggregator.
@@ -238,12 +240,11 @@ impl Store {
         &self.inner.streams
     }
 
-    /// Hands a checked batch to the writer, waiting for room. What becomes of it shows in the stream's progress.
-    pub async fn submit(&self, batch: Batch) {
-        // An error means that the writer is gone, and it goes only with the process: nobody waits for this batch.
-        if let Ok(room) = self.inner.queue.reserve().await {
+    /// Hands a checked batch to the writer. What becomes of it shows in the stream's progress; nobody waits for one that
+    /// comes when the writer has ended, as it ends with the process.
+    pub fn submit(&self, batch: Batch) {
+        if self.inner.queue.push(batch) {
             self.inner.metrics.queued_batches.add(1);
-            room.send(batch);
         }
     }
 }
@@ -259,7 +260,7 @@ impl Tasks {
         }
         let _ = self.keeper.await;
         // Otherwise a private server would have to end these sessions, and complain.
-        let close = async { tokio::join!(self.admin.close(), self.readers.close()) };
+        let close = async { tokio::join!(self.pools.admin.close(), self.pools.readers.close()) };
         let _ = tokio::time::timeout(LAST_QUERIES, close).await;
     }
 }
@@ -269,27 +270,6 @@ fn raise(sender: &watch::Sender<i64>, to: i64) {
     sender.send_if_modified(|now| {
         let news = to > *now;
         *now = to.max(*now);
-        news
-    });
-}
-
-/// Says once when the database goes and when it comes back.
-fn set_status(sender: &watch::Sender<StoreStatus>, metrics: &Metrics, reason: Option<String>) {
-    metrics.database_up.set(u64::from(reason.is_none()));
-    sender.send_if_modified(|status| {
-        let up = reason.is_none();
-        if up != status.database_up {
-            match &reason {
-                None => tracing::info!("the database is back"),
-                Some(reason) => tracing::warn!(error = %reason, "the database is away, nothing is acknowledged"),
-            }
-        }
-        let next = StoreStatus {
-            database_up: up,
-            reason,
-        };
-        let news = *status != next;
-        *status = next;
         news
     });
 }

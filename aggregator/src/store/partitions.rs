@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use jiff::civil::Date;
-use sqlx::{AssertSqlSafe, Connection as _, PgConnection, PgPool};
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 
 use super::schema::{self, ident};
 
@@ -98,13 +98,13 @@ pub(super) struct Leaf {
     pub(super) day: Day,
 }
 
-pub(super) async fn list(pool: &PgPool) -> sqlx::Result<Vec<Leaf>> {
+pub(super) async fn list(connection: &mut PgConnection) -> sqlx::Result<Vec<Leaf>> {
     let rows: Vec<(String, String)> = sqlx::query_as(
         "select p.relname::text, c.relname::text from pg_inherits i join pg_class c on c.oid = i.inhrelid \
          join pg_namespace n on n.oid = c.relnamespace join pg_class p on p.oid = i.inhparent \
          where n.nspname = 'sonde_parts' and c.relkind = 'r' order by 2",
     )
-    .fetch_all(pool)
+    .fetch_all(connection)
     .await?;
     let leaf = |(table, name): (String, String)| {
         let day = Day::parse(name.strip_prefix(&table)?.strip_prefix('_')?)?;
@@ -120,8 +120,8 @@ pub(super) fn expired(leaves: Vec<Leaf>, now_ns: u64, keep: impl Fn(&str) -> Dur
 }
 
 /// Drops one partition. A reader that holds the table makes this fail soon instead of holding up everybody behind it.
-pub(super) async fn drop_leaf(pool: &PgPool, leaf: &Leaf) -> sqlx::Result<()> {
-    let mut tx = pool.begin().await?;
+pub(super) async fn drop_leaf(connection: &mut PgConnection, leaf: &Leaf) -> sqlx::Result<()> {
+    let mut tx = connection.begin().await?;
     sqlx::query("set local lock_timeout = '1s'").execute(&mut *tx).await?;
     schema::lock(&mut tx).await?;
     let sql = format!("drop table if exists sonde_parts.{}", ident(&leaf.name));

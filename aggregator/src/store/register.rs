@@ -2,20 +2,21 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use sonde_common::time::now_ns;
 use sonde_proto::v1;
 use sqlx::Connection as _;
-use sqlx::postgres::{PgConnection, PgPool};
+use sqlx::postgres::PgConnection;
 use sqlx::types::Json;
 use uuid::Uuid;
 
 use super::batch::{Stream, StreamProbe};
 use super::catalogue::{Conflict, Definition};
-use super::database::{Trouble, classify, describe};
+use super::database::{Trial, Trouble, classify, describe};
 use super::partitions::{self, Day};
 use super::tables::{self, delta_table, key_table};
-use super::{Store, schema};
+use super::{Problem, ProblemKind, Store, schema};
 
 /// What a collector says of itself, checked.
 #[derive(Clone, Debug)]
@@ -39,20 +40,34 @@ pub struct Registered {
 pub enum RegisterError {
     #[error(transparent)]
     Conflict(#[from] Conflict),
+    /// More than tables can have, with what other collectors said before.
+    #[error("{0}")]
+    TooMuch(String),
+    /// Another collector of this name is connected to another aggregator.
+    #[error("{0}")]
+    Elsewhere(String),
     #[error("the database does not take it now: {0}")]
     Database(String),
 }
+
+/// A collector that waits longer for the answer to its hello asks another aggregator, or again.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A spool whose cursor was touched so long ago may still have its collector.
+const ALIVE: Duration = Duration::from_secs(20);
+
+/// Probes of all collectors together: each is a table with a partition a day.
+const MOST_PROBES: usize = 1000;
 
 /// A probe as `sonde_store.probes` has it.
 type Stored = (String, String, Json<Definition>);
 
 /// The probes that are known. Their tables are made where they are missing, as after an earlier version or a restore.
-pub(super) async fn load_tables(pool: &PgPool) -> sqlx::Result<HashMap<String, Arc<Definition>>> {
+pub(super) async fn load_tables(connection: &mut PgConnection) -> sqlx::Result<HashMap<String, Arc<Definition>>> {
     let rows: Vec<Stored> = sqlx::query_as("select name, help, definition from sonde_store.probes")
-        .fetch_all(pool)
+        .fetch_all(&mut *connection)
         .await?;
-    let mut connection = pool.acquire().await?;
-    let there = table_columns(&mut connection, rows.iter().map(|(name, ..)| name)).await?;
+    let there = table_columns(connection, rows.iter().map(|(name, ..)| name)).await?;
     for (name, help, Json(definition)) in &rows {
         if there[name.as_str()] != tables::column_count(definition) {
             let mut tx = connection.begin().await?;
@@ -93,28 +108,58 @@ async fn table_columns<'a>(
 impl Store {
     /// Makes tables and cursor ready. Nothing of this collector is changed when one of its probes is refused.
     pub async fn register(&self, newcomer: &Newcomer) -> Result<Registered, RegisterError> {
-        let failed = |e: sqlx::Error| RegisterError::Database(describe(&e));
-        match self.try_register(newcomer).await {
-            Err(Failure::Database(e)) if classify(&e) == Trouble::SchemaLost => {
-                tracing::error!(error = %describe(&e), "tables are missing, making them again");
-                schema::migrate(&self.inner.admin)
-                    .await
-                    .map_err(|e| RegisterError::Database(e.to_string()))?;
-                self.try_register(newcomer).await
-            }
-            result => result,
+        let status = self.status();
+        if let Some(problem) = status.problem
+            && (!status.prepared || problem.kind == ProblemKind::OtherSchema)
+        {
+            return Err(RegisterError::Database(problem.why));
         }
-        .map_err(|failure| match failure {
+        let registering = async {
+            match self.try_register(newcomer).await {
+                Err(Failure::Database(e)) if classify(&e) == Trouble::SchemaLost => {
+                    tracing::error!(error = %describe(&e), "tables are missing, making them again");
+                    let mut connection = self.inner.pools.admin.acquire().await?;
+                    schema::migrate(&mut connection)
+                        .await
+                        .map_err(|e| Trial::error(e.to_string()))?;
+                    self.try_register(newcomer).await
+                }
+                result => result,
+            }
+        };
+        let registered = tokio::time::timeout(PATIENCE, registering).await;
+        let registered = registered.unwrap_or_else(|_| {
+            let why = format!("no answer within {} s", PATIENCE.as_secs());
+            Err(Failure::Database(Trial::error(why)))
+        });
+        registered.map_err(|failure| match failure {
+            Failure::Conflict(conflict @ Conflict::TooMany { .. }) => RegisterError::TooMuch(conflict.to_string()),
             Failure::Conflict(conflict) => RegisterError::Conflict(conflict),
-            Failure::Database(e) => failed(e),
+            Failure::TooMuch(what) => RegisterError::TooMuch(what),
+            Failure::Elsewhere(what) => RegisterError::Elsewhere(what),
+            Failure::Database(e) => RegisterError::Database(describe(&e)),
         })
     }
 
     async fn try_register(&self, newcomer: &Newcomer) -> Result<Registered, Failure> {
         let _turn = self.inner.registering.acquire().await;
-        let mut connection = self.inner.admin.acquire().await?;
-        let mut known = stored(&mut connection, newcomer).await?;
-        if !is_complete(&mut connection, &known, newcomer).await? {
+        let mut connection = self.inner.pools.admin.acquire().await?;
+        let result = self.register_on(&mut connection, newcomer).await;
+        if let Err(Failure::Database(e)) = &result
+            && Problem::from(e).kind == ProblemKind::ReadOnly
+        {
+            // Opened while the database moved to another host: it must not serve the next one.
+            let _ = connection.close().await;
+        }
+        result
+    }
+
+    async fn register_on(&self, connection: &mut PgConnection, newcomer: &Newcomer) -> Result<Registered, Failure> {
+        if let Some(other) = self.elsewhere(connection, newcomer).await? {
+            return Err(Failure::Elsewhere(other));
+        }
+        let mut known = stored(connection, newcomer).await?;
+        if !is_complete(connection, &known, newcomer).await? {
             let mut tx = connection.begin().await?;
             sqlx::query("set local lock_timeout = '10s'").execute(&mut *tx).await?;
             schema::lock(&mut tx).await?;
@@ -122,8 +167,11 @@ impl Store {
             widen(&mut tx, &mut known, newcomer).await?;
             tx.commit().await?;
         }
-        let node_id = node(&mut connection, newcomer).await?;
-        let durable = cursor(&mut connection, node_id, newcomer.epoch).await?;
+        let mut tx = connection.begin().await?;
+        schema::hold(&mut tx).await?;
+        let node_id = node(&mut tx, newcomer).await?;
+        let durable = cursor(&mut tx, node_id, newcomer.epoch).await?;
+        tx.commit().await?;
         let mut probes = HashMap::new();
         let mut tables = self.inner.tables.write();
         for probe in &newcomer.catalogue.probes {
@@ -142,9 +190,43 @@ impl Store {
     }
 }
 
+impl Store {
+    /// Whether another spool under this name stores through another aggregator at this time. Of our own streams we know
+    /// ourselves, also that they have ended.
+    async fn elsewhere(&self, connection: &mut PgConnection, newcomer: &Newcomer) -> sqlx::Result<Option<String>> {
+        let others: Vec<(Uuid, Option<Uuid>, f64)> = sqlx::query_as(
+            "select c.epoch, n.boot_id, extract(epoch from now() - c.updated)::float8 from sonde_store.cursors c \
+             join sonde_store.nodes n on n.id = c.node_id where n.name = $1 and c.epoch <> $2 \
+             and c.updated > now() - make_interval(secs => $3) order by c.updated desc",
+        )
+        .bind(&newcomer.node)
+        .bind(newcomer.epoch)
+        .bind(ALIVE.as_secs_f64())
+        .fetch_all(connection)
+        .await?;
+        let gone = |epoch: &Uuid| self.streams().has_left(&newcomer.node, *epoch);
+        let other = others.into_iter().find(|(epoch, ..)| !gone(epoch));
+        Ok(other.map(|(epoch, boot_id, age)| {
+            let machine = if boot_id == Some(newcomer.boot_id) {
+                "the same boot id"
+            } else {
+                "another boot id, so it is another machine or this one before it was started again"
+            };
+            format!(
+                "node {} stored {age:.0} s ago through another aggregator with another spool (epoch {epoch}, {machine}): \
+                 each node needs a name of its own; if that collector is gone, its place becomes free within {} s",
+                newcomer.node,
+                ALIVE.as_secs()
+            )
+        }))
+    }
+}
+
 /// Inside: the database error is still needed whole.
 enum Failure {
     Conflict(Conflict),
+    TooMuch(String),
+    Elsewhere(String),
     Database(sqlx::Error),
 }
 
@@ -183,6 +265,17 @@ async fn is_complete(connection: &mut PgConnection, known: &Known, newcomer: &Ne
             return Ok(false);
         }
     }
+    // A view may be gone while its table is there, with whatever it stood on.
+    let views: Vec<&str> = newcomer.catalogue.probes.iter().map(|p| p.name.as_str()).collect();
+    let gone: i64 = sqlx::query_scalar(
+        "select count(*) from unnest($1::text[]) name where to_regclass('sonde.' || quote_ident(name)) is null",
+    )
+    .bind(views)
+    .fetch_one(&mut *connection)
+    .await?;
+    if gone > 0 {
+        return Ok(false);
+    }
     // Definitions are only words: the tables must have the columns too.
     let there = table_columns(connection, newcomer.catalogue.probes.iter().map(|p| &p.name)).await?;
     let whole = |(probe, (_, definition)): (&String, &(String, Definition))| {
@@ -200,7 +293,18 @@ async fn widen(tx: &mut PgConnection, known: &mut Known, newcomer: &Newcomer) ->
             .get(&probe.name)
             .map(|(_, definition)| definition.clone())
             .unwrap_or_default();
-        merged.push((probe, before.merged(&probe.name, &said).map_err(Failure::Conflict)?));
+        let after = before.merged(&probe.name, &said).map_err(Failure::Conflict)?;
+        merged.push((probe, after));
+    }
+    let others: i64 = sqlx::query_scalar("select count(*) from sonde_store.probes where name <> all($1)")
+        .bind(merged.iter().map(|(probe, _)| probe.name.as_str()).collect::<Vec<_>>())
+        .fetch_one(&mut *tx)
+        .await?;
+    let probes = merged.len() + others as usize;
+    if probes > MOST_PROBES {
+        return Err(Failure::TooMuch(format!(
+            "catalogue: {probes} probes with those of other collectors, expected at most {MOST_PROBES}"
+        )));
     }
     let today = Day::of(now_ns());
     for (probe, definition) in merged {

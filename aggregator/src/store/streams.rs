@@ -11,7 +11,12 @@ use uuid::Uuid;
 #[derive(Clone, Debug, Default)]
 pub struct Streams {
     live: Arc<Mutex<HashMap<String, Live>>>,
+    /// Of nodes whose stream ended here: the spool it was of.
+    left: Arc<Mutex<HashMap<String, Uuid>>>,
 }
+
+/// Nodes that left and are remembered.
+const MOST_LEFT: usize = 100_000;
 
 #[derive(Debug)]
 struct Live {
@@ -83,9 +88,15 @@ impl Streams {
         self.len() == 0
     }
 
-    /// Numbers of the nodes that are connected and known to the database.
-    pub(super) fn node_ids(&self) -> Vec<i32> {
-        self.live.lock().values().filter_map(|l| l.node_id).collect()
+    /// Numbers of the nodes that are connected and known to the database, and their spools.
+    pub(super) fn known(&self) -> Vec<(i32, Uuid)> {
+        let live = self.live.lock();
+        live.values().filter_map(|l| Some((l.node_id?, l.epoch))).collect()
+    }
+
+    /// Whether the stream of this spool was here and ended.
+    pub(super) fn has_left(&self, node: &str, epoch: Uuid) -> bool {
+        self.left.lock().get(node) == Some(&epoch)
     }
 }
 
@@ -108,8 +119,14 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         let mut live = self.streams.live.lock();
-        if live.get(&self.node).is_some_and(|l| l.id == self.id) {
-            live.remove(&self.node);
+        if live.get(&self.node).is_some_and(|l| l.id == self.id)
+            && let Some(ended) = live.remove(&self.node)
+        {
+            let mut left = self.streams.left.lock();
+            if left.len() >= MOST_LEFT {
+                left.clear();
+            }
+            left.insert(self.node.clone(), ended.epoch);
         }
     }
 }
@@ -129,8 +146,10 @@ mod tests {
         drop(first);
         assert_eq!(streams.len(), 1, "the old stream does not give up the new one's place");
         second.known_as(5);
-        assert_eq!(streams.node_ids(), [5]);
+        assert_eq!(streams.known(), [(5, a)]);
+        assert!(!streams.has_left("n", a));
         drop(second);
+        assert!(streams.has_left("n", a) && !streams.has_left("n", b));
         assert!(streams.enter("n", b).is_ok() && streams.is_empty());
     }
 }

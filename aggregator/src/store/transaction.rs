@@ -19,7 +19,7 @@ use super::encode::{self, Numbers};
 use super::frames::{Frames, Ids, Out, Reading};
 use super::partitions::{self, Day, leaf_name};
 use super::pods::Pods;
-use super::schema::ident;
+use super::schema::{self, ident};
 use super::tables::{self, delta_table, key_table};
 
 /// Rows go to the server in pieces of about this size.
@@ -138,12 +138,14 @@ impl Session {
     }
 
     async fn try_store(&mut self, connection: &mut PgConnection, group: &[&Batch]) -> sqlx::Result<Stored> {
+        schema::check(connection).await?;
         let now = now_ns();
         let numbers = self.resolve(connection, group).await?;
         let all: Vec<usize> = (0..group.len()).collect();
         self.make_leaves(connection, &self.plan(group, &all, now)).await?;
 
         let mut tx = connection.begin().await?;
+        schema::hold(&mut tx).await?;
         let (fate, missing) = fates(&mut tx, group).await?;
         let fresh: Vec<usize> = all.into_iter().filter(|at| fate[*at] == Fate::Stored).collect();
         let mut stored = Stored {

@@ -8,38 +8,48 @@ use std::time::Duration;
 use futures::FutureExt as _;
 use sonde_common::shutdown::Shutdown;
 use sonde_common::time::now_ns;
-use sqlx::postgres::{PgConnectOptions, PgConnection};
-use tokio::sync::{mpsc, watch};
+use sqlx::postgres::PgConnection;
+use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::StoreStatus;
 use super::batch::{Batch, Ended};
-use super::database::{self, Trouble, classify, describe};
+use super::database::{self, Trial, Trouble, classify, describe};
+use super::queue::Queue;
+use super::status::{Health, Problem};
+use super::target::Target;
 use super::transaction::{Fate, Session, Stored};
 use crate::live::LiveTable;
 use crate::metrics::Metrics;
 
 /// Under load a transaction begins at most this often; after a pause the first batch does not wait.
 const PACE: Duration = Duration::from_millis(150);
-/// A group of this size does not wait, and takes no more: bytes of decoded batches, estimated.
-const ENOUGH: usize = 8 << 20;
-const MOST_BATCHES: usize = 4096;
+/// A group of this size does not wait, and takes no more: bytes of decoded batches, estimated. It grows while there is
+/// more than a transaction takes and transactions are quick, as each costs something for each table, and shrinks when
+/// they are slow, as acks wait for them.
+pub(super) const FIRST_ENOUGH: usize = 8 << 20;
+const LEAST_ENOUGH: usize = 2 << 20;
+const MOST_ENOUGH: usize = 64 << 20;
+const QUICK: Duration = Duration::from_millis(400);
+const SLOW: Duration = Duration::from_secs(1);
 /// Waiting times between attempts while the database is away.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// Longer than the server itself lets a statement take: beyond, nobody is at the other end.
+const LONGEST_ATTEMPT: Duration = Duration::from_secs(150);
 /// How often pods that other aggregators stored are read, and how far back beyond the last reading: their transactions
 /// may have been open when we looked.
 const REFRESH: Duration = Duration::from_secs(5);
 const REFRESH_OVERLAP: Duration = Duration::from_secs(60);
 
 pub(super) struct Writer {
-    pub(super) options: PgConnectOptions,
+    pub(super) target: Target,
     pub(super) session: Session,
-    pub(super) queue: mpsc::Receiver<Batch>,
+    pub(super) queue: Arc<Queue>,
+    pub(super) enough: usize,
     pub(super) live: Arc<LiveTable>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) newest_event: watch::Sender<i64>,
-    pub(super) status: watch::Sender<StoreStatus>,
+    pub(super) health: Arc<Health>,
     pub(super) connection: Option<PgConnection>,
     pub(super) shutdown: Shutdown,
     pub(super) refreshed: Option<Instant>,
@@ -49,42 +59,36 @@ pub(super) struct Writer {
 impl Writer {
     /// Until the shutdown fires and the queue is empty.
     pub(super) async fn run(mut self) {
-        let mut last_start = Instant::now() - PACE;
+        let mut last_start = None;
         while let Some(group) = self.next_group(last_start).await {
-            last_start = Instant::now();
+            let started = Instant::now();
+            last_start = Some(started);
+            let full = self.queue.backlog().fills(self.enough);
             self.store(group).await;
+            self.enough = next_enough(self.enough, full, started.elapsed());
         }
         if let Some(connection) = self.connection.take() {
             let _ = sqlx::Connection::close(connection).await;
         }
     }
 
-    async fn next_group(&mut self, last_start: Instant) -> Option<Vec<Batch>> {
-        let first = tokio::select! {
-            first = self.queue.recv() => first?,
-            () = self.shutdown.recv() => {
-                // What is queued is still taken; nothing more gets in.
-                self.queue.close();
-                self.queue.recv().await?
-            }
-        };
-        let mut size = first.size;
-        let mut group = vec![first];
-        let pace = tokio::time::sleep_until(last_start + PACE);
-        tokio::pin!(pace);
-        while size < ENOUGH && group.len() < MOST_BATCHES {
-            // What is queued is taken before the clock is looked at.
-            let next = tokio::select! {
-                biased;
-                next = self.queue.recv() => next,
-                () = &mut pace => break,
-            };
-            let Some(batch) = next else { break };
-            size += batch.size;
-            group.push(batch);
+    /// `None`: everything is stored, and the process ends.
+    async fn next_group(&mut self, last_start: Option<Instant>) -> Option<Vec<Batch>> {
+        tokio::select! {
+            () = self.queue.wait_for(|backlog| backlog.count > 0) => {}
+            // What is queued is still taken; nothing more gets in.
+            () = self.shutdown.recv() => self.queue.close(),
         }
+        let enough = self.enough;
+        if let Some(last_start) = last_start {
+            tokio::select! {
+                () = self.queue.wait_for(|backlog| backlog.closed || backlog.fills(enough)) => {}
+                () = tokio::time::sleep_until(last_start + PACE) => {}
+            }
+        }
+        let group = self.queue.take(enough);
         self.metrics.queued_batches.sub(group.len() as u64);
-        Some(group)
+        (!group.is_empty()).then_some(group)
     }
 
     /// Stores a group, however often that has to be tried; halves it when something in it is refused.
@@ -118,10 +122,13 @@ impl Writer {
         let mut pause = FIRST_PAUSE;
         loop {
             let started = Instant::now();
-            let error = match AssertUnwindSafe(self.attempt(&open)).catch_unwind().await {
+            self.health.writing(Some(started));
+            let attempt = AssertUnwindSafe(self.attempt_in_time(&open)).catch_unwind().await;
+            self.health.writing(None);
+            let error = match attempt {
                 Ok(Ok(stored)) => {
                     self.metrics.commit_seconds.observe(started.elapsed());
-                    self.up();
+                    self.health.written(None);
                     return Ok(stored);
                 }
                 Ok(Err(error)) => error,
@@ -129,11 +136,24 @@ impl Writer {
                 // take everybody's writer with it.
                 Err(_) => {
                     self.lose_connection();
+                    self.health.written(None);
                     return Err(Some("the aggregator failed on it".into()));
                 }
             };
-            match classify(&error) {
+            let trouble = classify(&error);
+            if trouble != Trouble::Away {
+                // Over: it is not tried again.
+                self.health.written(None);
+            }
+            match trouble {
                 Trouble::Data => return Err(Some(describe(&error))),
+                Trouble::OtherSchema => {
+                    // Dropped here, the batches are still in the spools, and another aggregator may take them.
+                    let why = format!("the database cannot be written: {}", describe(&error));
+                    part.iter()
+                        .for_each(|batch| batch.stream.end(Ended::Elsewhere(why.clone())));
+                    return Err(None);
+                }
                 Trouble::SchemaLost => {
                     tracing::error!(error = %describe(&error), "tables are missing or changed, all streams start over");
                     self.lose_connection();
@@ -141,7 +161,8 @@ impl Writer {
                     return Err(None);
                 }
                 Trouble::Away => {
-                    self.down(&error);
+                    self.metrics.failed_transactions.add(1);
+                    self.health.written(Some(Problem::from(&error)));
                     if !matches!(&error, sqlx::Error::Database(e) if keeps_session(e.code().as_deref())) {
                         self.lose_connection();
                     }
@@ -153,9 +174,26 @@ impl Writer {
         }
     }
 
+    async fn attempt_in_time(&mut self, group: &[&Batch]) -> sqlx::Result<Stored> {
+        match tokio::time::timeout(LONGEST_ATTEMPT, self.attempt(group)).await {
+            Ok(result) => result,
+            // Whether it was committed is not known; the cursors will tell when it is tried again.
+            Err(_) => {
+                self.lose_connection();
+                let seconds = LONGEST_ATTEMPT.as_secs();
+                Err(Trial::error(format!(
+                    "the database did not answer the writer within {seconds} s"
+                )))
+            }
+        }
+    }
+
     async fn attempt(&mut self, group: &[&Batch]) -> sqlx::Result<Stored> {
         if self.connection.is_none() {
-            self.connection = Some(database::writer_connection(&self.options).await?);
+            let mut connection = database::writer_connection(&self.target).await?;
+            let pid = sqlx::query_scalar("select pg_backend_pid()");
+            self.health.writer_is(Some(pid.fetch_one(&mut connection).await?));
+            self.connection = Some(connection);
         }
         let connection = self.connection.as_mut().expect("just made");
         let since = self.refreshed.map(|at| at.elapsed());
@@ -204,16 +242,18 @@ impl Writer {
     /// The database may have been another one, or an older state of it, when it comes back.
     fn lose_connection(&mut self) {
         self.connection = None;
+        self.health.writer_is(None);
         self.refreshed = None;
         self.session.forget();
     }
+}
 
-    fn up(&self) {
-        super::set_status(&self.status, &self.metrics, None);
-    }
-
-    fn down(&self, error: &sqlx::Error) {
-        super::set_status(&self.status, &self.metrics, Some(describe(error)));
+/// How large the next group may be. `full`: so much was waiting behind this one that another would be full too.
+fn next_enough(enough: usize, full: bool, took: Duration) -> usize {
+    match () {
+        () if full && took < QUICK => (enough * 2).min(MOST_ENOUGH),
+        () if took > SLOW => (enough / 2).max(LEAST_ENOUGH),
+        () => enough,
     }
 }
 
@@ -221,4 +261,24 @@ impl Writer {
 fn keeps_session(code: Option<&str>) -> bool {
     let code = code.unwrap_or_default();
     ["40", "53", "55"].iter().any(|class| code.starts_with(class)) || code == "57014"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn groups_grow_under_load_while_they_are_quick_and_shrink_when_they_are_slow() {
+        let ms = Duration::from_millis;
+        assert_eq!(next_enough(FIRST_ENOUGH, false, ms(5)), FIRST_ENOUGH, "no load");
+        let after = |mut enough, full, took| {
+            for _ in 0..10 {
+                enough = next_enough(enough, full, took);
+            }
+            enough
+        };
+        assert_eq!(after(FIRST_ENOUGH, true, ms(50)), MOST_ENOUGH);
+        assert_eq!(after(FIRST_ENOUGH, true, ms(700)), FIRST_ENOUGH);
+        assert_eq!(after(MOST_ENOUGH, true, ms(3000)), LEAST_ENOUGH);
+    }
 }

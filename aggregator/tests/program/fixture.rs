@@ -61,7 +61,7 @@ impl Program {
         Self::spawn(data_dir, &mut command(data_dir, &["serve"]))
     }
 
-    /// Returns when it says that it is ready.
+    /// Returns when it says that it is ready, or that it serves without its database.
     pub(crate) fn spawn(data_dir: &Path, command: &mut Command) -> Self {
         let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
         let stderr = child.stderr.take().unwrap();
@@ -76,7 +76,12 @@ impl Program {
         let mut log = Vec::new();
         let ready = loop {
             match said.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-                Ok(line) if line.contains("aggregator is ready") => break line,
+                Ok(line)
+                    if line.contains("aggregator is ready")
+                        || line.contains("aggregator serves without its database") =>
+                {
+                    break line;
+                }
                 Ok(line) => log.push(line),
                 Err(_) => panic!("it does not become ready: {log:#?}"),
             }
@@ -148,6 +153,19 @@ impl Program {
             .username("sonde")
             .database("sonde");
         PgPool::connect_lazy_with(options)
+    }
+
+    /// Asks whether it is ready until the answer is this status; what it says then.
+    pub(crate) fn ready(&self, expected: u16) -> String {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let (status, said) = self.get("/-/ready");
+            if status == expected {
+                return said;
+            }
+            assert!(Instant::now() < deadline, "expected {expected}: {said}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
     }
 
     /// Status and body of a GET.

@@ -63,26 +63,66 @@ fn a_port_in_use_is_named_with_its_key() {
 }
 
 #[test]
-fn a_database_that_refuses_is_named() {
+fn a_wrong_database_url_is_code_2_wherever_it_is_written() {
+    let dir = directory();
+    let url = "postgres://sonde:secret@h1,h2:x/sonde";
+    let file = dir.path().join("sonde.yaml");
+    fs::write(&file, format!("storage: {{database_url: '{url}'}}\n")).unwrap();
+    let file = file.display().to_string();
+    for what in ["serve", "migrate", "check-config"] {
+        let by_environment = refusal(command(dir.path(), &[what]).env("SONDE_STORAGE_DATABASE_URL", url));
+        let by_argument = refusal(&mut command(dir.path(), &[what, "--database-url", url]));
+        let by_file = refusal(&mut command(dir.path(), &[what, "--config", &file]));
+        for (code, said) in [by_environment, by_argument, by_file] {
+            assert_eq!(code, Some(2), "{said}");
+            let expected =
+                "sonde-aggregator: storage.database_url: host `h2:x`: invalid port number; expected `postgres://";
+            assert!(said.starts_with(expected) && !said.contains("secret"), "{said}");
+        }
+    }
+    let good = "postgres://sonde@h1,h2:5433/sonde?target_session_attrs=read-write";
+    let mut checked = command(dir.path(), &["check-config", "--database-url", good]);
+    assert!(checked.output().unwrap().status.success());
+}
+
+#[test]
+fn a_database_that_refuses_is_named_and_waited_for() {
     let dir = directory();
     // A port that was free a moment ago.
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let url = format!("postgres://sonde:secret@127.0.0.1:{port}/sonde");
-    for what in ["serve", "migrate"] {
-        let (code, said) = refusal(&mut command(dir.path(), &[what, "--database-url", &url]));
-        assert_eq!(code, Some(1));
-        assert!(
-            said.starts_with(&format!("sonde-aggregator: database 127.0.0.1:{port}/sonde: ")),
-            "{said}"
-        );
-        assert!(said.contains("refused") && !said.contains("secret"), "{said}");
+    let (code, said) = refusal(&mut command(dir.path(), &["migrate", "--database-url", &url]));
+    assert_eq!(code, Some(1));
+    assert!(
+        said.starts_with(&format!("sonde-aggregator: database 127.0.0.1:{port}/sonde: ")),
+        "{said}"
+    );
+    assert!(said.contains("refused") && !said.contains("secret"), "{said}");
+
+    let program = Program::spawn(dir.path(), &mut command(dir.path(), &["serve", "--database-url", &url]));
+    let said = program.ready(503);
+    assert!(said.starts_with("not ready: ") && said.contains("refused"), "{said}");
+    assert!(!said.contains("secret"), "{said}");
+    assert_eq!(program.get("/-/healthy").0, 200);
+    assert_eq!(program.get("/").0, 200);
+    assert_eq!(program.get("/federate?match[]=up").0, 200);
+    let (status, said) = program.get("/api/v1/nodes");
+    assert_eq!(status, 503, "{said}");
+    let (_, metrics) = program.get("/metrics");
+    for line in [
+        "sonde_aggregator_database_up 0",
+        "sonde_aggregator_database_problem{problem=\"away\"} 1",
+        "sonde_aggregator_database_problem{problem=\"full\"} 0",
+    ] {
+        assert!(metrics.lines().any(|l| l == line), "{line}: {metrics}");
     }
+    program.stop();
 }
 
 #[test]
-fn a_database_that_is_not_there_is_named() {
-    let dir = directory();
-    let program = Program::start(dir.path());
+fn a_database_that_is_not_there_is_named_and_taken_when_it_is_made() {
+    let (dir, other) = (directory(), directory());
+    let first = Program::start(dir.path());
     let socket = dir
         .path()
         .join("postgres/run")
@@ -90,13 +130,25 @@ fn a_database_that_is_not_there_is_named() {
         .to_string()
         .replace('/', "%2F");
     let url = format!("postgres://sonde@{socket}/elsewhere");
-    let (code, said) = refusal(command(dir.path(), &["serve", "--database-url", &url]).env("SONDE_STORAGE_RUN_AS", ""));
+    let missing = "database \"elsewhere\" does not exist (SQLSTATE 3D000)";
+    let (code, said) =
+        refusal(command(dir.path(), &["migrate", "--database-url", &url]).env("SONDE_STORAGE_RUN_AS", ""));
     assert_eq!(code, Some(1));
-    assert!(
-        said.contains("/elsewhere: database \"elsewhere\" does not exist (SQLSTATE 3D000)"),
-        "{said}"
+    assert!(said.contains(&format!("/elsewhere: {missing}")), "{said}");
+    let second = Program::spawn(
+        other.path(),
+        &mut command(other.path(), &["serve", "--database-url", &url]),
     );
-    program.stop();
+    assert_eq!(second.ready(503), format!("not ready: {missing}\n"));
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let make = sqlx::query("create database elsewhere");
+    runtime
+        .block_on(async { make.execute(&first.database()).await })
+        .unwrap();
+    second.ready(200);
+    assert_eq!(second.get("/api/v1/nodes").0, 200);
+    second.stop();
+    first.stop();
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::time::Duration;
 use sonde_aggregator::ingest::Service;
 use sonde_aggregator::live::LiveTable;
 use sonde_aggregator::metrics::Metrics;
-use sonde_aggregator::store::{Parts, Store, Tasks};
+use sonde_aggregator::store::{Parts, ProblemKind, Store, StoreStatus, Target, Tasks};
 use sonde_aggregator::testing::Database;
 use sonde_common::config::Storage;
 use sonde_common::shutdown::{self, Trigger};
@@ -21,7 +21,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
 /// Long enough for any machine; a test that waits so long has failed.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 pub(crate) struct Aggregator {
     pub(crate) address: SocketAddr,
@@ -39,12 +39,20 @@ impl Aggregator {
     }
 
     pub(crate) async fn on(database: &Database, storage: Storage) -> Self {
+        let aggregator = Self::at(database.options.clone(), database.pool(), storage).await;
+        let problem = aggregator.store.first_answer().await;
+        assert_eq!(problem, None);
+        aggregator
+    }
+
+    /// Whether or not the database is there. `db` is for what a test does to it.
+    pub(crate) async fn at(target: impl Into<Target>, db: PgPool, storage: Storage) -> Self {
         let (live, metrics) = (LiveTable::new(), Metrics::new());
         let parts = Parts {
             live: live.clone(),
             metrics: metrics.clone(),
         };
-        let (store, tasks) = Store::open(database.options.clone(), &storage, parts).await.unwrap();
+        let (store, tasks) = Store::start(target, &storage, parts);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (trigger, shutdown) = shutdown::channel();
@@ -54,7 +62,7 @@ impl Aggregator {
             address,
             store,
             metrics,
-            db: database.pool(),
+            db,
             trigger,
             tasks,
             server,
@@ -66,6 +74,39 @@ impl Aggregator {
         self.trigger.fire();
         self.server.await.unwrap();
         self.tasks.finish(PATIENCE).await;
+    }
+
+    /// Until this keeps batches from being stored; what is said of it.
+    pub(crate) async fn problem(&self, kind: ProblemKind) -> String {
+        let mut status = self.store.watch_status();
+        let is_there = |s: &StoreStatus| s.problem.as_ref().is_some_and(|p| p.kind == kind);
+        let seen = tokio::time::timeout(PATIENCE, status.wait_for(is_there)).await;
+        let seen = seen.unwrap_or_else(|_| panic!("expected {kind:?}, it is {:?}", self.store.status()));
+        let (why, up) = seen.map(|s| (s.problem.clone().unwrap().why, s.database_up)).unwrap();
+        assert!(!up);
+        let (_, label) = ProblemKind::ALL.into_iter().find(|(k, _)| *k == kind).unwrap();
+        let expected = format!("sonde_aggregator_database_problem{{problem=\"{label}\"}} 1");
+        assert!(self.page().lines().any(|line| line == expected), "{expected}");
+        why
+    }
+
+    /// Until batches are stored.
+    pub(crate) async fn up(&self) {
+        let mut status = self.store.watch_status();
+        let up = tokio::time::timeout(PATIENCE, status.wait_for(|s| s.database_up)).await;
+        assert!(up.is_ok(), "{:?}", self.store.status());
+    }
+
+    /// Its own metrics.
+    pub(crate) fn page(&self) -> String {
+        let mut page = sonde_common::prom::Page::new();
+        self.metrics.render(&mut page);
+        page.finish()
+    }
+
+    pub(crate) async fn execute(&self, sql: &str) {
+        let sql = sqlx::AssertSqlSafe(sql.to_owned());
+        sqlx::raw_sql(sql).execute(&self.db).await.unwrap();
     }
 
     pub(crate) async fn count(&self, from: &'static str) -> i64 {
@@ -123,9 +164,13 @@ impl Collector {
             sequence,
             body: body.into(),
         };
-        let message = v1::Up {
+        self.send_message(v1::Up {
             message: Some(v1::up::Message::Batch(batch)),
-        };
+        })
+        .await;
+    }
+
+    pub(crate) async fn send_message(&self, message: v1::Up) {
         // An error means that the stream is over; the test will hear why from `down`.
         let _ = self.up.as_ref().expect("not closed").send(message).await;
     }
@@ -133,6 +178,12 @@ impl Collector {
     /// Nothing more will be sent.
     pub(crate) fn close(&mut self) {
         self.up = None;
+    }
+
+    /// Whether there is an answer by now, without waiting for one.
+    pub(crate) fn has_news(&mut self) -> bool {
+        use futures::FutureExt as _;
+        self.down.message().now_or_never().is_some()
     }
 
     /// The next ack, or how the stream ended.

@@ -1,9 +1,13 @@
 //! Ingest and store against a real PostgreSQL: a collector's stream in, rows of the views out.
 
 mod copying;
+mod fairness;
 mod fixture;
+mod hellos;
+mod hosts;
 mod once;
 mod outage;
 mod refusals;
 mod schema;
 mod shape;
+mod versions;

@@ -1,5 +1,8 @@
 //! Broken input ends one stream, counted, and nothing of it is stored.
 
+use std::collections::BTreeSet;
+
+use prost::Message as _;
 use sonde_common::time::now_ns;
 use sonde_proto::v1::ingest_client::IngestClient;
 use sonde_proto::{poison, v1};
@@ -7,6 +10,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Code;
 
 use crate::fixture::{Aggregator, Collector, batch, hello};
+use crate::hellos::HELLO_SPOILERS;
 
 /// A change that spoils a good batch, and what the refusal says of it.
 type Spoiler = (&'static str, fn(&mut v1::BatchBody));
@@ -79,7 +83,6 @@ const SPOILERS: &[Spoiler] = &[
         b.events[0].saddr = vec![0; 5]
     }),
     ("events[0].dport: 70000 is not a port", |b| b.events[0].dport = 70_000),
-    ("events[0].direction: 9", |b| b.events[0].direction = 9),
     ("events[0].latency_ns: 18446744073709551615", |b| {
         b.events[0].latency_ns = Some(u64::MAX)
     }),
@@ -95,6 +98,71 @@ const SPOILERS: &[Spoiler] = &[
     ("events[0].attributes: a key is empty", |b| {
         b.events[0].attributes.push(v1::Attribute { key: 0, value: 1 })
     }),
+    ("strings: empty, expected \"\" at index 0", |b| b.strings.clear()),
+    ("stacks[0]: 300 frames, expected at most 256", |b| {
+        b.stacks.push(v1::Stack { frames: vec![0; 300] })
+    }),
+    ("pods[0].uid: contains a NUL", |b| b.pods[0].uid = "\0".into()),
+    ("pods[0].namespace: 2000 bytes, expected at most 1024", |b| {
+        b.pods[0].namespace = "x".repeat(2000)
+    }),
+    ("pods[0].workload_kind: contains a NUL", |b| {
+        b.pods[0].workload_kind = "\0".into()
+    }),
+    ("pods[0].workload: contains a NUL", |b| b.pods[0].workload = "\0".into()),
+    ("pods[0].ips: 65, expected at most 64", |b| {
+        b.pods[0].ips = vec![vec![0; 4]; 65]
+    }),
+    ("pods[0].labels: 300, expected at most 256", |b| {
+        b.pods[0].labels = (0..300).map(|n| (n.to_string(), String::new())).collect()
+    }),
+    ("pods[0].labels: contains a NUL", |b| {
+        b.pods[0].labels.insert("a".into(), "\0".into());
+    }),
+    ("events[0].type: string 99, but there are 6", |b| {
+        b.events[0].r#type = 99
+    }),
+    ("events[0].reason: string 99", |b| b.events[0].reason = 99),
+    ("events[0].protocol: string 99", |b| b.events[0].protocol = 99),
+    ("events[0].comm: string 99", |b| b.events[0].comm = 99),
+    ("events[0].state: string 99", |b| b.events[0].state = 99),
+    ("events[0].daddr: an address of 17 bytes", |b| {
+        b.events[0].daddr = vec![0; 17]
+    }),
+    ("events[0].sport: 65536 is not a port", |b| b.events[0].sport = 65_536),
+    ("events[0].attributes: 65, expected at most 64", |b| {
+        b.events[0].attributes = vec![v1::Attribute { key: 1, value: 1 }; 65]
+    }),
+    ("gaps[0].probe: \"nope\" is not in the catalogue", |b| {
+        b.gaps.push(v1::Gap {
+            probe: "nope".into(),
+            ..gap("ring_full", 1, 1)
+        })
+    }),
+    ("gaps[0].from_ns: 7 is before 2020", |b| {
+        b.gaps.push(v1::Gap {
+            from_ns: 7,
+            ..gap("ring_full", 1, 1)
+        })
+    }),
+    ("gaps[0].to_ns: 18446744073709551615 is", |b| {
+        b.gaps.push(v1::Gap {
+            to_ns: u64::MAX,
+            ..gap("ring_full", 1, 1)
+        })
+    }),
+    ("gaps[0].count: 18446744073709551615, expected at most", |b| {
+        b.gaps.push(v1::Gap {
+            count: u64::MAX,
+            ..gap("ring_full", 1, 1)
+        })
+    }),
+    ("gaps[0].detail: contains a NUL", |b| {
+        b.gaps.push(v1::Gap {
+            detail: "\0".into(),
+            ..gap("ring_full", 1, 1)
+        })
+    }),
     ("gaps[0].cause: \"Bad Cause\" is not a word", |b| {
         b.gaps.push(gap("Bad Cause", 1, 2))
     }),
@@ -107,7 +175,64 @@ const SPOILERS: &[Spoiler] = &[
     }),
 ];
 
-fn gap(cause: &str, from: u64, to: u64) -> v1::Gap {
+/// Fields of which every value means something.
+const ANYTHING: &[(&str, &str)] = &[
+    ("Batch.sequence", "see what comes after a hello, below"),
+    ("Batch.body", "see bytes that are no batch, below"),
+    ("Pod.netns_cookie", "64 bits that the kernel counts"),
+    ("Pod.host_network", "a bit"),
+    ("Event.subject_unknown", "a bit"),
+    (
+        "Event.direction",
+        "one of a newer version is not known here, and stored so",
+    ),
+    ("Gap.subject_unknown", "a bit"),
+];
+
+#[test]
+fn every_field_of_the_wire_is_refused_when_it_is_absurd() {
+    // What a refusal names, as the contract has it.
+    let field = |expected: &&str| -> Vec<String> {
+        let (list, rest) = expected.split_once(['[', ':']).unwrap();
+        let inner = rest
+            .split_once("].")
+            .map(|(_, r)| r.split([':', '.', ' ']).next().unwrap());
+        let message = ["stacks", "pods", "rows", "events", "gaps"]
+            .iter()
+            .position(|l| *l == list);
+        let message = message.map(|at| ["Stack", "Pod", "Rows", "Event", "Gap"][at]);
+        let mut fields = vec![format!("BatchBody.{list}")];
+        if let (Some(message), Some(inner)) = (message, inner) {
+            fields.push(format!("{message}.{inner}"));
+        }
+        match *expected {
+            e if e.starts_with("rows[0].columns.") => fields.push("Column.values".into()),
+            e if e.contains("attributes: a key") => fields.push("Attribute.key".into()),
+            e if e.contains("attributes: string") => fields.push("Attribute.value".into()),
+            _ => {}
+        }
+        fields
+    };
+    let covered: BTreeSet<String> = SPOILERS
+        .iter()
+        .flat_map(|(expected, _)| field(expected))
+        .chain(HELLO_SPOILERS.iter().map(|(field, ..)| (*field).to_owned()))
+        .chain(ANYTHING.iter().map(|(field, _)| (*field).to_owned()))
+        .collect();
+    let contract = prost_types::FileDescriptorSet::decode(sonde_proto::DESCRIPTION).unwrap();
+    let messages = contract.file.iter().flat_map(|f| &f.message_type);
+    // The others are what frames these, and what goes down.
+    let up = messages.filter(|m| !["Up", "Down", "HelloAck", "Ack"].contains(&m.name()));
+    let fields = up.flat_map(|m| m.field.iter().map(|f| format!("{}.{}", m.name(), f.name())));
+    let missing: Vec<_> = fields.filter(|f| !covered.contains(f)).collect();
+    assert_eq!(
+        missing,
+        Vec::<String>::new(),
+        "each needs a bad value here, or a reason why it has none"
+    );
+}
+
+pub(crate) fn gap(cause: &str, from: u64, to: u64) -> v1::Gap {
     let base = now_ns() - 1_000_000_000;
     v1::Gap {
         cause: cause.into(),
@@ -165,6 +290,8 @@ async fn bytes_that_are_no_batch_are_refused_as_poison() {
             assert_eq!(poison::sequence(&status), Some(sequence), "{status}");
         }
     }
+    let line = "sonde_aggregator_refused_batches_total{k8s_node=\"n1\"} 3";
+    assert!(aggregator.page().lines().any(|l| l == line), "{}", aggregator.page());
     aggregator.stop().await;
 }
 
@@ -204,6 +331,16 @@ async fn a_stream_begins_with_a_hello_and_then_has_batches_in_order() {
     };
     assert_eq!(status.code(), Code::InvalidArgument);
     assert!(status.message().starts_with("hello: node: \"not a name\""), "{status}");
+
+    let collector = Collector::connect(&aggregator, hello("n2", 1)).await.unwrap();
+    collector
+        .send_message(v1::Up {
+            message: Some(v1::up::Message::Hello(hello("n2", 1))),
+        })
+        .await;
+    let mut collector = collector;
+    let status = collector.refused().await;
+    assert_eq!(status.message(), "a second hello: expected a batch");
     aggregator.stop().await;
 }
 

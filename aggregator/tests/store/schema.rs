@@ -271,7 +271,7 @@ async fn a_database_of_a_newer_version_is_left_alone() {
         .execute(&database.pool())
         .await
         .unwrap();
-    let error = store::migrate(&database.options).await.unwrap_err();
+    let error = store::migrate(database.options.clone()).await.unwrap_err();
     assert!(matches!(error, OpenError::NewerSchema(9999)), "{error}");
 }
 

@@ -535,7 +535,7 @@ impl Default for Aggregator {
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Storage {
-    /// `postgres://USER:PASSWORD@HOST:PORT/DATABASE`. Empty: a private PostgreSQL in `aggregator.data_dir`.
+    /// `postgres://USER:PASSWORD@HOST:PORT/DATABASE`. Several `HOST:PORT` with commas between them: the one that takes writes is used, and another one when that changes. Empty: a private PostgreSQL in `aggregator.data_dir`.
     pub database_url: String,
     /// The user that the private PostgreSQL (and with it the aggregator) runs as when started by root.
     /// Empty: `sonde` where there is such a user, else `postgres`, else `nobody`.

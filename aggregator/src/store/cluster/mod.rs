@@ -17,6 +17,7 @@ use super::Store;
 use super::database::{self, Trouble, classify, describe};
 use super::partitions::{self, Day};
 use super::query::micros;
+use super::schema;
 use super::transaction::Keep;
 use crate::store::query::Micros;
 
@@ -41,7 +42,7 @@ impl From<sqlx::Error> for LeadError {
     fn from(error: sqlx::Error) -> Self {
         match classify(&error) {
             Trouble::Data => Self::Refused(describe(&error)),
-            Trouble::Away | Trouble::SchemaLost => Self::Away(describe(&error)),
+            Trouble::Away | Trouble::SchemaLost | Trouble::OtherSchema => Self::Away(describe(&error)),
         }
     }
 }
@@ -57,7 +58,7 @@ pub(crate) struct Leader {
 impl Store {
     /// `None`: another aggregator has it.
     pub(crate) async fn lead(&self) -> Result<Option<Leader>, LeadError> {
-        let mut connection = database::writer_connection(&self.inner.options).await?;
+        let mut connection = database::writer_connection(&self.inner.target).await?;
         let held: bool = sqlx::query_scalar("select pg_try_advisory_lock($1)")
             .bind(LEADER_LOCK)
             .fetch_one(&mut connection)
@@ -120,6 +121,7 @@ impl Leader {
         self.discard_expired(round);
         self.make_leaves(round).await?;
         let mut tx = self.connection.begin().await?;
+        schema::hold(&mut tx).await?;
         number(&mut tx, &mut round.changes).await?;
         // Ends first: of one object only one row may hold.
         end(&mut tx, "cluster_objects", &round.ended).await?;
@@ -162,6 +164,7 @@ impl Leader {
     pub(crate) async fn prune(&mut self) -> Result<(), LeadError> {
         let keep = self.store.inner.keep.events.as_secs_f64();
         for table in ["cluster_objects", "cluster_endpoints"] {
+            schema::check(&mut self.connection).await?;
             let sql = format!(
                 "delete from sonde_store.{table} where id in (select id from sonde_store.{table} \
                  where valid_to < now() - make_interval(secs => $1) limit $2)"

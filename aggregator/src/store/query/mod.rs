@@ -40,8 +40,12 @@ impl From<sqlx::Error> for QueryError {
         {
             return Self::TooSlow;
         }
+        let code = error.as_database_error().and_then(|e| e.code()).unwrap_or_default();
+        if matches!(&*code, "42P01" | "3F000") {
+            return Self::Unavailable(describe(&error));
+        }
         match classify(&error) {
-            Trouble::Away => Self::Unavailable(describe(&error)),
+            Trouble::Away | Trouble::OtherSchema => Self::Unavailable(describe(&error)),
             Trouble::SchemaLost | Trouble::Data => Self::Sql(error),
         }
     }

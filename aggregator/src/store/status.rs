@@ -1,0 +1,192 @@
+//! How the store is doing: what the keeper sees and what the writer meets, for readiness, metrics and streams.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::database::{Trouble, classify, describe};
+use crate::metrics::Metrics;
+
+/// A transaction of the writer that takes longer than this is a problem to be told.
+const SLOW: Duration = Duration::from_secs(5);
+
+/// What keeps batches from being stored. A fixed set: these are values of a label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProblemKind {
+    /// It was not asked yet, or its schema is being brought up to date.
+    Starting,
+    /// It does not answer, or ends connections.
+    Away,
+    ReadOnly,
+    /// It has no room left.
+    Full,
+    /// Locks or statements take too long.
+    Slow,
+    /// Set up by a newer version of Sonde, or by another build.
+    OtherSchema,
+}
+
+impl ProblemKind {
+    /// As the metric has it.
+    pub const ALL: [(Self, &'static str); 6] = [
+        (Self::Starting, "starting"),
+        (Self::Away, "away"),
+        (Self::ReadOnly, "read_only"),
+        (Self::Full, "full"),
+        (Self::Slow, "slow"),
+        (Self::OtherSchema, "other_schema"),
+    ];
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    pub kind: ProblemKind,
+    /// One line.
+    pub why: String,
+}
+
+impl Problem {
+    pub(super) fn new(kind: ProblemKind, why: impl Into<String>) -> Self {
+        Self { kind, why: why.into() }
+    }
+}
+
+impl From<&sqlx::Error> for Problem {
+    fn from(error: &sqlx::Error) -> Self {
+        let code = error.as_database_error().and_then(|e| e.code()).unwrap_or_default();
+        let kind = match &*code {
+            "25006" => ProblemKind::ReadOnly,
+            "53100" => ProblemKind::Full,
+            "55P03" | "57014" => ProblemKind::Slow,
+            _ if classify(error) == Trouble::OtherSchema => ProblemKind::OtherSchema,
+            _ => ProblemKind::Away,
+        };
+        Self::new(kind, describe(error))
+    }
+}
+
+/// What everybody may know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoreStatus {
+    /// Whether batches can be stored.
+    pub database_up: bool,
+    /// Whether the schema was found or made ready, ever.
+    pub prepared: bool,
+    /// What is wrong, while something is.
+    pub problem: Option<Problem>,
+}
+
+/// The status and what it is made of.
+#[derive(Debug)]
+pub(super) struct Health {
+    status: watch::Sender<StoreStatus>,
+    parts: Mutex<Parts>,
+    metrics: Arc<Metrics>,
+}
+
+/// Each has its own teller: one that does well must not hide that another does not.
+#[derive(Debug, Default)]
+struct Parts {
+    seen: Option<Problem>,
+    written: Option<Problem>,
+    slow: Option<Problem>,
+    writing_since: Option<Instant>,
+    writer: Option<i32>,
+}
+
+impl Health {
+    pub(super) fn new(metrics: Arc<Metrics>) -> Arc<Self> {
+        let problem = Problem::new(ProblemKind::Starting, "the database was not asked yet");
+        let health = Self {
+            status: watch::Sender::new(StoreStatus {
+                database_up: false,
+                prepared: false,
+                problem: Some(problem.clone()),
+            }),
+            parts: Mutex::new(Parts {
+                seen: Some(problem),
+                ..Parts::default()
+            }),
+            metrics,
+        };
+        health.metrics.database(Some(ProblemKind::Starting));
+        Arc::new(health)
+    }
+
+    pub(super) fn subscribe(&self) -> watch::Receiver<StoreStatus> {
+        self.status.subscribe()
+    }
+
+    pub(super) fn status(&self) -> StoreStatus {
+        self.status.borrow().clone()
+    }
+
+    /// The schema is there, and what is in it is known.
+    pub(super) fn prepared(&self) {
+        self.status.send_modify(|status| status.prepared = true);
+    }
+
+    /// What the keeper found when it asked.
+    pub(super) fn seen(&self, problem: Option<Problem>) {
+        self.change(|parts| parts.seen = problem);
+    }
+
+    /// What the writer met when it wrote.
+    pub(super) fn written(&self, problem: Option<Problem>) {
+        self.change(|parts| parts.written = problem);
+    }
+
+    /// The writer begins a transaction, or is through with one.
+    pub(super) fn writing(&self, since: Option<Instant>) {
+        self.change(|parts| {
+            parts.writing_since = since;
+            parts.slow = parts.slow.take().filter(|_| since.is_some());
+        });
+    }
+
+    /// Backend process of the writer's connection.
+    pub(super) fn writer_is(&self, pid: Option<i32>) {
+        self.parts.lock().writer = pid;
+    }
+
+    /// For how long the writer has been waiting for one transaction, if too long, and its backend process.
+    pub(super) fn late(&self) -> Option<(Duration, Option<i32>)> {
+        let parts = self.parts.lock();
+        let since = parts.writing_since?.elapsed();
+        (since >= SLOW).then_some((since, parts.writer))
+    }
+
+    /// The writer is late, and this is known of it.
+    pub(super) fn slow(&self, why: String) {
+        self.change(|parts| {
+            // It may have come through in the meantime.
+            if parts.writing_since.is_some_and(|since| since.elapsed() >= SLOW) {
+                parts.slow = Some(Problem::new(ProblemKind::Slow, why));
+            }
+        });
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Parts)) {
+        let mut parts = self.parts.lock();
+        change(&mut parts);
+        let problem = [&parts.seen, &parts.written, &parts.slow].into_iter().flatten().next();
+        self.metrics.database(problem.map(|p| p.kind));
+        self.status.send_if_modified(|status| {
+            let before = status.problem.as_ref().map(|p| p.kind);
+            match problem {
+                None if before.is_some() => tracing::info!("the database takes batches"),
+                Some(problem) if before != Some(problem.kind) => {
+                    tracing::warn!(error = %problem.why, "the database takes no batches, nothing is acknowledged");
+                }
+                _ => {}
+            }
+            let news = status.problem.as_ref() != problem;
+            status.database_up = problem.is_none();
+            status.problem = problem.cloned();
+            news
+        });
+    }
+}

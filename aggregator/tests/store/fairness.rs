@@ -1,0 +1,92 @@
+//! Many collectors, one writer: who floods holds up itself.
+
+use sonde_proto::v1;
+
+use crate::fixture::{Aggregator, Collector, batch, hello};
+
+/// About a megabyte: a few of them fill a transaction.
+fn large() -> v1::BatchBody {
+    let mut body = batch(0, 1);
+    let noise = |n: u32| format!("{:4000}", n);
+    body.strings.extend((0..250).map(noise));
+    body
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_collector_that_floods_is_held_back_and_another_one_is_in_the_next_transaction() {
+    let aggregator = Aggregator::start().await;
+    let mut flood = Collector::connect(&aggregator, hello("flood", 1)).await.unwrap();
+    let mut quiet = Collector::connect(&aggregator, hello("quiet", 1)).await.unwrap();
+    // The writer waits in its first transaction, and everything queues up behind it.
+    let mut lock = aggregator.db.begin().await.unwrap();
+    sqlx::query("lock table sonde_store.cursors in access exclusive mode")
+        .execute(&mut *lock)
+        .await
+        .unwrap();
+    for sequence in 1..=60 {
+        flood.send(sequence, &large()).await;
+    }
+    let mut queued = 0;
+    while queued < 15 {
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        queued = aggregator.metrics.queued_batches.get();
+    }
+    quiet.send(1, &batch(1, 1)).await;
+    while aggregator.metrics.queued_batches.get() <= queued {
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    // One stream has at most its share of the memory in flight, whatever it sends.
+    let bytes = aggregator.metrics.queued_bytes.get();
+    assert!(bytes <= 66 << 20, "{bytes}");
+    assert!(
+        !flood.has_news() && !quiet.has_news(),
+        "nothing is acknowledged that is not stored"
+    );
+    lock.rollback().await.unwrap();
+    quiet.acked(1).await;
+    flood.acked(60).await;
+    // Ids of events ascend in the order of commits, and within one in the order in which batches were taken.
+    let before: i64 = sqlx::query_scalar(
+        "select count(*) from sonde.events where node = 'flood' \
+         and id < (select id from sonde.events where node = 'quiet')",
+    )
+    .fetch_one(&aggregator.db)
+    .await
+    .unwrap();
+    assert!(
+        before <= 6,
+        "{before} batches of the flood went first, of at least {queued} that waited"
+    );
+    assert_eq!(aggregator.count("sonde.events").await, 61);
+    aggregator.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lone_batch_is_a_transaction_of_its_own_and_those_that_wait_share_one() {
+    let aggregator = Aggregator::start().await;
+    let mut collector = Collector::connect(&aggregator, hello("n1", 1)).await.unwrap();
+    for sequence in 1..=5 {
+        collector.send(sequence, &batch(1, 1)).await;
+        collector.acked(sequence).await;
+    }
+    assert_eq!(aggregator.metrics.transactions.get(), 5);
+    let mut lock = aggregator.db.begin().await.unwrap();
+    sqlx::query("lock table sonde_store.cursors in access exclusive mode")
+        .execute(&mut *lock)
+        .await
+        .unwrap();
+    for sequence in 6..=60 {
+        collector.send(sequence, &batch(1, 1)).await;
+    }
+    let mut seen = 0;
+    // One group is with the writer, of one batch or of the few that came before it began.
+    while seen < 45 {
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        seen = aggregator.metrics.queued_batches.get();
+    }
+    lock.rollback().await.unwrap();
+    collector.acked(60).await;
+    let transactions = aggregator.metrics.transactions.get() - 5;
+    assert!(transactions <= 5, "{transactions} transactions for what waited");
+    aggregator.stop().await;
+}
