@@ -6,6 +6,8 @@ use std::net::IpAddr;
 /// 2000-01-01 UTC, where PostgreSQL's clock starts, in microseconds since 1970.
 const POSTGRES_EPOCH_US: i64 = 946_684_800_000_000;
 const OID_INT8: u32 = 20;
+const OID_INT4: u32 = 23;
+const OID_FLOAT8: u32 = 701;
 /// `PGSQL_AF_INET`, and the number after it for IPv6, on every platform.
 const FAMILY_V4: u8 = 2;
 const FAMILY_V6: u8 = 3;
@@ -131,6 +133,34 @@ impl CopyBuffer {
                 self.i64(*value)
             }
         }
+        self.close(at);
+    }
+
+    pub(super) fn opt_f64(&mut self, value: Option<f64>) {
+        match value {
+            Some(value) => self.field(&value.to_be_bytes()),
+            None => self.null(),
+        }
+    }
+
+    /// `integer[]` of one dimension.
+    pub(super) fn i32_array(&mut self, values: impl ExactSizeIterator<Item = Option<i32>>) {
+        self.array(OID_INT4, values, |out, value| out.opt_i32(value));
+    }
+
+    /// `double precision[]` of one dimension.
+    pub(super) fn f64_array(&mut self, values: impl ExactSizeIterator<Item = Option<f64>>) {
+        self.array(OID_FLOAT8, values, |out, value| out.opt_f64(value));
+    }
+
+    /// Whether it has nulls may be said although it has none.
+    fn array<T>(&mut self, oid: u32, values: impl ExactSizeIterator<Item = T>, write: impl Fn(&mut Self, T)) {
+        let at = self.bytes.len();
+        self.bytes.extend_from_slice(&[0; 4]);
+        for word in [1, 1, oid, values.len() as u32, 1] {
+            self.bytes.extend_from_slice(&word.to_be_bytes());
+        }
+        values.for_each(|value| write(self, value));
         self.close(at);
     }
 

@@ -78,7 +78,16 @@ fn pool(options: PgConnectOptions, connections: u32) -> PgPool {
 
 /// The writer's own connection.
 pub(super) async fn writer_connection(options: &PgConnectOptions) -> sqlx::Result<PgConnection> {
-    let options = session(options.clone(), "writer");
+    connection(options, "writer").await
+}
+
+/// The one that rolls up. Its transactions must not be taken for those of a writer.
+pub(super) async fn roller_connection(options: &PgConnectOptions) -> sqlx::Result<PgConnection> {
+    connection(options, "roller").await
+}
+
+async fn connection(options: &PgConnectOptions, role: &str) -> sqlx::Result<PgConnection> {
+    let options = session(options.clone(), role);
     match tokio::time::timeout(Duration::from_secs(10), options.connect()).await {
         Ok(connection) => connection,
         Err(_) => Err(sqlx::Error::PoolTimedOut),

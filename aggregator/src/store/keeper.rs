@@ -105,14 +105,7 @@ impl Keeper {
         {
             *count.entry(table.clone()).or_default() += 1;
         }
-        let keep = |table: &str| {
-            if matches!(table, "events" | "gaps" | "changes") {
-                self.keep.events
-            } else {
-                self.keep.rows
-            }
-        };
-        for leaf in partitions::expired(leaves, now_ns, keep) {
+        for leaf in partitions::expired(leaves, now_ns, |table| self.keep.of(table)) {
             match partitions::drop_leaf(&self.admin, &leaf).await {
                 Ok(()) => {
                     tracing::info!(partition = %leaf.name, "dropped a partition that is older than what is kept");

@@ -15,6 +15,7 @@ mod partitions;
 mod pods;
 pub mod query;
 mod register;
+mod rollup;
 mod schema;
 mod streams;
 mod tables;
@@ -40,6 +41,7 @@ use transaction::{Keep, Session, Tables};
 use writer::Writer;
 
 pub use register::{Newcomer, RegisterError, Registered};
+pub use rollup::Rolled;
 pub use streams::{Place, Streams, Taken};
 
 /// Batches that may wait for the writer; their memory is bounded elsewhere, see `ingest`.
@@ -106,6 +108,7 @@ pub struct StoreStatus {
 pub struct Tasks {
     writer: JoinHandle<()>,
     keeper: JoinHandle<()>,
+    roller: JoinHandle<()>,
     admin: PgPool,
     readers: PgPool,
     stop: shutdown::Trigger,
@@ -160,6 +163,8 @@ impl Store {
         let keep = Keep {
             rows: storage.keep_rows.0,
             events: storage.keep_events.0,
+            rollups_1m: storage.keep_rollups_1m.0,
+            rollups_1h: storage.keep_rollups_1h.0,
         };
         let (queue, batches) = mpsc::channel(QUEUE);
         let store = Self {
@@ -209,7 +214,8 @@ impl Store {
         };
         let tasks = Tasks {
             writer: tokio::spawn(writer.run()),
-            keeper: tokio::spawn(keeper.run(stopped)),
+            keeper: tokio::spawn(keeper.run(stopped.clone())),
+            roller: tokio::spawn(rollup::run(store.clone(), stopped)),
             admin: store.inner.admin.clone(),
             readers: store.inner.readers.clone(),
             stop,
@@ -257,6 +263,7 @@ impl Tasks {
             writer.abort();
         }
         let _ = self.keeper.await;
+        let _ = self.roller.await;
         // Otherwise a private server would have to end these sessions, and complain.
         let close = async { tokio::join!(self.admin.close(), self.readers.close()) };
         let _ = tokio::time::timeout(LAST_QUERIES, close).await;

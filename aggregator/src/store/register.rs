@@ -14,6 +14,7 @@ use super::batch::{Stream, StreamProbe};
 use super::catalogue::{Conflict, Definition};
 use super::database::{Trouble, classify, describe};
 use super::partitions::{self, Day};
+use super::rollup;
 use super::tables::{self, table_name};
 use super::{Store, schema};
 
@@ -181,6 +182,7 @@ async fn widen(tx: &mut PgConnection, known: &mut Known, newcomer: &Newcomer) ->
     let today = Day::of(now_ns());
     for (probe, definition) in merged {
         tables::apply(tx, &probe.name, &probe.help, &definition).await?;
+        rollup::tables::apply(tx, &probe.name, &definition).await?;
         let table = table_name(&probe.name);
         partitions::ensure_in(tx, &[(table.clone(), today), (table, today.next())]).await?;
         sqlx::query(

@@ -28,6 +28,10 @@ pub(super) async fn apply(tx: &mut PgConnection, probe: &str, help: &str, defini
         in_view.clear();
     }
     run.extend(view_statements(&view, &table, help, definition, &in_view));
+    let readings = ident(&format!("readings_{probe}"));
+    run.push(format!(
+        "create or replace view sonde_store.{readings} as select * from {table}"
+    ));
     sqlx::raw_sql(AssertSqlSafe(run.join(";\n"))).execute(&mut *tx).await?;
     let granted = format!("grant select on {view} to sonde_reader");
     // The role may be missing where nobody was allowed to make it; then there is nobody to grant anything to.
@@ -42,7 +46,7 @@ pub(super) async fn apply(tx: &mut PgConnection, probe: &str, help: &str, defini
 }
 
 /// In their order; empty where there is no such relation.
-async fn columns_of(tx: &mut PgConnection, relation: &str) -> sqlx::Result<Vec<String>> {
+pub(super) async fn columns_of(tx: &mut PgConnection, relation: &str) -> sqlx::Result<Vec<String>> {
     sqlx::query_scalar(
         "select attname::text from pg_attribute where attrelid = to_regclass($1) and attnum > 0 and not attisdropped order by attnum",
     )

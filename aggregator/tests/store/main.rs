@@ -5,4 +5,5 @@ mod fixture;
 mod once;
 mod outage;
 mod refusals;
+mod rollups;
 mod schema;
