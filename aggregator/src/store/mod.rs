@@ -8,6 +8,7 @@ mod copy;
 mod database;
 mod dictionary;
 mod encode;
+mod event_indexes;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
 mod keeper;

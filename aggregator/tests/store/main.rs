@@ -1,6 +1,7 @@
 //! Ingest and store against a real PostgreSQL: a collector's stream in, rows of the views out.
 
 mod copying;
+mod event_indexes;
 mod fixture;
 mod once;
 mod outage;

@@ -21,6 +21,7 @@ use tokio::time::MissedTickBehavior;
 
 use super::Store;
 use super::database::{self, describe};
+use super::event_indexes;
 use round::Round;
 
 /// Held by the session that rolls up, while it does.
@@ -52,6 +53,8 @@ impl Store {
         let rolled = if held {
             let mut round = Round::new(&mut connection, self.inner.keep, &self.inner.metrics, now_ns, gently);
             round.run().await?;
+            // Also work in the background that one aggregator does: a step of it each time.
+            event_indexes::complete(&mut connection).await?;
             Rolled::Up
         } else {
             Rolled::Elsewhere
