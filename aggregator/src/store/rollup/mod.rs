@@ -9,7 +9,7 @@ mod fold;
 pub(super) mod late;
 mod read;
 mod round;
-pub(crate) mod tables;
+pub(super) mod tables;
 mod write;
 
 use std::time::Duration;

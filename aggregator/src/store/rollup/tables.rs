@@ -193,6 +193,16 @@ fn view_statements(
     run
 }
 
+/// How the view calls the columns of the definition: of a gauge, the average.
+pub(crate) fn names(length: Length, definition: &Definition) -> Vec<String> {
+    let mut shown = shown(length, definition).into_iter().skip(5 + definition.labels.len());
+    let name = |column: &Column| {
+        let last = if column.kind == Kind::Gauge { 2 } else { 0 };
+        shown.nth(last).expect("shown has them all").name
+    };
+    definition.columns.iter().map(name).collect()
+}
+
 fn shown(length: Length, definition: &Definition) -> Vec<Shown> {
     let span = length.words();
     let minute = length == Length::Minute;
@@ -322,6 +332,7 @@ mod tests {
                 .collect()
         };
         assert_eq!(names(&definition), ["a_min", "a_max", "a_avg", "a_min_"]);
+        assert_eq!(super::names(Length::Hour, &definition), ["a_avg", "a_min_"]);
         definition.columns.swap(0, 1);
         assert_eq!(names(&definition), ["a_min", "a_min_", "a_max", "a_avg"]);
     }
