@@ -90,7 +90,18 @@ pub struct Metrics {
     pub dropped_partitions: Count,
     pub failed_transactions: Count,
     problem: Mutex<Option<ProblemKind>>,
+    pub rollup: Rollup,
     refused: Mutex<BTreeMap<String, u64>>,
+}
+
+/// What rolling up readings costs, and how far it is.
+#[derive(Debug, Default)]
+pub struct Rollup {
+    pub rows: Count,
+    pub late_hours: Count,
+    pub failures: Count,
+    pub hours_behind: Count,
+    pub nanos: Count,
 }
 
 impl Metrics {
@@ -153,6 +164,21 @@ impl Metrics {
                 &self.dropped_partitions,
                 "Partitions dropped by retention.",
             ),
+            (
+                "rollup_rows",
+                &self.rollup.rows,
+                "Rows of rollups made by this aggregator: one for each series and hour in each of the two tables.",
+            ),
+            (
+                "rollup_late_hours",
+                &self.rollup.late_hours,
+                "Hours of a node that were rolled up again, as readings came late or the hour before them changed.",
+            ),
+            (
+                "rollup_failures",
+                &self.rollup.failures,
+                "Times that rolling up failed and was put off.",
+            ),
         ] {
             page.single(
                 &format!("sonde_aggregator_{name}_total"),
@@ -175,6 +201,11 @@ impl Metrics {
             ("streams", &self.streams, "Collectors connected."),
             ("partitions", &self.partitions, "Partitions of all tables."),
             ("database_up", &self.database_up, "Whether batches can be stored."),
+            (
+                "rollup_hours_behind",
+                &self.rollup.hours_behind,
+                "Hours that are due and not rolled up, when this aggregator rolled up last.",
+            ),
         ] {
             page.single(&format!("sonde_aggregator_{name}"), Type::Gauge, help, count.get());
         }
@@ -184,6 +215,12 @@ impl Metrics {
         for (kind, label) in ProblemKind::ALL {
             page.sample(name, &[("problem", label)], u64::from(now == Some(kind)));
         }
+        page.single(
+            "sonde_aggregator_rollup_seconds_total",
+            Type::Counter,
+            "Time spent on rolling up.",
+            self.rollup.nanos.get() as f64 / 1e9,
+        );
         let help = "How long it took to store a group of batches and commit.";
         self.commit_seconds
             .render(page, "sonde_aggregator_commit_seconds", help);

@@ -15,7 +15,7 @@ pub const MAX_PROBES: usize = 256;
 pub const MAX_COLUMNS: usize = 400;
 /// Numbers in a row of a probe: one for each counter and gauge, and those of its histograms. Each takes two columns of a
 /// table.
-pub const MAX_CELLS: usize = 780;
+pub const MAX_CELLS: usize = 480;
 /// Labels of a probe.
 pub const MAX_LABELS: usize = 16;
 /// A node name: a DNS subdomain as Kubernetes has it.

@@ -22,9 +22,12 @@ const RESERVED_PROBES: [&str; 11] = [
     "endpoints",
     "cluster_nodes",
 ];
+/// `sonde.<probe>_1m` and `sonde.<probe>_1h` are its rollups.
+const RESERVED_SUFFIXES: [&str; 2] = ["_1m", "_1h"];
 /// Columns that tables, views or PostgreSQL itself have, and labels that metrics have.
-const RESERVED_COLUMNS: [&str; 17] = [
+const RESERVED_COLUMNS: [&str; 18] = [
     "time",
+    "readings",
     "node",
     "namespace",
     "pod",
@@ -120,6 +123,16 @@ pub(super) fn check(hello: v1::Hello) -> Result<Newcomer, Invalid> {
 
 fn check_probe(probe: &v1::ProbeDef) -> Result<(), Invalid> {
     name("probe", &probe.name, &RESERVED_PROBES)?;
+    ensure(
+        !RESERVED_SUFFIXES.iter().any(|suffix| probe.name.ends_with(suffix)),
+        || "probe".into(),
+        || {
+            format!(
+                "`{}` ends as the views of rollups do: `_1m` and `_1h` are reserved",
+                probe.name
+            )
+        },
+    )?;
     let field = |what: &str| format!("probe {}: {what}", probe.name);
     text(&field("help"), &probe.help, MAX_STRING)?;
     for (what, count, most) in [
@@ -310,6 +323,10 @@ mod tests {
             (
                 "hello: probe: `events` is reserved",
                 refused(|h| probe(h).name = "events".into()),
+            ),
+            (
+                "hello: probe: `tcp_1m` ends as the views of rollups do",
+                refused(|h| probe(h).name = "tcp_1m".into()),
             ),
             (
                 "hello: probe tcp: column: `xmin` is reserved",

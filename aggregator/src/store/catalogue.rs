@@ -314,7 +314,7 @@ mod tests {
             .unwrap_err()
             .to_string();
         assert!(
-            error.contains("781 numbers in a row with those of other collectors, expected at most 780"),
+            error.contains("481 numbers in a row with those of other collectors, expected at most 480"),
             "{error}"
         );
     }

@@ -10,6 +10,7 @@ const HEADER: usize = 19;
 const OID_INT8: u32 = 20;
 const OID_INT2: u32 = 21;
 const OID_INT4: u32 = 23;
+const OID_FLOAT8: u32 = 701;
 /// `PGSQL_AF_INET`, and the number after it for IPv6, on every platform.
 const FAMILY_V4: u8 = 2;
 const FAMILY_V6: u8 = 3;
@@ -144,32 +145,51 @@ impl CopyBuffer {
 
     /// `smallint[]` of one dimension.
     pub(super) fn i16_array(&mut self, values: &[i16]) {
-        self.array(OID_INT2, 1, values.iter().map(|v| v.to_be_bytes()));
+        self.array(OID_INT2, 1, values.iter(), |out, value| out.i16(*value));
     }
 
     /// `int[]` of one dimension whose first element has the index `first`.
-    pub(super) fn narrow_array(&mut self, values: impl Iterator<Item = i32>, first: i32) {
-        self.array(OID_INT4, first, values.map(i32::to_be_bytes));
+    pub(super) fn narrow_array(&mut self, values: impl ExactSizeIterator<Item = i32>, first: i32) {
+        self.array(OID_INT4, first, values, |out, value| out.i32(value));
     }
 
     /// `bigint[]` of one dimension whose first element has the index `first`.
     pub(super) fn wide_array(&mut self, values: &[i64], first: i32) {
-        self.array(OID_INT8, first, values.iter().map(|v| v.to_be_bytes()));
+        self.array(OID_INT8, first, values.iter(), |out, value| out.i64(*value));
     }
 
-    /// Without nulls: dimensions, flags, type of the elements, length, index of the first.
-    fn array<const N: usize>(&mut self, element: u32, first: i32, values: impl Iterator<Item = [u8; N]>) {
+    pub(super) fn opt_f64(&mut self, value: Option<f64>) {
+        match value {
+            Some(value) => self.field(&value.to_be_bytes()),
+            None => self.null(),
+        }
+    }
+
+    /// `integer[]` of one dimension.
+    pub(super) fn i32_array(&mut self, values: impl ExactSizeIterator<Item = Option<i32>>) {
+        self.array(OID_INT4, 1, values, |out, value| out.opt_i32(value));
+    }
+
+    /// `double precision[]` of one dimension.
+    pub(super) fn f64_array(&mut self, values: impl ExactSizeIterator<Item = Option<f64>>) {
+        self.array(OID_FLOAT8, 1, values, |out, value| out.opt_f64(value));
+    }
+
+    /// Dimensions, flags, type of the elements, length, index of the first. Whether it has nulls may be said although it
+    /// has none.
+    fn array<T>(
+        &mut self,
+        oid: u32,
+        first: i32,
+        values: impl ExactSizeIterator<Item = T>,
+        write: impl Fn(&mut Self, T),
+    ) {
         let at = self.bytes.len();
         self.bytes.extend_from_slice(&[0; 4]);
-        for word in [1, 0, element, 0, first as u32] {
+        for word in [1, 1, oid, values.len() as u32, first as u32] {
             self.bytes.extend_from_slice(&word.to_be_bytes());
         }
-        let mut length = 0_u32;
-        for value in values {
-            self.field(&value);
-            length += 1;
-        }
-        self.bytes[at + 16..at + 20].copy_from_slice(&length.to_be_bytes());
+        values.for_each(|value| write(self, value));
         self.close(at);
     }
 
@@ -224,7 +244,7 @@ mod tests {
         );
         assert_eq!(field(|b| b.i64_array(&[1], i64::MIN))[11], 0);
         let from_7 = field(|b| b.narrow_array([1, -1].into_iter(), 7));
-        let head = [0, 0, 0, 36, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 23, 0, 0, 0, 2, 0, 0, 0, 7];
+        let head = [0, 0, 0, 36, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 23, 0, 0, 0, 2, 0, 0, 0, 7];
         assert_eq!(from_7[..24], head);
         assert_eq!(
             from_7[24..],

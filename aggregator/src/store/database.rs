@@ -150,6 +150,15 @@ pub(super) async fn find(target: &Target, role: &str) -> sqlx::Result<Found> {
     target.find(|options| session(options, role).options(limits)).await
 }
 
+/// The one that rolls up. Its transactions must not be taken for those of a writer.
+pub(super) async fn roller_connection(target: &Target) -> sqlx::Result<PgConnection> {
+    let found = find(target, "roller").await?;
+    match found.read_only {
+        Some(why) => Err(Trial::error(why)),
+        None => Ok(found.connection),
+    }
+}
+
 /// A connection for writing. A lock that somebody holds, or a statement that hangs, is an error after a while.
 pub(super) async fn writer_connection(target: &Target) -> sqlx::Result<PgConnection> {
     let limits = [("lock_timeout", "30000"), ("statement_timeout", "60000")];

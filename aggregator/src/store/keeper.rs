@@ -264,15 +264,8 @@ impl Keeper {
         {
             *count.entry(table.clone()).or_default() += 1;
         }
-        let kept = self.keep;
-        let keep = |table: &str| {
-            if matches!(table, "events" | "gaps" | "changes") {
-                kept.events
-            } else {
-                kept.rows
-            }
-        };
-        for leaf in partitions::expired(leaves, now_ns, keep) {
+        let keep = self.keep;
+        for leaf in partitions::expired(leaves, now_ns, |table| keep.of(table)) {
             match partitions::drop_leaf(self.connection().await?, &leaf).await {
                 Ok(()) => {
                     tracing::info!(partition = %leaf.name, "dropped a partition that is older than what is kept");

@@ -8,6 +8,7 @@ mod copy;
 mod database;
 mod dictionary;
 mod encode;
+mod event_indexes;
 mod frames;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
@@ -17,6 +18,7 @@ mod pods;
 pub mod query;
 mod queue;
 mod register;
+mod rollup;
 pub(crate) mod schema;
 mod status;
 mod streams;
@@ -45,6 +47,7 @@ use transaction::{Keep, Session, Tables};
 use writer::Writer;
 
 pub use register::{Newcomer, RegisterError, Registered};
+pub use rollup::Rolled;
 pub use status::{Problem, ProblemKind, StoreStatus};
 pub use streams::{Place, Streams, Taken};
 pub use target::{BadUrl, Target};
@@ -98,6 +101,7 @@ struct Inner {
 pub struct Tasks {
     writer: JoinHandle<()>,
     keeper: JoinHandle<()>,
+    roller: JoinHandle<()>,
     pools: Arc<Pools>,
     stop: shutdown::Trigger,
 }
@@ -135,6 +139,8 @@ impl Store {
         let keep = Keep {
             rows: storage.keep_rows.0,
             events: storage.keep_events.0,
+            rollups_1m: storage.keep_rollups_1m.0,
+            rollups_1h: storage.keep_rollups_1h.0,
         };
         let pools = Arc::new(Pools::new(target.options()));
         let health = Health::new(Arc::clone(&parts.metrics));
@@ -184,7 +190,8 @@ impl Store {
         };
         let tasks = Tasks {
             writer: tokio::spawn(writer.run()),
-            keeper: tokio::spawn(keeper.run(stopped)),
+            keeper: tokio::spawn(keeper.run(stopped.clone())),
+            roller: tokio::spawn(rollup::run(store.clone(), stopped)),
             pools,
             stop,
         };
@@ -259,6 +266,7 @@ impl Tasks {
             writer.abort();
         }
         let _ = self.keeper.await;
+        let _ = self.roller.await;
         // Otherwise a private server would have to end these sessions, and complain.
         let close = async { tokio::join!(self.pools.admin.close(), self.pools.readers.close()) };
         let _ = tokio::time::timeout(LAST_QUERIES, close).await;

@@ -24,9 +24,19 @@ impl Day {
         Self(self.0 + 1)
     }
 
-    /// When the day is over, in Unix nanoseconds.
-    fn end_ns(self) -> u64 {
-        (self.0 as u64 + 1) * DAY_NS
+    /// Its first moment, in Unix microseconds.
+    pub(super) fn start_us(self) -> i64 {
+        i64::from(self.0) * (DAY_NS / 1000) as i64
+    }
+
+    /// The first day of the partition of this table that the day is in.
+    fn first_of(self, table: &str) -> Self {
+        Self(self.0 - self.0.rem_euclid(days_of(table)))
+    }
+
+    /// The day after the last one of that partition.
+    fn after_last_of(self, table: &str) -> Self {
+        Self(self.first_of(table).0 + days_of(table))
     }
 
     fn date(self) -> Date {
@@ -38,15 +48,20 @@ impl Day {
         self.date().strftime("%Y%m%d").to_string()
     }
 
-    fn parse(suffix: &str) -> Option<Self> {
+    pub(super) fn parse(suffix: &str) -> Option<Self> {
         let date = Date::strptime("%Y%m%d", suffix).ok().filter(|_| suffix.len() == 8)?;
         Some(Self(EPOCH.until(date).ok()?.get_days()))
     }
 }
 
-/// Name of the partition of a table for a day, without its schema `sonde_parts`.
+/// Days of a partition. Rollups of hours are small and kept for long: theirs are weeks, beginning on Thursdays as time did.
+fn days_of(table: &str) -> i32 {
+    if table.starts_with("r1h_") { 7 } else { 1 }
+}
+
+/// Name of the partition of a table that a day is in, without its schema `sonde_parts`.
 pub(super) fn leaf_name(table: &str, day: Day) -> String {
-    format!("{table}_{}", day.suffix())
+    format!("{table}_{}", day.first_of(table).suffix())
 }
 
 /// Makes those of `wanted` (table in `sonde_store`, day) that are not there yet. One transaction.
@@ -79,11 +94,11 @@ pub(super) async fn ensure_in(tx: &mut PgConnection, wanted: &[(String, Day)]) -
         let (leaf, parent) = (ident(&name), ident(table));
         // Attached, not made as a partition: that needs no lock which excludes readers of the parent.
         let sql = format!(
-            "create table if not exists sonde_parts.{leaf} (like sonde_store.{parent} including defaults);\n\
+            "create table if not exists sonde_parts.{leaf} (like sonde_store.{parent} including defaults including statistics);\n\
              alter table sonde_store.{parent} attach partition sonde_parts.{leaf} \
              for values from ('{} 00:00:00+00') to ('{} 00:00:00+00')",
-            day.date(),
-            day.next().date(),
+            day.first_of(table).date(),
+            day.after_last_of(table).date(),
         );
         sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut *tx).await?;
     }
@@ -115,7 +130,8 @@ pub(super) async fn list(connection: &mut PgConnection) -> sqlx::Result<Vec<Leaf
 
 /// Those that retention drops: their last moment is older than what is kept.
 pub(super) fn expired(leaves: Vec<Leaf>, now_ns: u64, keep: impl Fn(&str) -> Duration) -> Vec<Leaf> {
-    let over = |leaf: &Leaf| leaf.day.end_ns() <= now_ns.saturating_sub(keep(&leaf.table).as_nanos() as u64);
+    let oldest = |leaf: &Leaf| now_ns.saturating_sub(keep(&leaf.table).as_nanos() as u64) / 1000;
+    let over = |leaf: &Leaf| leaf.day.after_last_of(&leaf.table).start_us() as u64 <= oldest(leaf);
     leaves.into_iter().filter(over).collect()
 }
 
@@ -146,6 +162,27 @@ mod tests {
     }
 
     #[test]
+    fn rollups_of_hours_have_partitions_of_a_week() {
+        let day = |name: &str| Day::parse(name).unwrap();
+        for name in ["20261119", "20261122", "20261125"] {
+            assert_eq!(leaf_name("r1h_tcp", day(name)), "r1h_tcp_20261119", "{name}");
+            assert_eq!(day(name).after_last_of("r1h_tcp"), day("20261126"));
+        }
+        assert_eq!(leaf_name("r1m_tcp", day("20261122")), "r1m_tcp_20261122");
+        let leaf = || Leaf {
+            table: "r1h_tcp".into(),
+            name: "r1h_tcp_20261119".into(),
+            day: day("20261119"),
+        };
+        let kept = |now: &str| {
+            let now = day(now).start_us() as u64 * 1000;
+            expired(vec![leaf()], now, |_| Duration::from_secs(86_400)).is_empty()
+        };
+        assert!(kept("20261126"));
+        assert!(!kept("20261127"));
+    }
+
+    #[test]
     fn a_partition_goes_when_its_last_moment_is_too_old() {
         let leaf = |name: &str| Leaf {
             table: "events".into(),
@@ -154,7 +191,7 @@ mod tests {
         };
         let leaves = || vec![leaf("20261118"), leaf("20261119"), leaf("20261120")];
         let keep = |_: &str| Duration::from_secs(2 * 86_400);
-        let at = |day: &str, ns: u64| Day::parse(day).unwrap().end_ns() - DAY_NS + ns;
+        let at = |day: &str, ns: u64| Day::parse(day).unwrap().start_us() as u64 * 1000 + ns;
         let names = |now| {
             expired(leaves(), now, keep)
                 .into_iter()

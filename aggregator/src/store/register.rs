@@ -15,6 +15,7 @@ use super::batch::{Stream, StreamProbe};
 use super::catalogue::{Conflict, Definition};
 use super::database::{Trial, Trouble, classify, describe};
 use super::partitions::{self, Day};
+use super::rollup;
 use super::tables::{self, delta_table, key_table};
 use super::{Problem, ProblemKind, Store, schema};
 
@@ -309,6 +310,7 @@ async fn widen(tx: &mut PgConnection, known: &mut Known, newcomer: &Newcomer) ->
     let today = Day::of(now_ns());
     for (probe, definition) in merged {
         tables::apply(tx, &probe.name, &probe.help, &definition).await?;
+        rollup::tables::apply(tx, &probe.name, &definition).await?;
         for table in [key_table(&probe.name), delta_table(&probe.name)] {
             partitions::ensure_in(tx, &[(table.clone(), today), (table, today.next())]).await?;
         }

@@ -19,6 +19,7 @@ use super::encode::{self, Numbers};
 use super::frames::{Frames, Ids, Out, Reading};
 use super::partitions::{self, Day, leaf_name};
 use super::pods::Pods;
+use super::rollup;
 use super::schema::{self, ident};
 use super::tables::{self, delta_table, key_table};
 
@@ -35,9 +36,21 @@ pub(super) type Tables = Arc<RwLock<HashMap<String, Arc<Definition>>>>;
 pub(super) struct Keep {
     pub(super) rows: Duration,
     pub(super) events: Duration,
+    pub(super) rollups_1m: Duration,
+    pub(super) rollups_1h: Duration,
 }
 
 impl Keep {
+    /// By the name of a table.
+    pub(super) fn of(&self, table: &str) -> Duration {
+        match table {
+            "events" | "gaps" | "changes" => self.events,
+            _ if table.starts_with("r1m_") => self.rollups_1m,
+            _ if table.starts_with("r1h_") => self.rollups_1h,
+            _ => self.rows,
+        }
+    }
+
     /// The oldest moment that is still kept.
     pub(super) fn oldest(keep: Duration, now_ns: u64) -> u64 {
         now_ns.saturating_sub(keep.as_nanos() as u64)
@@ -160,6 +173,8 @@ impl Session {
         let plan = self.plan(group, &fresh, now);
         stored.expired = plan.expired;
         self.copy_rows(&mut tx, group, &numbers, &plan, &mut stored).await?;
+        let kept = Keep::oldest(self.keep.rows, now);
+        rollup::late::mark(&mut tx, fresh.iter().map(|at| group[*at]), kept).await?;
         self.copy_gaps(&mut tx, group, &numbers, &plan, now, &mut stored)
             .await?;
         // Last, because it takes the lock that orders commits between aggregators.

@@ -127,3 +127,91 @@ async fn what_is_not_there_is_refused() {
         assert!(detail.contains(expected), "{query}: {detail}");
     }
 }
+
+/// A counter's points as increases: what falls begins again at 0.
+fn increases(points: &[Value]) -> Vec<(i64, i64)> {
+    let value = |point: &Value| (point[0].as_i64().unwrap(), point[1].as_i64());
+    let points: Vec<_> = points.iter().map(value).filter_map(|(at, n)| Some((at, n?))).collect();
+    let rise = |pair: &[(i64, i64)]| {
+        (
+            pair[1].0,
+            if pair[1].1 < pair[0].1 {
+                pair[1].1
+            } else {
+                pair[1].1 - pair[0].1
+            },
+        )
+    };
+    points.windows(2).map(rise).collect()
+}
+
+#[tokio::test]
+async fn long_ranges_come_from_rollups_and_tell_the_same_increases() {
+    const MINUTE: u64 = 60 * SECOND;
+    let app = App::start().await;
+    let mut collector = app.collector("n1").await;
+    let start = (now_ns() / MINUTE - 8 * 60) * MINUTE;
+    let reset = 290;
+    for hour in 0..8 {
+        let mut batch = Batch::new();
+        let web = batch.pod("web", "10.0.0.1", start);
+        for i in hour * 60..(hour * 60 + 60).min(479) {
+            let bytes = if i < reset { 1000 + i * i } else { 5 + (i - reset) * 3 };
+            let at = start + i as u64 * MINUTE;
+            let carrier = if i % 7 == 0 { ABSENT } else { i };
+            batch.netdev(at, &[(web, "eth0", [bytes, carrier, i * 500_000_000])]);
+            batch.lat(at, web, [i, 2 * i, i / 2, i * 1_000_000_000]);
+        }
+        collector.send(batch).await;
+    }
+    app.store.roll_up(now_ns()).await.unwrap();
+    let at = |i: i64| sonde_aggregator::store::query::rfc3339((start as i64 + i * MINUTE as i64) / 1000);
+    let get = async |probe: &str, from: i64, to: i64, points: &str| {
+        let params = [("from", at(from)), ("to", at(to)), ("max_points", points.to_owned())];
+        let params: Vec<_> = params.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        app.get(&App::path(&format!("/api/v1/probes/{probe}/rows"), &params))
+            .await
+            .json()
+    };
+    let points = |answer: &Value, column: &str| answer["series"][0]["columns"][column].as_array().unwrap().clone();
+
+    let rolled = get("netdev", 0, 479, "479").await;
+    assert_eq!(rolled["source"], "1m");
+    let mut raw = Vec::new();
+    for (from, to) in [(0, 240), (240, 479)] {
+        let answer = get("netdev", from, to, "5000").await;
+        assert_eq!(answer["source"], "rows");
+        raw.extend(points(&answer, "receive_bytes"));
+    }
+    let (long, short) = (increases(&points(&rolled, "receive_bytes")), increases(&raw));
+    // A rollup of a minute stands at its end. The first point of all has nothing to rise from.
+    let ends: Vec<_> = short.iter().map(|(at, n)| (at + 60_000, *n)).collect();
+    assert_eq!(long, ends[1..], "with the hour that is not rolled up");
+    let busy = points(&rolled, "busy_seconds");
+    assert_eq!(busy.last().unwrap()[1].as_f64(), Some(478.0 / 2.0));
+    let carrier = points(&rolled, "carrier");
+    assert_eq!((&carrier[6][1], &carrier[7][1]), (&json!(6), &Value::Null));
+
+    // Six minutes are one part: a gauge is its average there.
+    let parts = get("netdev", 0, 479, "80").await;
+    assert_eq!(parts["source"], "1m");
+    let total: i64 = increases(&points(&parts, "receive_bytes")).iter().map(|(_, n)| n).sum();
+    let first = points(&parts, "receive_bytes")[0][1].as_i64().unwrap();
+    assert_eq!(total + first, short.iter().map(|(_, n)| n).sum::<i64>());
+    let lat = points(&get("lat", 0, 479, "80").await, "wait_seconds");
+    assert_eq!(lat.last().unwrap()[1], json!([478, 956, 239, 478]));
+
+    let hours = get("netdev", 0, 479, "8").await;
+    assert_eq!(hours["source"], "1m", "parts of just under an hour");
+    let hours = get("netdev", -600, 479, "10").await;
+    assert_eq!(hours["source"], "1h");
+    assert_eq!(
+        points(&hours, "busy_seconds").last().unwrap()[1].as_f64(),
+        Some(478.0 / 2.0)
+    );
+    let old = get("netdev", -30 * 24 * 60, -29 * 24 * 60, "10").await;
+    assert_eq!(
+        (&old["source"], old["series"].as_array().unwrap().len()),
+        (&json!("1h"), 0)
+    );
+}

@@ -1,6 +1,7 @@
 //! Ingest and store against a real PostgreSQL: a collector's stream in, rows of the views out.
 
 mod copying;
+mod event_indexes;
 mod fairness;
 mod fixture;
 mod hellos;
@@ -8,6 +9,7 @@ mod hosts;
 mod once;
 mod outage;
 mod refusals;
+mod rollups;
 mod schema;
 mod shape;
 mod versions;

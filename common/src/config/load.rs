@@ -218,6 +218,8 @@ fn check(config: &Config) -> Result<(), ConfigError> {
     for (key, keep) in [
         ("storage.keep_rows", config.storage.keep_rows),
         ("storage.keep_events", config.storage.keep_events),
+        ("storage.keep_rollups_1m", config.storage.keep_rollups_1m),
+        ("storage.keep_rollups_1h", config.storage.keep_rollups_1h),
     ] {
         if keep < Span::from_secs(86_400) {
             return fail(key, &keep, "expected at least `1d`: partitions are days");

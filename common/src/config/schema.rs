@@ -544,6 +544,10 @@ pub struct Storage {
     pub keep_rows: Span,
     /// How long events and gaps are kept.
     pub keep_events: Span,
+    /// How long rollups of probes' rows to one minute are kept.
+    pub keep_rollups_1m: Span,
+    /// How long rollups of probes' rows to one hour are kept.
+    pub keep_rollups_1h: Span,
 }
 
 impl Default for Storage {
@@ -553,6 +557,8 @@ impl Default for Storage {
             run_as: String::new(),
             keep_rows: Span::from_secs(14 * 86_400),
             keep_events: Span::from_secs(90 * 86_400),
+            keep_rollups_1m: Span::from_secs(30 * 86_400),
+            keep_rollups_1h: Span::from_secs(400 * 86_400),
         }
     }
 }

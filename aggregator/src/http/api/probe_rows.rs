@@ -10,10 +10,11 @@ use sonde_common::time::Span;
 use utoipa::{IntoParams, ToSchema};
 
 use crate::http::AppState;
-use crate::http::params::Params;
+use crate::http::params::{Params, now_micros};
 use crate::http::problem::{ApiResult, Problem};
 use crate::store::catalogue::{Column, Definition};
 use crate::store::query::rfc3339;
+use crate::store::query::rolled::Source;
 use crate::store::query::rows::{Reading, Rows, RowsQuery, Series};
 
 const DEFAULT_RANGE: Span = Span::from_secs(900);
@@ -34,7 +35,8 @@ struct RowsParams {
     to: Option<String>,
     /// Columns that are wanted, by default all; repeatable.
     column: Option<Vec<String>>,
-    /// Points of a series, 1 to 5000, by default 300. Of each part of the span the last reading is shown.
+    /// Points of a series, 1 to 5000, by default 300. Of each part of the span the last reading is shown. Of a long span,
+    /// or one that is older than readings are kept, rollups are: see `source` in the answer.
     max_points: Option<u32>,
 }
 
@@ -45,6 +47,9 @@ pub(crate) struct ProbeRows {
     from: String,
     #[schema(format = DateTime)]
     to: String,
+    /// `rows`: readings; `1m`, `1h`: rollups of that length, each point at the end of its part. There, counters and
+    /// histograms stand at what they rose by since `from`, and gauges at their average.
+    source: &'static str,
     series: Vec<RowSeries>,
 }
 
@@ -87,20 +92,27 @@ pub(crate) async fn rows(
         return Err(Problem::new(StatusCode::NOT_FOUND, detail));
     };
     let columns = columns(&params, &row.definition)?;
+    let step = ((to - from) / i64::from(points)).max(1);
+    let source = state.store.source(from, to, step, now_micros());
     let query = RowsQuery {
         node: params.words("node"),
         namespace: params.words("namespace"),
         pod: params.words("pod"),
         from,
         to,
-        step: ((to - from) / i64::from(points)).max(1),
+        step: step.max(source.span()),
         max_values: MAX_VALUES,
     };
-    let series = match state
-        .store
-        .probe_rows(&row.name, &row.definition, &columns, &query)
-        .await?
-    {
+    let store = &state.store;
+    let read = match source {
+        Source::Readings => store.probe_rows(&row.name, &row.definition, &columns, &query).await?,
+        _ => {
+            store
+                .rolled_rows(&row.name, &row.definition, &columns, &query, source)
+                .await?
+        }
+    };
+    let series = match read {
         Rows::Read(series) => series,
         Rows::TooMany => {
             let detail = format!("the answer has more than {MAX_VALUES} values: ask for fewer pods, columns or points");
@@ -111,6 +123,11 @@ pub(crate) async fn rows(
         probe: row.name,
         from: rfc3339(from),
         to: rfc3339(to),
+        source: match source {
+            Source::Readings => "rows",
+            Source::Minutes => "1m",
+            Source::Hours => "1h",
+        },
         series: series
             .into_iter()
             .map(|s| shown(s, &row.definition, &columns))

@@ -23,6 +23,12 @@ impl<T> Default for Terms<T> {
     }
 }
 
+impl Network {
+    fn is_host(&self) -> bool {
+        self.prefix == if self.address.is_ipv4() { 32 } else { 128 }
+    }
+}
+
 impl<T> Terms<T> {
     pub fn is_empty(&self) -> bool {
         self.any.is_empty() && self.none.is_empty()
@@ -233,24 +239,35 @@ impl Resolved<'_> {
             terms.iter().map(|n| format!("{}/{}", n.address, n.prefix)).collect()
         };
         let ip = &self.filter.ip;
-        for (wanted, terms) in [(true, &ip.any), (false, &ip.none)] {
-            if terms.is_empty() {
-                continue;
+        if !ip.any.is_empty() {
+            // Without coalesce, and hosts as equal: only so an index can be used. What is null is not wanted either way.
+            let (hosts, nets): (Vec<Network>, Vec<Network>) = ip.any.iter().partition(|n| n.is_host());
+            sql.push(" and (false");
+            for (operator, terms) in [("=", hosts), ("<<=", nets)] {
+                for end in ["saddr", "daddr"].into_iter().filter(|_| !terms.is_empty()) {
+                    sql.push(format!(" or e.{end} {operator} any("))
+                        .push_bind(networks(&terms))
+                        .push("::text[]::inet[])");
+                }
             }
-            sql.push(if wanted { " and (" } else { " and not (" });
-            sql.push("coalesce(e.saddr <<= any(").push_bind(networks(terms));
+            sql.push(")");
+        }
+        if !ip.none.is_empty() {
+            sql.push(" and not (coalesce(e.saddr <<= any(")
+                .push_bind(networks(&ip.none));
             sql.push("::text[]::inet[]), false) or coalesce(e.daddr <<= any(")
-                .push_bind(networks(terms));
+                .push_bind(networks(&ip.none));
             sql.push("::text[]::inet[]), false))");
         }
         let port = &self.filter.port;
-        for (wanted, terms) in [(true, &port.any), (false, &port.none)] {
-            if terms.is_empty() {
-                continue;
-            }
-            let numbers: Vec<i32> = terms.iter().map(|p| i32::from(*p)).collect();
-            sql.push(if wanted { " and (" } else { " and not (" });
-            sql.push("coalesce(e.sport = any(").push_bind(numbers.clone());
+        let numbers = |terms: &[u16]| -> Vec<i32> { terms.iter().map(|p| i32::from(*p)).collect() };
+        if !port.any.is_empty() {
+            sql.push(" and (e.sport = any(").push_bind(numbers(&port.any));
+            sql.push(") or e.dport = any(").push_bind(numbers(&port.any)).push("))");
+        }
+        if !port.none.is_empty() {
+            let numbers = numbers(&port.none);
+            sql.push(" and not (coalesce(e.sport = any(").push_bind(numbers.clone());
             sql.push("), false) or coalesce(e.dport = any(")
                 .push_bind(numbers)
                 .push("), false))");

@@ -9,6 +9,7 @@ pub mod newest;
 pub mod nodes;
 pub mod pods;
 pub mod probes;
+pub mod rolled;
 pub mod rows;
 pub mod services;
 pub mod stats;

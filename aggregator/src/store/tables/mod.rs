@@ -107,7 +107,7 @@ fn in_store(table: &str) -> String {
 }
 
 /// In their order; empty where there is no such relation.
-async fn columns_of(tx: &mut PgConnection, relation: &str) -> sqlx::Result<Vec<String>> {
+pub(super) async fn columns_of(tx: &mut PgConnection, relation: &str) -> sqlx::Result<Vec<String>> {
     sqlx::query_scalar(
         "select attname::text from pg_attribute where attrelid = to_regclass($1) and attnum > 0 and not attisdropped order by attnum",
     )

@@ -1,6 +1,8 @@
 //! Views of probes: `sonde.<probe>` for people, `sonde_store.readings_<probe>` for ourselves. Nobody who reads them sees
 //! the shape of the tables.
 
+use std::collections::HashSet;
+
 use sqlx::{AssertSqlSafe, PgConnection};
 
 use super::{Cell, cells_of, columns_of, delta_table, in_store, key_table, readings_view, wide_table};
@@ -34,7 +36,14 @@ pub(super) async fn apply(tx: &mut PgConnection, probe: &str, help: &str, defini
     }
     let mut run = Vec::new();
     let shown = shown(tx, &people, &FIXED, definition, &mut run).await?;
-    run.extend(view_statements(&people, &sources, help, definition, &shown));
+    // Each comment is a row of the catalogue: those that are there already are not written again.
+    let said = if run.is_empty() {
+        comments_of(tx, &people).await?
+    } else {
+        HashSet::new()
+    };
+    let statements = view_statements(&people, &sources, help, definition, &shown);
+    run.extend(statements.into_iter().filter(|statement| !said.contains(statement)));
     let shown = self::shown(tx, &readings, &FIXED_IDS, definition, &mut run).await?;
     let selects: Vec<String> = sources.iter().map(|source| readings_select(source, &shown)).collect();
     run.push(format!(
@@ -51,6 +60,26 @@ pub(super) async fn apply(tx: &mut PgConnection, probe: &str, help: &str, defini
     }
     sqlx::raw_sql(AssertSqlSafe(run.join(";\n"))).execute(tx).await?;
     Ok(())
+}
+
+/// The comments on a view and its columns, as statements that make them.
+async fn comments_of(tx: &mut PgConnection, view: &str) -> sqlx::Result<HashSet<String>> {
+    let comments: Vec<(String, String)> = sqlx::query_as(
+        "select a.attname::text, d.description from pg_description d \
+         join pg_attribute a on a.attrelid = d.objoid and a.attnum = d.objsubid \
+         where d.classoid = 'pg_class'::regclass and d.objoid = to_regclass($1)",
+    )
+    .bind(view)
+    .fetch_all(tx)
+    .await?;
+    Ok(comments
+        .iter()
+        .map(|(column, text)| comment_statement(view, column, text))
+        .collect())
+}
+
+fn comment_statement(view: &str, column: &str, text: &str) -> String {
+    format!("comment on column {view}.{} is {}", ident(column), literal(text))
 }
 
 /// Columns of a view: those it has, in their order, then what is new. PostgreSQL replaces a view only so, and other
@@ -198,11 +227,7 @@ fn view_statements(
             (value(column), comment(column))
         };
         selected.push(format!("{value} as {}", ident(name)));
-        statements.push(format!(
-            "comment on column {view}.{} is {}",
-            ident(name),
-            literal(&comment)
-        ));
+        statements.push(comment_statement(view, name, &comment));
     }
     let selected = selected.join(", ");
     let selects: Vec<String> = sources

@@ -1,0 +1,125 @@
+//! The index of event searches, for partitions that are older than it: built one at a time, newest first, while events are
+//! stored. When all have it, the indexes go that it replaces. New partitions have it from the start.
+
+use sqlx::{AssertSqlSafe, PgConnection};
+
+use super::database::describe;
+use super::schema::ident;
+
+const CREATE: &str = "create extension if not exists btree_gin with schema sonde_store; \
+     create index events_search on only sonde_store.events \
+     using gin (pod_id, node_id, type, reason, saddr, daddr, sport, dport, comm, stack_id) \
+     with (gin_pending_list_limit = 1024)";
+
+/// Indexes that it replaces.
+const REPLACED: [&str; 2] = ["events_pod_id_time_id_idx", "events_type_time_id_idx"];
+
+/// One step on the way. Whether another one is left. One caller at a time.
+pub(super) async fn complete(db: &mut PgConnection) -> sqlx::Result<bool> {
+    let exists: bool = sqlx::query_scalar("select to_regclass('sonde_store.events_search') is not null")
+        .fetch_one(&mut *db)
+        .await?;
+    if !exists {
+        let available: bool =
+            sqlx::query_scalar("select exists (select from pg_available_extensions where name = 'btree_gin')")
+                .fetch_one(&mut *db)
+                .await?;
+        if !available {
+            tracing::debug!("the extension btree_gin is not installed, event searches use fewer indexes");
+            return Ok(false);
+        }
+        match sqlx::raw_sql(CREATE).execute(&mut *db).await {
+            Ok(_) => tracing::info!("event searches get an index for all filters"),
+            Err(sqlx::Error::Database(e)) => {
+                let error = describe(&sqlx::Error::Database(e));
+                tracing::debug!(
+                    error,
+                    "the extension btree_gin cannot be created, event searches use fewer indexes"
+                );
+                return Ok(false);
+            }
+            Err(e) => return Err(e),
+        }
+    }
+    match without(db).await? {
+        Some(leaf) => build(db, &leaf).await.map(|()| true),
+        None => drop_replaced(db).await.map(|()| false),
+    }
+}
+
+/// The newest partition that has no part of the index.
+async fn without(db: &mut PgConnection) -> sqlx::Result<Option<String>> {
+    sqlx::query_scalar(
+        "select c.relname::text from pg_inherits i join pg_class c on c.oid = i.inhrelid \
+         where i.inhparent = 'sonde_store.events'::regclass and not exists (\
+             select from pg_index x join pg_inherits xi on xi.inhrelid = x.indexrelid \
+             where x.indrelid = c.oid and xi.inhparent = 'sonde_store.events_search'::regclass) \
+         order by 1 desc limit 1",
+    )
+    .fetch_optional(db)
+    .await
+}
+
+async fn build(db: &mut PgConnection, leaf: &str) -> sqlx::Result<()> {
+    let name = format!("{leaf}_search");
+    let index = format!("sonde_parts.{}", ident(&name));
+    // What was ended in the middle leaves an index that nobody uses.
+    let valid: Option<bool> = sqlx::query_scalar("select indisvalid from pg_index where indexrelid = to_regclass($1)")
+        .bind(&index)
+        .fetch_optional(&mut *db)
+        .await?;
+    if valid == Some(false) {
+        run(db, &format!("drop index concurrently if exists {index}")).await?;
+    }
+    if valid != Some(true) {
+        let columns: String = sqlx::query_scalar(
+            "select substring(pg_get_indexdef('sonde_store.events_search'::regclass) from ' USING .*$')",
+        )
+        .fetch_one(&mut *db)
+        .await?;
+        let leaf = ident(leaf);
+        run(
+            db,
+            &format!(
+                "create index concurrently {} on sonde_parts.{leaf}{columns}",
+                ident(&name)
+            ),
+        )
+        .await?;
+    }
+    run(
+        db,
+        &format!("alter index sonde_store.events_search attach partition {index}"),
+    )
+    .await?;
+    tracing::info!(partition = leaf, "a partition of events has the index for searches now");
+    Ok(())
+}
+
+/// A reader that holds the table makes this wait for another time, not everybody behind it.
+async fn drop_replaced(db: &mut PgConnection) -> sqlx::Result<()> {
+    let there: Vec<String> = sqlx::query_scalar(
+        "select relname::text from pg_class where relnamespace = 'sonde_store'::regnamespace and relname = any($1)",
+    )
+    .bind(REPLACED.as_slice())
+    .fetch_all(&mut *db)
+    .await?;
+    for index in there {
+        // One list of statements is one transaction.
+        let sql = format!(
+            "set local lock_timeout = '1s'; drop index sonde_store.{}",
+            ident(&index)
+        );
+        match run(db, &sql).await {
+            Err(sqlx::Error::Database(e)) if e.code().as_deref() == Some("55P03") => return Ok(()),
+            result => result?,
+        }
+        tracing::info!(index, "dropped an index that the one for searches replaces");
+    }
+    Ok(())
+}
+
+async fn run(db: &mut PgConnection, sql: &str) -> sqlx::Result<()> {
+    sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(db).await?;
+    Ok(())
+}

@@ -1,0 +1,93 @@
+//! The indexes of events: of a new database, and of one that is older than the index for searches.
+
+use sonde_aggregator::store::Rolled;
+use sonde_common::time::now_ns;
+use sqlx::PgPool;
+
+use crate::fixture::{Aggregator, Collector, batch, hello};
+
+/// Indexes of the table and of each partition, by what they are on; whether the one for searches is valid.
+async fn indexes(db: &PgPool) -> (Vec<String>, Vec<i64>, Option<bool>) {
+    let parent: Vec<String> = sqlx::query_scalar(
+        "select substring(pg_get_indexdef(indexrelid) from 'USING (.*?\\))') from pg_index \
+         where indrelid = 'sonde_store.events'::regclass order by 1",
+    )
+    .fetch_all(db)
+    .await
+    .unwrap();
+    let leaves: Vec<i64> = sqlx::query_scalar(
+        "select count(x) from pg_inherits i left join pg_index x on x.indrelid = i.inhrelid and x.indisvalid \
+         where inhparent = 'sonde_store.events'::regclass group by i.inhrelid",
+    )
+    .fetch_all(db)
+    .await
+    .unwrap();
+    let valid = sqlx::query_scalar(
+        "select indisvalid from pg_index where indexrelid = to_regclass('sonde_store.events_search')",
+    )
+    .fetch_optional(db)
+    .await
+    .unwrap();
+    (parent, leaves, valid)
+}
+
+const SEARCH: &str = "gin (pod_id, node_id, type, reason, saddr, daddr, sport, dport, comm, stack_id)";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn partitions_of_a_new_database_have_one_index_for_searches() {
+    let aggregator = Aggregator::start().await;
+    let (parent, leaves, valid) = indexes(&aggregator.db).await;
+    assert_eq!(parent, ["brin (id)", "btree (\"time\", id)", SEARCH]);
+    assert_eq!(leaves, [3, 3], "today and tomorrow");
+    assert_eq!(valid, Some(true));
+    let statistics = aggregator
+        .count("pg_statistic_ext where stxrelid in (select inhrelid from pg_inherits)")
+        .await;
+    assert_eq!(statistics, 2);
+    aggregator.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn partitions_that_are_older_get_it_one_by_one_and_lose_what_it_replaces() {
+    let aggregator = Aggregator::start().await;
+    let db = &aggregator.db;
+    // As it was before, with an index that was left half made.
+    sqlx::raw_sql(
+        "drop index sonde_store.events_search; drop extension btree_gin; \
+         create index events_pod_id_time_id_idx on sonde_store.events (pod_id, time, id); \
+         create index events_type_time_id_idx on sonde_store.events (type, time, id)",
+    )
+    .execute(db)
+    .await
+    .unwrap();
+    let mut collector = Collector::connect(&aggregator, hello("n1", 1)).await.unwrap();
+    collector.send(1, &batch(0, 50)).await;
+    collector.acked(1).await;
+    let roll = || async { assert_eq!(aggregator.store.roll_up(now_ns()).await.unwrap(), Rolled::Up) };
+    roll().await;
+    let (parent, mut leaves, valid) = indexes(db).await;
+    assert_eq!((parent.len(), valid), (5, Some(false)), "{parent:?}");
+    leaves.sort_unstable();
+    assert_eq!(leaves, [4, 5], "one of two has it");
+    let half = "do $$ begin execute format('create index %I on sonde_parts.%I (type)', n || '_search', n); \
+         update pg_index set indisvalid = false where indexrelid = ('sonde_parts.' || n || '_search')::regclass; end $$";
+    let today: String =
+        sqlx::query_scalar("select min(relname)::text from pg_class where relname like 'events_2%' and relkind = 'r'")
+            .fetch_one(db)
+            .await
+            .unwrap();
+    sqlx::raw_sql(sqlx::AssertSqlSafe(
+        half.replace("n ||", &format!("'{today}' ||"))
+            .replace(", n)", &format!(", '{today}')")),
+    ))
+    .execute(db)
+    .await
+    .unwrap();
+    roll().await;
+    roll().await;
+    let (parent, leaves, valid) = indexes(db).await;
+    assert_eq!(parent, ["brin (id)", "btree (\"time\", id)", SEARCH]);
+    assert_eq!((leaves, valid), (vec![3, 3], Some(true)));
+    assert_eq!(aggregator.count("sonde.events where type = 'PACKETLOSS'").await, 50);
+    aggregator.stop().await;
+}
