@@ -314,6 +314,7 @@ mod tests {
     fn names_that_collide_are_told_apart_in_the_order_of_the_columns() {
         let column = |name: &str, kind| Column {
             name: name.into(),
+            version_of: None,
             help: String::new(),
             kind,
             unit: String::new(),
