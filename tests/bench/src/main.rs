@@ -2,17 +2,21 @@
 //! read as ratios; CPU time, instruction-free counts and bytes are what to compare between versions.
 
 mod federate;
-mod fleet;
 mod http;
 mod ingest;
 mod kernel;
 mod page;
+mod plain;
 mod programs;
+mod queries;
 mod report;
 mod round;
+mod scale;
 mod sockets;
+mod store;
 
 use anyhow::Context as _;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
@@ -20,6 +24,9 @@ async fn main() -> anyhow::Result<()> {
         nix::unistd::geteuid().is_root(),
         "the benchmark needs root: it makes network namespaces and loads eBPF"
     );
+    // A socket for each simulated node, here and in the aggregator.
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, most, most)?;
     let only = std::env::args().nth(1);
     let wanted = |name: &str| only.as_deref().is_none_or(|o| o == name);
     let mut report = report::Report::new()?;
@@ -40,6 +47,12 @@ async fn main() -> anyhow::Result<()> {
     }
     if wanted("ingest") {
         ingest::run(&mut report).await.context("ingest")?;
+    }
+    if wanted("scale") {
+        scale::run(&mut report).await.context("many nodes")?;
+    }
+    if wanted("queries") {
+        queries::run(&mut report).await.context("queries")?;
     }
     if wanted("federate") {
         federate::run(&mut report).await.context("federation")?;
