@@ -47,6 +47,8 @@ pub struct Shipper {
 
 #[derive(Debug, Default)]
 struct Shared {
+    /// On their way to the thread.
+    queued_messages: AtomicU64,
     queued_events: AtomicU64,
     lost_events: AtomicU64,
     lost_rounds: AtomicU64,
@@ -54,7 +56,7 @@ struct Shared {
 
 impl Shipper {
     pub fn rows(&self, tables: Arc<Vec<Table>>) {
-        if self.sender.try_send(Message::Rows(tables)).is_err() {
+        if !self.hand_over(Message::Rows(tables)) {
             self.shared.lost_rounds.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -66,7 +68,7 @@ impl Shipper {
             return;
         }
         self.shared.queued_events.fetch_add(count, Ordering::Relaxed);
-        if full || self.sender.try_send(Message::Events(events)).is_err() {
+        if full || !self.hand_over(Message::Events(events)) {
             self.shared.queued_events.fetch_sub(count, Ordering::Relaxed);
             self.shared.lost_events.fetch_add(count, Ordering::Relaxed);
         }
@@ -75,8 +77,19 @@ impl Shipper {
     pub fn gaps(&self, gaps: Vec<Gap>) {
         // A gap that finds no room is one of many about the same thing; what it counts is in the metrics.
         if !gaps.is_empty() {
-            let _ = self.sender.try_send(Message::Gaps(gaps));
+            self.hand_over(Message::Gaps(gaps));
         }
+    }
+
+    /// Whether there was room.
+    fn hand_over(&self, message: Message) -> bool {
+        // Before it is there to be taken: the count is never below what waits.
+        self.shared.queued_messages.fetch_add(1, Ordering::Relaxed);
+        let sent = self.sender.try_send(message).is_ok();
+        if !sent {
+            self.shared.queued_messages.fetch_sub(1, Ordering::Relaxed);
+        }
+        sent
     }
 }
 
@@ -107,6 +120,7 @@ impl Writer {
             live: HashMap::new(),
             since: None,
             last_beat: None,
+            taken_ns: now_ns(),
             failing: false,
         };
         work.tell_of_the_past(&recovery);
@@ -148,6 +162,8 @@ struct Work {
     /// When the oldest of what is gathered came in.
     since: Option<Instant>,
     last_beat: Option<Instant>,
+    /// When the rows and events were that were taken last.
+    taken_ns: u64,
     /// The last batch could not be written.
     failing: bool,
 }
@@ -175,8 +191,13 @@ impl Work {
     }
 
     fn take(&mut self, message: Message) {
+        // The end comes past the queue's count.
+        if !matches!(message, Message::Stop) {
+            self.shared.queued_messages.fetch_sub(1, Ordering::Relaxed);
+        }
         match message {
             Message::Rows(tables) => {
+                self.taken_ns = tables.first().map_or(self.taken_ns, |table| table.time_ns);
                 for batch in batch::rows(&tables, &self.index) {
                     self.append(Lane::Rows, &batch);
                 }
@@ -185,6 +206,7 @@ impl Work {
                 return;
             }
             Message::Events(mut events) => {
+                self.taken_ns = events.first().map_or(self.taken_ns, |event| event.time_ns);
                 self.shared
                     .queued_events
                     .fetch_sub(events.len() as u64, Ordering::Relaxed);
@@ -320,9 +342,18 @@ impl Work {
         }
     }
 
+    /// Up to when everything was dealt with: what waits or is gathered goes with this process if it is killed, and must be
+    /// in the gap that the next one tells of.
+    fn reached_ns(&self) -> u64 {
+        let queued = self.shared.queued_messages.load(Ordering::Relaxed) > 0;
+        let gathered = self.events.iter().map(|event| event.time_ns).min();
+        let waits_since = gathered.or_else(|| queued.then_some(self.taken_ns));
+        now_ns().min(waits_since.unwrap_or(u64::MAX))
+    }
+
     fn beat(&mut self, last: bool) {
         let heartbeat = Heartbeat {
-            time_ns: now_ns(),
+            time_ns: self.reached_ns(),
             clean: last,
         };
         if let Err(error) = self.spool.beat(heartbeat).and_then(|()| self.spool.sync()) {
@@ -407,5 +438,58 @@ fn ended(pod: v1::Pod, seen_ns: u64) -> Pod {
         valid_from_ns: pod.valid_from_ns,
         valid_to_ns: AtomicU64::new(seen_ns.max(pod.valid_from_ns)),
         ..Pod::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::Observation;
+
+    fn work(dir: &std::path::Path) -> Work {
+        let (spool, _) = Spool::open(dir, 1 << 20, "boot").unwrap();
+        Work {
+            spool: Arc::new(spool),
+            index: Arc::default(),
+            gap_log: Arc::default(),
+            shared: Arc::default(),
+            events: Vec::new(),
+            gaps: Vec::new(),
+            pods: Vec::new(),
+            live: HashMap::new(),
+            since: None,
+            last_beat: None,
+            taken_ns: 0,
+            failing: false,
+        }
+    }
+
+    fn event(time_ns: u64) -> Event {
+        Event {
+            time_ns,
+            subject: Subject::Node,
+            peer: None,
+            observation: Observation {
+                probe: "packetloss",
+                kind: "PACKETLOSS",
+                ..Observation::default()
+            },
+        }
+    }
+
+    #[test]
+    fn a_heartbeat_is_not_after_what_a_kill_would_take_with_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut work = work(dir.path());
+        let before = now_ns();
+        assert!(work.reached_ns() >= before, "with nothing in memory it is now");
+        // One was taken and is gathered, others wait behind it.
+        work.shared.queued_messages.store(2, Ordering::Relaxed);
+        work.take(Message::Events(vec![event(7_000), event(6_000)]));
+        assert_eq!(work.reached_ns(), 6_000);
+        work.flush();
+        assert_eq!(work.reached_ns(), 7_000, "what waits came after what was taken");
+        work.take(Message::Gaps(Vec::new()));
+        assert!(work.reached_ns() >= before);
     }
 }
