@@ -346,7 +346,9 @@ impl Work {
     /// in the gap that the next one tells of.
     fn reached_ns(&self) -> u64 {
         let queued = self.shared.queued_messages.load(Ordering::Relaxed) > 0;
-        let gathered = self.events.iter().map(|event| event.time_ns).min();
+        let events = self.events.iter().map(|event| event.time_ns);
+        // Gaps too, above all that of the time before this process: it may be killed at once.
+        let gathered = events.chain(self.gaps.iter().map(|gap| gap.from_ns)).min();
         let waits_since = gathered.or_else(|| queued.then_some(self.taken_ns));
         now_ns().min(waits_since.unwrap_or(u64::MAX))
     }
@@ -490,6 +492,17 @@ mod tests {
         work.flush();
         assert_eq!(work.reached_ns(), 7_000, "what waits came after what was taken");
         work.take(Message::Gaps(Vec::new()));
+        assert!(work.reached_ns() >= before);
+        let last_seen = Some(Heartbeat {
+            time_ns: 5_000,
+            clean: false,
+        });
+        work.tell_of_the_past(&Recovery {
+            last_seen,
+            ..Recovery::default()
+        });
+        assert_eq!(work.reached_ns(), 5_000, "killed again before that gap is written");
+        work.flush();
         assert!(work.reached_ns() >= before);
     }
 }

@@ -113,9 +113,10 @@ fn main() -> anyhow::Result<()> {
         let before = cpu()?;
         let report = runtime.block_on(run(options))?;
         let used = Duration::from(cpu()? - before).as_secs_f64();
+        let million = (report.samples + report.events) as f64 / 1e6;
         println!(
-            "CPU of the load    {used:.1} s, {:.2} s a million samples",
-            used / report.samples as f64 * 1e6
+            "CPU of the load    {used:.1} s, {:.3} s a million samples and events",
+            used / million
         );
         report
     } else {
