@@ -8,7 +8,7 @@ pub const RING_FULL: &str = "ring_full";
 pub const PROGRAM_SKIPPED: &str = "program_skipped";
 /// A map was full: what it should have counted went to the overflow slot.
 pub const MAP_FULL: &str = "map_full";
-/// The spool was full and data was dropped from it.
+/// The spool was full and data was dropped from it, or the disk did not take what was to be written (then `detail` says why).
 pub const SPOOL_FULL: &str = "spool_full";
 /// The spool held bytes that could not be read back.
 pub const SPOOL_DAMAGED: &str = "spool_damaged";
