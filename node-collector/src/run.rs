@@ -177,7 +177,7 @@ pub async fn run(mut config: Config, file: Option<PathBuf>, mut shutdown: Shutdo
 
     let state = serve::State {
         node: config.node.name.clone(),
-        target: config.collector.aggregator.clone(),
+        targets: config.collector.aggregator.0.clone(),
         started,
         settings: Arc::clone(&settings_now),
         spool_max_bytes: config.spool.max_bytes,
@@ -222,7 +222,7 @@ pub async fn run(mut config: Config, file: Option<PathBuf>, mut shutdown: Shutdo
     }
     sinks.end().await;
     spawn_blocking(move || writer.stop()).await?;
-    if config.collector.aggregator.is_empty() || tokio::time::timeout(client::DRAIN, drained(&spool)).await.is_err() {
+    if config.collector.aggregator.0.is_empty() || tokio::time::timeout(client::DRAIN, drained(&spool)).await.is_err() {
         tracing::info!(
             frames = spool.stats().frames,
             "what is not stored yet stays in the spool"
@@ -310,7 +310,7 @@ fn start_client(
     interval_ns: watch::Receiver<u64>,
     end: Shutdown,
 ) -> anyhow::Result<JoinHandle<()>> {
-    if config.collector.aggregator.is_empty() {
+    if config.collector.aggregator.0.is_empty() {
         return Ok(tokio::spawn(forget(Arc::clone(spool), end)));
     }
     let hello = v1::Hello {
@@ -325,7 +325,7 @@ fn start_client(
         }),
     };
     let client = Client::new(
-        &config.collector.aggregator,
+        &config.collector.aggregator.0,
         hello,
         Arc::clone(spool),
         Arc::clone(link),

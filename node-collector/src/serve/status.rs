@@ -104,7 +104,10 @@ struct SinkStatus {
 
 #[derive(Debug, Serialize)]
 struct LinkStatus {
+    /// That is talked to, or was tried last; empty: none.
     target: String,
+    /// All there are.
+    targets: Vec<String>,
     connected: bool,
     #[serde(skip_serializing_if = "String::is_empty")]
     last_error: String,
@@ -163,7 +166,8 @@ pub(super) fn status(state: &State) -> Status {
             last_error: state.spool.last_error(),
         },
         aggregator: LinkStatus {
-            target: state.target.clone(),
+            target: state.link.target(),
+            targets: state.targets.clone(),
             connected: state.link.connected.load(Ordering::Relaxed),
             last_error: state.link.last_error(),
         },
