@@ -17,6 +17,7 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, spawn_blocking};
+use tokio_util::task::AbortOnDropHandle;
 use uuid::Uuid;
 
 use crate::check;
@@ -132,6 +133,10 @@ pub async fn run(mut config: Config, file: Option<PathBuf>, mut shutdown: Shutdo
         Arc::clone(&events),
     );
     let pipeline = tokio::spawn(pipeline.run(observations));
+    let clock = {
+        let shipper = shipper.clone();
+        AbortOnDropHandle::new(tokio::spawn(crate::kernel::watch_clock(move |gaps| shipper.gaps(gaps))))
+    };
 
     let link = Arc::new(Link::default());
     let (end_client, client_ends) = shutdown::channel();
@@ -209,6 +214,7 @@ pub async fn run(mut config: Config, file: Option<PathBuf>, mut shutdown: Shutdo
     };
     let result = watch(&mut shutdown, cri.as_ref(), &source, &writer, &http, &client, reloader).await;
     tracing::info!("collector ends");
+    drop(clock);
     drop(cri);
     spawn_blocking(move || {
         drop(governor);
