@@ -114,7 +114,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
         ..v1::Hello::default()
     };
     let client = Client::new(
-        &arguments.aggregator,
+        std::slice::from_ref(&arguments.aggregator),
         hello,
         Arc::clone(&spool),
         Arc::new(Link::default()),
