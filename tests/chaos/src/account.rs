@@ -53,10 +53,19 @@ pub struct Span {
 
 /// Those that are in none of the spans.
 pub fn outside<'a>(items: &'a [Item], spans: &[Span]) -> Vec<&'a Item> {
+    let mut sorted = spans.to_vec();
+    sorted.sort_unstable_by_key(|span| span.from_us);
+    // Where spans overlap they become one, so that the last one that begins in time is the only one to look at.
+    let mut apart: Vec<Span> = Vec::new();
+    for span in sorted {
+        match apart.last_mut() {
+            Some(last) if span.from_us <= last.to_us => last.to_us = last.to_us.max(span.to_us),
+            _ => apart.push(span),
+        }
+    }
     let covered = |item: &&Item| {
-        spans
-            .iter()
-            .any(|s| s.from_us <= item.time_us && item.time_us <= s.to_us)
+        let begun = apart.partition_point(|span| span.from_us <= item.time_us);
+        begun > 0 && item.time_us <= apart[begun - 1].to_us
     };
     items.iter().filter(|item| !covered(item)).collect()
 }
@@ -94,10 +103,13 @@ mod tests {
     }
 
     #[test]
-    fn a_span_has_its_ends() {
-        let all = items(1, 0..5);
-        let span = Span { from_us: 10, to_us: 30 };
-        let outside: Vec<u64> = outside(&all, &[span]).iter().map(|item| item.id).collect();
-        assert_eq!(outside, [0, 4]);
+    fn a_span_has_its_ends_and_one_inside_another_takes_nothing_from_it() {
+        let all = items(1, 0..9);
+        let span = |from_us, to_us| Span { from_us, to_us };
+        let outside: Vec<u64> = outside(&all, &[span(60, 70), span(10, 40), span(15, 20)])
+            .iter()
+            .map(|item| item.id)
+            .collect();
+        assert_eq!(outside, [0, 5, 8]);
     }
 }

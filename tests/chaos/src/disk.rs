@@ -1,11 +1,12 @@
 //! Small file systems that can be filled, in a mount namespace of this process alone: they go with it.
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
+use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
+use nix::sys::statvfs::statvfs;
 
 /// Before the first thread: others would not see what is mounted.
 pub fn apart() -> anyhow::Result<()> {
@@ -20,15 +21,18 @@ pub fn apart() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// A tmpfs: what is not used takes no memory.
 #[derive(Debug)]
 pub struct Disk {
     path: PathBuf,
+    bytes: u64,
 }
 
 impl Disk {
     pub fn new(path: &Path, mebibytes: u64) -> anyhow::Result<Self> {
         std::fs::create_dir_all(path)?;
-        let options = format!("size={mebibytes}m,mode=755");
+        let bytes = mebibytes << 20;
+        let options = format!("size={bytes},mode=755");
         mount(
             Some("chaos"),
             path,
@@ -37,36 +41,37 @@ impl Disk {
             Some(options.as_str()),
         )
         .with_context(|| format!("tmpfs on {}", path.display()))?;
-        Ok(Self { path: path.to_owned() })
+        Ok(Self {
+            path: path.to_owned(),
+            bytes,
+        })
     }
 
-    fn ballast(&self) -> PathBuf {
-        self.path.join("ballast")
-    }
-
-    /// Takes all that is free; also what became free since.
+    /// Nothing is free any more: it is as large as what is in it. Also takes what became free since.
     pub fn fill(&self) -> anyhow::Result<()> {
-        use std::os::unix::fs::FileExt as _;
-        let file = File::options()
-            .create(true)
-            .append(false)
-            .write(true)
-            .truncate(false)
-            .open(self.ballast())?;
-        let mut at = file.metadata()?.len();
-        for size in [1 << 20, 4096] {
-            let zeros = vec![0; size];
-            while let Ok(written) = file.write_at(&zeros, at) {
-                at += written as u64;
+        loop {
+            let now = statvfs(&self.path)?;
+            let used = (now.blocks() - now.blocks_free()) * now.fragment_size();
+            match self.resize(used.max(1)) {
+                // More was written in between.
+                Err(Errno::EINVAL) => {}
+                result => return Ok(result?),
             }
         }
-        Ok(())
     }
 
     pub fn free(&self) -> anyhow::Result<()> {
-        match std::fs::remove_file(self.ballast()) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
-            _ => Ok(()),
-        }
+        Ok(self.resize(self.bytes)?)
+    }
+
+    fn resize(&self, bytes: u64) -> nix::Result<()> {
+        let options = format!("size={bytes}");
+        mount(
+            None::<&str>,
+            &self.path,
+            None::<&str>,
+            MsFlags::MS_REMOUNT,
+            Some(options.as_str()),
+        )
     }
 }

@@ -26,7 +26,8 @@ const NODES: usize = 2;
 /// Of a spool: small enough to overflow in a moment.
 const SPOOL_BYTES: u64 = 2 << 20;
 const SPOOL_DISK_MIB: u64 = 8;
-const POSTGRES_DISK_MIB: u64 = 1024;
+/// More than the longest run stores.
+const POSTGRES_DISK_MIB: u64 = 8192;
 
 #[derive(Debug)]
 pub struct Site {

@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::fmt;
 
 use anyhow::Context as _;
+use futures::TryStreamExt as _;
 use sonde_proto::gap;
 use sqlx::postgres::{PgConnection, PgRow};
 use sqlx::{ConnectOptions as _, Row as _};
@@ -231,10 +232,11 @@ async fn events(
     let sql = "select latency_ns, (extract(epoch from time) * 1000000)::bigint, coalesce(pod, 'unknown'), \
                coalesce(reason, ''), coalesce(host(saddr), ''), coalesce(sport, 0), coalesce(attributes->>'noise', ''), \
                type, probe, coalesce(stack::text, '') from sonde.events where node = $1";
-    let rows = sqlx::query(sql).bind(node).fetch_all(database).await?;
+    let mut rows = sqlx::query(sql).bind(node).fetch(database);
     let times: HashMap<u64, u64> = handed.events.iter().map(|item| (item.id, item.time_us)).collect();
     let (mut there, mut twice, mut bad) = (HashSet::new(), Vec::new(), Vec::new());
-    for row in rows {
+    // One after the other: there may be millions.
+    while let Some(row) = rows.try_next().await? {
         let id = row.try_get::<Option<i64>, _>(0)?.unwrap_or_default().cast_unsigned();
         let seen = Seen {
             pod: row.try_get(2)?,

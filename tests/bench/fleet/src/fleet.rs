@@ -157,6 +157,7 @@ struct Sender {
     made: u64,
     reading_due: Instant,
     events_due: Instant,
+    connected: Instant,
     ends: Option<Instant>,
     interval: Duration,
 }
@@ -186,9 +187,10 @@ impl Sender {
             owed: 0.0,
             readings: 0,
             made: 0,
-            // Until `run` these are relative to now.
+            // Until `run` these are after a beginning that is not yet known.
             reading_due: now + offset,
             events_due: now + offset.min(GATHER),
+            connected: now,
             ends: None,
             interval,
             options,
@@ -211,9 +213,9 @@ impl Sender {
     }
 
     async fn run(mut self, mut stream: Stream, started: Instant) -> anyhow::Result<Vec<Duration>> {
-        let late = started.elapsed();
-        self.reading_due += late;
-        self.events_due += late;
+        let wait = started.saturating_duration_since(self.connected);
+        self.reading_due += wait;
+        self.events_due += wait;
         if let Until::Passed(time) = self.options.until {
             self.ends = Some(started + time);
         }
