@@ -191,7 +191,11 @@ fn lane(lane: &Lane<'_>, missing: &Missing, gaps: &[Gap], node: &str, verdict: &
     ));
     if !(must..=must + with_the_process + came).contains(&counted) {
         verdict.wrong.push(format!(
-            "{node}: {name}: gaps count {counted}, expected {must}, at most {with_the_process} and {came} more"
+            "{node}: {name}: gaps count {counted}, expected {must}, at most {with_the_process} and {came} more:\n  {}",
+            full.iter()
+                .map(|gap| format!("{gap:?}"))
+                .collect::<Vec<_>>()
+                .join("\n  ")
         ));
     }
     let bare = outside(&missing.counted, &spans);
