@@ -1,6 +1,7 @@
 //! The thread that makes batches and appends them to the spool: events at most a quarter of a second after they
 //! happened, rows once a round. Producers hand over and go on; what does not fit is counted and becomes a gap.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::sync::Arc;
@@ -86,8 +87,8 @@ impl Shipper {
         }
         if let Err(TrySendError::Full(Message::Gaps(gaps))) = self.hand_over(Message::Gaps(gaps)) {
             let mut waiting = self.shared.gaps.lock();
-            let room = KEPT_GAPS.saturating_sub(waiting.len());
-            waiting.extend(gaps.into_iter().take(room));
+            waiting.extend(gaps);
+            bound(&mut waiting);
         }
     }
 
@@ -246,7 +247,7 @@ impl Work {
             }
         }
         unwritten.append(&mut self.gaps);
-        unwritten.truncate(KEPT_GAPS);
+        bound(&mut unwritten);
         self.gaps = unwritten;
         let events = std::mem::take(&mut self.events);
         self.append_all(&batch::events(&events, &[], &[], &self.index));
@@ -260,9 +261,11 @@ impl Work {
 
     /// Whether all of them are in the spool.
     fn append_all(&mut self, batches: &[Batch]) -> bool {
-        batches
-            .iter()
-            .fold(true, |all, batch| self.append(Lane::Events, batch) && all)
+        let mut all = true;
+        for batch in batches {
+            all &= self.append(Lane::Events, batch);
+        }
+        all
     }
 
     fn append(&mut self, lane: Lane, batch: &Batch) -> bool {
@@ -450,6 +453,36 @@ impl Work {
     }
 }
 
+/// Keeps gaps that wait from becoming too many: those of one kind become one, which has the count of all.
+fn bound(gaps: &mut Vec<Gap>) {
+    if gaps.len() <= KEPT_GAPS {
+        return;
+    }
+    let mut places = HashMap::new();
+    let mut merged: Vec<Gap> = Vec::new();
+    for gap in gaps.drain(..) {
+        let subject = match &gap.subject {
+            Subject::Node => None,
+            Subject::Unknown => Some(String::new()),
+            Subject::Pod(pod) => Some(pod.sandbox.clone()),
+        };
+        match places.entry((gap.probe, gap.cause, subject, gap.detail.clone())) {
+            Entry::Occupied(place) => {
+                let whole: &mut Gap = &mut merged[*place.get()];
+                whole.from_ns = whole.from_ns.min(gap.from_ns);
+                whole.to_ns = whole.to_ns.max(gap.to_ns);
+                whole.count = whole.count.saturating_add(gap.count);
+            }
+            Entry::Vacant(place) => {
+                place.insert(merged.len());
+                merged.push(gap);
+            }
+        }
+    }
+    merged.truncate(KEPT_GAPS);
+    *gaps = merged;
+}
+
 /// A pod of an earlier run that is not there any more; it ended some time after that run.
 fn ended(pod: v1::Pod, seen_ns: u64) -> Pod {
     let ip = |octets: Vec<u8>| -> Option<std::net::IpAddr> {
@@ -575,6 +608,28 @@ mod tests {
             let detail = format!("events: spool cannot be written: {name} (os error {errno})");
             assert_eq!(gaps, [(gap::SPOOL_FULL.to_owned(), 7, detail)]);
         }
+    }
+
+    #[test]
+    fn gaps_that_wait_for_long_become_fewer_and_count_the_same() {
+        let gap = |at: u64| Gap {
+            probe: ["packetloss", "tcpreset"][at as usize % 2],
+            cause: gap::RATE_LIMITED,
+            from_ns: at,
+            to_ns: at + 1,
+            count: at,
+            subject: Subject::Node,
+            detail: "x".into(),
+        };
+        let mut gaps: Vec<Gap> = (0..KEPT_GAPS as u64).map(gap).collect();
+        bound(&mut gaps);
+        assert_eq!(gaps.len(), KEPT_GAPS);
+        gaps.push(gap(5000));
+        bound(&mut gaps);
+        let told: Vec<_> = gaps.iter().map(|g| (g.probe, g.from_ns, g.to_ns, g.count)).collect();
+        let even = (0..1000).filter(|at| at % 2 == 0).sum::<u64>() + 5000;
+        let odd = (0..1000).filter(|at| at % 2 == 1).sum::<u64>();
+        assert_eq!(told, [("packetloss", 0, 5001, even), ("tcpreset", 1, 1000, odd)]);
     }
 
     #[test]

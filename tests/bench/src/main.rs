@@ -1,6 +1,7 @@
 //! `make bench`: measures on this machine and writes docs/performance.md. Wall-clock figures of a shared machine are
 //! read as ratios; CPU time, instruction-free counts and bytes are what to compare between versions.
 
+mod events;
 mod federate;
 mod http;
 mod ingest;
@@ -35,6 +36,9 @@ async fn main() -> anyhow::Result<()> {
     }
     if wanted("packets") {
         kernel::per_packet(&mut report).context("programs of every packet")?;
+    }
+    if wanted("events") {
+        events::run(&mut report).context("events")?;
     }
     if wanted("sockets") {
         sockets::run(&mut report).context("sockets")?;

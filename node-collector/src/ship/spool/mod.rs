@@ -126,7 +126,7 @@ pub struct Stats {
     pub write_errors: u64,
     /// Times that what was written could not be brought to the disk, or what is acked not be deleted.
     pub upkeep_errors: u64,
-    /// The last batch could not be written, or what is there not be brought to the disk.
+    /// The last batch could not be written, what is there not be brought to the disk, or what is acked not be deleted.
     pub failing: bool,
 }
 
@@ -159,7 +159,8 @@ struct Errors {
     write: u64,
     upkeep: u64,
     writing_fails: bool,
-    upkeep_fails: bool,
+    syncing_fails: bool,
+    tidying_fails: bool,
     last: String,
 }
 
@@ -273,7 +274,7 @@ impl Spool {
     pub fn told(&self) -> io::Result<()> {
         let mut inner = self.inner.lock();
         let told = inner.losses.told();
-        inner.errors.kept_up(&told);
+        inner.errors.tidied(&told);
         told
     }
 
@@ -309,7 +310,7 @@ impl Spool {
         }
         inner.acked = inner.acked.max(sequence);
         let trimmed = inner.trim(self);
-        inner.errors.kept_up(&trimmed);
+        inner.errors.tidied(&trimmed);
         // What cannot be deleted now is deleted with a later ack: that is no reason not to take this one.
         Ok(())
     }
@@ -338,7 +339,7 @@ impl Spool {
         let last = inner.lanes.iter_mut().filter_map(VecDeque::back_mut);
         let synced = last.map(Segment::sync).fold(Ok(()), io::Result::and);
         inner.unsynced = synced.is_err();
-        inner.errors.kept_up(&synced);
+        inner.errors.synced(&synced);
         synced
     }
 
@@ -377,7 +378,7 @@ impl Spool {
             acked: inner.acked,
             write_errors: inner.errors.write,
             upkeep_errors: inner.errors.upkeep,
-            failing: inner.errors.writing_fails || inner.errors.upkeep_fails,
+            failing: inner.errors.writing_fails || inner.errors.syncing_fails || inner.errors.tidying_fails,
         }
     }
 
@@ -402,8 +403,18 @@ impl Errors {
         }
     }
 
-    fn kept_up(&mut self, result: &io::Result<()>) {
-        self.upkeep_fails = result.is_err();
+    fn synced(&mut self, result: &io::Result<()>) {
+        self.syncing_fails = result.is_err();
+        self.upkeep(result);
+    }
+
+    /// What is not needed any more is gone.
+    fn tidied(&mut self, result: &io::Result<()>) {
+        self.tidying_fails = result.is_err();
+        self.upkeep(result);
+    }
+
+    fn upkeep(&mut self, result: &io::Result<()>) {
         if let Err(error) = result {
             self.upkeep += 1;
             self.last = error.to_string();

@@ -124,7 +124,7 @@ impl Inner {
         if is_last && segment.first < self.next {
             // Its name keeps the sequence, which the frames that are gone no longer do.
             let rolled = self.roll(spool, lane);
-            self.errors.kept_up(&rolled);
+            self.errors.tidied(&rolled);
         }
         Ok(cut)
     }
