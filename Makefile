@@ -1,15 +1,17 @@
 # make run    set up, build, run the whole system of this host in the foreground
 # make test   set up, then every test that CI runs
 # make test-kernels   set up, then every kernel of the matrix in a virtual machine
+# make test-chaos   set up, then kill, fill and cut everything, 50 times each
 # make help   the rest
 
-.PHONY: help setup setup-test setup-fuzz build ui run test test-kernels fuzz lint fmt bench docs clean
+.PHONY: help setup setup-test setup-fuzz build ui run test test-kernels test-chaos fuzz lint fmt bench docs clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo 'make run     install what is missing, build, run `sonde up` (arguments: ARGS="--http 127.0.0.1:9640")'
 	@echo 'make test    install what is missing, build, run all tests'
 	@echo 'make test-kernels   every kernel of the matrix in a virtual machine, print, and write docs/kernels.md'
+	@echo 'make test-chaos   kill, fill and cut everything under load, 50 times each, and compare (EACH=5 SEED=1)'
 	@echo 'make build   target/release/{sonde,sonde-collector,sonde-aggregator}'
 	@echo 'make lint    formatting and lints only'
 	@echo 'make fuzz    every fuzz target for some seconds under libFuzzer (TARGETS="btf query" SECONDS_EACH=60)'
@@ -42,6 +44,9 @@ fuzz: setup-fuzz
 
 test-kernels: setup-test
 	@scripts/test-kernels.sh
+
+test-chaos: setup-test
+	@scripts/test-chaos.sh
 
 lint: setup-test
 	@scripts/lint.sh

@@ -17,6 +17,7 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, spawn_blocking};
+use tokio_util::task::AbortOnDropHandle;
 use uuid::Uuid;
 
 use crate::check;
@@ -132,6 +133,10 @@ pub async fn run(mut config: Config, file: Option<PathBuf>, mut shutdown: Shutdo
         Arc::clone(&events),
     );
     let pipeline = tokio::spawn(pipeline.run(observations));
+    let clock = {
+        let shipper = shipper.clone();
+        AbortOnDropHandle::new(tokio::spawn(crate::kernel::watch_clock(move |gaps| shipper.gaps(gaps))))
+    };
 
     let link = Arc::new(Link::default());
     let (end_client, client_ends) = shutdown::channel();
@@ -177,7 +182,7 @@ pub async fn run(mut config: Config, file: Option<PathBuf>, mut shutdown: Shutdo
 
     let state = serve::State {
         node: config.node.name.clone(),
-        target: config.collector.aggregator.clone(),
+        targets: config.collector.aggregator.0.clone(),
         started,
         settings: Arc::clone(&settings_now),
         spool_max_bytes: config.spool.max_bytes,
@@ -209,6 +214,7 @@ pub async fn run(mut config: Config, file: Option<PathBuf>, mut shutdown: Shutdo
     };
     let result = watch(&mut shutdown, cri.as_ref(), &source, &writer, &http, &client, reloader).await;
     tracing::info!("collector ends");
+    drop(clock);
     drop(cri);
     spawn_blocking(move || {
         drop(governor);
@@ -222,7 +228,7 @@ pub async fn run(mut config: Config, file: Option<PathBuf>, mut shutdown: Shutdo
     }
     sinks.end().await;
     spawn_blocking(move || writer.stop()).await?;
-    if config.collector.aggregator.is_empty() || tokio::time::timeout(client::DRAIN, drained(&spool)).await.is_err() {
+    if config.collector.aggregator.0.is_empty() || tokio::time::timeout(client::DRAIN, drained(&spool)).await.is_err() {
         tracing::info!(
             frames = spool.stats().frames,
             "what is not stored yet stays in the spool"
@@ -310,7 +316,7 @@ fn start_client(
     interval_ns: watch::Receiver<u64>,
     end: Shutdown,
 ) -> anyhow::Result<JoinHandle<()>> {
-    if config.collector.aggregator.is_empty() {
+    if config.collector.aggregator.0.is_empty() {
         return Ok(tokio::spawn(forget(Arc::clone(spool), end)));
     }
     let hello = v1::Hello {
@@ -325,7 +331,7 @@ fn start_client(
         }),
     };
     let client = Client::new(
-        &config.collector.aggregator,
+        &config.collector.aggregator.0,
         hello,
         Arc::clone(spool),
         Arc::clone(link),

@@ -396,3 +396,63 @@ fn probes_are_listed_and_the_doctor_speaks() {
     assert!(text.contains("netdev") && text.contains("network namespaces"), "{text}");
     assert!(text.contains("\ncontainer runtime    "), "{text}");
 }
+
+#[test]
+fn a_full_disk_is_said_and_survived() {
+    let dir = tempfile::tempdir().unwrap();
+    // On a disk of its own that nobody else sees.
+    let mut command = Command::new("unshare");
+    if !nix::unistd::geteuid().is_root() {
+        command.arg("--map-root-user");
+    }
+    let script = format!(
+        "mount -t tmpfs -o size=1m none '{}' && exec '{}' run",
+        dir.path().display(),
+        env!("CARGO_BIN_EXE_sonde-collector")
+    );
+    command.args(["--mount", "--propagation", "private", "sh", "-c", &script]);
+    command.env_clear().env("PATH", "/usr/bin:/bin:/usr/sbin:/sbin");
+    let mut running = Running::start(&mut command, dir.path());
+    let spool = |running: &Running| running.status()["spool"].clone();
+    let until = |what: &str, running: &Running, condition: &dyn Fn(&serde_json::Value) -> bool| {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let status = spool(running);
+            if condition(&status) {
+                return status;
+            }
+            assert!(Instant::now() < deadline, "{what}: {status}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    };
+    let metric = |running: &Running, name: &str| -> f64 {
+        let page = running.get("/metrics").unwrap().1;
+        let line = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.unwrap_or_else(|| panic!("{name}")).parse().unwrap()
+    };
+    assert_eq!(spool(&running)["state"], "running");
+    let filler = format!("/proc/{}/root{}/filler", running.child.id(), dir.path().display());
+    let mut file = std::fs::File::create(&filler).unwrap();
+    while file.write_all(&[7; 4096]).is_ok() {}
+    let failing = until("full", &running, &|spool| spool["state"] == "failing");
+    assert!(failing["write_errors"].as_u64() > Some(0), "{failing}");
+    assert!(
+        failing["last_error"].as_str().unwrap().starts_with("No space left"),
+        "{failing}"
+    );
+    assert_eq!(metric(&running, "sonde_collector_spool_failing"), 1.0);
+    let missing = "sonde_collector_gap_missing_total{cause=\"spool_full\"}";
+    assert!(metric(&running, missing) > 0.0);
+    drop(file);
+    std::fs::remove_file(filler).unwrap();
+    let next = failing["next_sequence"].as_u64();
+    until("written again", &running, &|spool| {
+        spool["state"] == "running" && spool["next_sequence"].as_u64() > next
+    });
+    assert_eq!(metric(&running, "sonde_collector_spool_failing"), 0.0);
+    let gaps = running.status()["gaps"]["newest"].to_string();
+    assert!(gaps.contains("rows: spool cannot be written: No space left"), "{gaps}");
+    running.signal(nix::sys::signal::Signal::SIGTERM);
+    assert!(running.child.wait().unwrap().success());
+    assert!(running.stderr().contains("spool can be written again"));
+}

@@ -8,7 +8,7 @@ pub const RING_FULL: &str = "ring_full";
 pub const PROGRAM_SKIPPED: &str = "program_skipped";
 /// A map was full: what it should have counted went to the overflow slot.
 pub const MAP_FULL: &str = "map_full";
-/// The spool was full and data was dropped from it.
+/// The spool was full and data was dropped from it, or the disk did not take what was to be written (then `detail` says why).
 pub const SPOOL_FULL: &str = "spool_full";
 /// The spool held bytes that could not be read back.
 pub const SPOOL_DAMAGED: &str = "spool_damaged";
@@ -25,11 +25,14 @@ pub const SINK_LOST: &str = "sink_lost";
 /// The configuration had the probe, or its events, switched off while the collector ran.
 pub const SWITCHED_OFF: &str = "switched_off";
 
+/// UTC did not go on as before: the clock was set, or the machine slept. The span is what was never there, or was there
+/// twice; `detail` says how far. Events and rows on both sides of it have the time of the clock as it was then.
+pub const CLOCK_STEP: &str = "clock_step";
 /// Programs took more of the CPU than they may: a probe looked at less, or told less.
 pub const GOVERNOR: &str = "governor";
 
 /// All of them.
-pub const ALL: [&str; 13] = [
+pub const ALL: [&str; 14] = [
     RATE_LIMITED,
     RING_FULL,
     PROGRAM_SKIPPED,
@@ -43,4 +46,5 @@ pub const ALL: [&str; 13] = [
     SINK_LOST,
     SWITCHED_OFF,
     GOVERNOR,
+    CLOCK_STEP,
 ];

@@ -60,8 +60,8 @@ pub fn load(file: Option<&Path>, env: impl Fn(&str) -> Option<String>) -> Result
         config.pods.cri.endpoint = env("RUNTIME_SOCK").unwrap_or_default();
     }
     // An empty variable says nothing, so there must be a word for none.
-    if config.collector.aggregator == "none" {
-        config.collector.aggregator.clear();
+    if config.collector.aggregator.0 == ["none"] {
+        config.collector.aggregator.0.clear();
     }
     check(&config)?;
     Ok(config)
@@ -169,12 +169,12 @@ fn check(config: &Config) -> Result<(), ConfigError> {
     if interval < Span(std::time::Duration::from_millis(100)) || interval > Span::from_secs(60) {
         return fail("pods.cri.interval", &interval, "expected 100ms to 1m");
     }
-    let target = &config.collector.aggregator;
-    if !target.is_empty() && !target.starts_with("http://") {
+    let mut targets = config.collector.aggregator.0.iter();
+    if let Some(target) = targets.find(|target| !target.starts_with("http://")) {
         return fail(
             "collector.aggregator",
             target,
-            "expected `http://HOST:PORT`, or `none` to work alone",
+            "expected `http://HOST:PORT`, a list of such, or `none` to work alone",
         );
     }
     if config.events.rate == 0 || config.events.burst == 0 {
@@ -403,11 +403,40 @@ mod tests {
             ("collector: {aggregator: \"\"}\n", &[][..]),
             ("", &[("SONDE_COLLECTOR_AGGREGATOR", "none")]),
         ] {
-            assert_eq!(load_text(text, env).unwrap().collector.aggregator, "");
+            assert!(load_text(text, env).unwrap().collector.aggregator.0.is_empty());
         }
         let env = [("SONDE_COLLECTOR_AGGREGATOR", "")];
         let by_default = load_text("", &env).unwrap().collector.aggregator;
-        assert_eq!(by_default, "http://127.0.0.1:9641", "an empty variable says nothing");
+        assert_eq!(
+            by_default.0,
+            ["http://127.0.0.1:9641"],
+            "an empty variable says nothing"
+        );
+    }
+
+    #[test]
+    fn aggregators_are_one_or_several() {
+        let list = "collector: {aggregator: [\"http://a:1\", \"http://b:2\"]}\n";
+        let both = ["http://a:1", "http://b:2"];
+        for (text, env, expected) in [
+            ("collector: {aggregator: \"http://a:1\"}\n", &[][..], &both[..1]),
+            (list, &[], &both),
+            ("collector: {aggregator: \"http://a:1, http://b:2\"}\n", &[], &both),
+            ("", &[("SONDE_COLLECTOR_AGGREGATOR", "http://a:1,http://b:2")], &both),
+            (list, &[("SONDE_COLLECTOR_AGGREGATOR", "http://a:1")], &both[..1]),
+            (list, &[("SONDE_COLLECTOR_AGGREGATOR", "none")], &[]),
+        ] {
+            assert_eq!(
+                load_text(text, env).unwrap().collector.aggregator.0,
+                expected,
+                "{text} {env:?}"
+            );
+        }
+        let wrong = "collector: {aggregator: [\"http://a:1\", \"b:2\"]}\n";
+        let error = load_text(wrong, &[]).unwrap_err();
+        assert!(error.starts_with("collector.aggregator: `b:2`: expected"), "{error}");
+        let error = load_text("collector: {aggregator: 7}\n", &[]).unwrap_err();
+        assert!(error.contains("an address or a list of addresses"), "{error}");
     }
 
     #[test]

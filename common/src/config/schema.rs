@@ -474,13 +474,60 @@ impl Default for MaxSeries {
     }
 }
 
+/// One address or several; a text with commas is a list too.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Addresses(pub Vec<String>);
+
+impl std::fmt::Display for Addresses {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0.join(", "))
+    }
+}
+
+impl Serialize for Addresses {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self.0.as_slice() {
+            [] => serializer.serialize_str(""),
+            [one] => serializer.serialize_str(one),
+            several => several.serialize(serializer),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Addresses {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl<'de> serde::de::Visitor<'de> for Visitor {
+            type Value = Addresses;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("an address or a list of addresses")
+            }
+
+            fn visit_str<E>(self, text: &str) -> Result<Addresses, E> {
+                let parts = text.split(',').map(str::trim).filter(|part| !part.is_empty());
+                Ok(Addresses(parts.map(str::to_owned).collect()))
+            }
+
+            fn visit_seq<A: serde::de::SeqAccess<'de>>(self, mut items: A) -> Result<Addresses, A::Error> {
+                let mut all = Vec::new();
+                while let Some(item) = items.next_element()? {
+                    all.push(item);
+                }
+                Ok(Addresses(all))
+            }
+        }
+        deserializer.deserialize_any(Visitor)
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Collector {
     /// Where `/metrics`, `/status` and health are served.
     pub http: SocketAddr,
-    /// The aggregator's gRPC address, `http://HOST:PORT`. Empty or `none`: the collector works alone.
-    pub aggregator: String,
+    /// The aggregator's gRPC address, `http://HOST:PORT`, or a list of several (in the environment with commas) that share a database: a collector stays with one while it answers and goes on to the next when it does not; each node begins at another one. Empty or `none`: the collector works alone.
+    pub aggregator: Addresses,
     /// Holds the spool.
     pub data_dir: PathBuf,
     /// How often the metric probes are read.
@@ -491,7 +538,7 @@ impl Default for Collector {
     fn default() -> Self {
         Self {
             http: SocketAddr::from(([127, 0, 0, 1], 9642)),
-            aggregator: "http://127.0.0.1:9641".into(),
+            aggregator: Addresses(vec!["http://127.0.0.1:9641".into()]),
             data_dir: "/var/lib/sonde/collector".into(),
             interval: Span::from_secs(5),
         }

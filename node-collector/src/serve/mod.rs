@@ -37,7 +37,7 @@ pub use scrape::Pages;
 #[derive(Debug)]
 pub struct State {
     pub node: String,
-    pub target: String,
+    pub targets: Vec<String>,
     pub started: Instant,
     pub settings: Arc<Settings>,
     pub spool_max_bytes: u64,

@@ -221,6 +221,24 @@ fn spool(page: &mut Page, state: &State) {
         "Sequence up to which the aggregator has stored everything",
         stats.acked,
     );
+    page.single(
+        "sonde_collector_spool_failing",
+        Type::Gauge,
+        "Whether the last batch could not be written, or what was written not be brought to the disk",
+        stats.failing,
+    );
+    page.single(
+        "sonde_collector_spool_write_errors_total",
+        Type::Counter,
+        "Batches that could not be written; what was in them counts as missing by `spool_full`",
+        stats.write_errors,
+    );
+    page.single(
+        "sonde_collector_spool_upkeep_errors_total",
+        Type::Counter,
+        "Times that batches could not be brought to the disk, or those that are stored not be deleted",
+        stats.upkeep_errors,
+    );
 }
 
 fn link(page: &mut Page, state: &State) {

@@ -78,6 +78,12 @@ struct SpoolStatus {
     oldest: String,
     next_sequence: u64,
     acked_sequence: u64,
+    /// `running`, or `failing`: the last batch could not be written, or what was written not be brought to the disk.
+    state: &'static str,
+    write_errors: u64,
+    upkeep_errors: u64,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    last_error: String,
 }
 
 #[derive(Debug, Serialize)]
@@ -98,7 +104,10 @@ struct SinkStatus {
 
 #[derive(Debug, Serialize)]
 struct LinkStatus {
+    /// That is talked to, or was tried last; empty: none.
     target: String,
+    /// All there are.
+    targets: Vec<String>,
     connected: bool,
     #[serde(skip_serializing_if = "String::is_empty")]
     last_error: String,
@@ -151,9 +160,14 @@ pub(super) fn status(state: &State) -> Status {
             },
             next_sequence: spool.next_sequence,
             acked_sequence: spool.acked,
+            state: if spool.failing { "failing" } else { "running" },
+            write_errors: spool.write_errors,
+            upkeep_errors: spool.upkeep_errors,
+            last_error: state.spool.last_error(),
         },
         aggregator: LinkStatus {
-            target: state.target.clone(),
+            target: state.link.target(),
+            targets: state.targets.clone(),
             connected: state.link.connected.load(Ordering::Relaxed),
             last_error: state.link.last_error(),
         },

@@ -1,5 +1,8 @@
 //! The stream to the aggregator: Hello, then batches from the spool in order, each again and again until an ack covers
 //! it. A batch that the aggregator refuses for its content is set aside and passed over.
+//!
+//! Of several aggregators on one database any will do: what one has stored, another knows by the cursor that is stored
+//! with it. So the stream goes on with the next one where this one ends.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::io;
@@ -40,12 +43,18 @@ pub struct Link {
     pub sent_bytes: AtomicU64,
     pub poison: AtomicU64,
     last_error: Mutex<String>,
+    target: Mutex<String>,
 }
 
 impl Link {
     /// Why there is no connection, or why there was none before this one.
     pub fn last_error(&self) -> String {
         self.last_error.lock().clone()
+    }
+
+    /// The aggregator that is talked to, or was tried last.
+    pub fn target(&self) -> String {
+        self.target.lock().clone()
     }
 }
 
@@ -86,7 +95,10 @@ async fn next(values: &mut Option<watch::Receiver<u64>>) -> u64 {
 
 #[derive(Debug)]
 pub struct Client {
-    endpoint: Endpoint,
+    /// Never empty.
+    endpoints: Vec<Endpoint>,
+    /// Which of them.
+    at: usize,
     hello: Hello,
     spool: Arc<Spool>,
     link: Arc<Link>,
@@ -98,23 +110,26 @@ pub struct Client {
 }
 
 impl Client {
-    /// `target` is `http://HOST:PORT`.
+    /// Each target is `http://HOST:PORT`.
     pub fn new(
-        target: &str,
+        targets: &[String],
         hello: Hello,
         spool: Arc<Spool>,
         link: Arc<Link>,
         shipper: Shipper,
     ) -> Result<Self, String> {
-        let endpoint = Endpoint::from_shared(target.to_owned())
-            .map_err(|e| format!("collector.aggregator: `{target}`: {e}"))?
-            .connect_timeout(Duration::from_secs(5))
-            .tcp_nodelay(true)
-            .http2_keep_alive_interval(Duration::from_secs(10))
-            .keep_alive_timeout(Duration::from_secs(10))
-            .keep_alive_while_idle(true);
+        let endpoints: Vec<_> = targets
+            .iter()
+            .map(|target| endpoint(target))
+            .collect::<Result<_, _>>()?;
+        if endpoints.is_empty() {
+            return Err("collector.aggregator: no address".to_owned());
+        }
+        // So that the nodes of a cluster spread over them.
+        let at = crc32c::crc32c(hello.node.as_bytes()) as usize % endpoints.len();
         Ok(Self {
-            endpoint,
+            endpoints,
+            at,
             hello,
             spool,
             link,
@@ -134,6 +149,8 @@ impl Client {
     pub async fn run(mut self, mut end: Shutdown) {
         let mut backoff = Backoff::new(BACKOFF_FIRST, BACKOFF_AT_MOST);
         let mut interval_ns = self.interval_ns.take();
+        // Since one that answered.
+        let mut tried = 0;
         loop {
             let before = self.spool.stats().acked;
             let error = tokio::select! {
@@ -148,11 +165,19 @@ impl Client {
             self.link.connected.store(false, Ordering::Relaxed);
             let poisoned = matches!(&error, LinkError::Status(status) if poison::sequence(status).is_some());
             if self.link.last_error() != error.to_string() {
-                tracing::warn!(%error, "no connection to the aggregator");
+                tracing::warn!(%error, target = self.link.target(), "no connection to the aggregator");
             }
             *self.link.last_error.lock() = error.to_string();
             if poisoned || self.spool.stats().acked > before {
                 backoff.reset();
+                tried = 0;
+            }
+            if !poisoned {
+                self.at = (self.at + 1) % self.endpoints.len();
+                tried += 1;
+            }
+            if !poisoned && tried % self.endpoints.len() != 0 {
+                continue;
             }
             tokio::select! {
                 () = tokio::time::sleep(backoff.wait()) => {}
@@ -163,7 +188,9 @@ impl Client {
 
     /// One connection, from Hello to its end.
     async fn talk(&mut self) -> Result<(), LinkError> {
-        let channel: Channel = self.endpoint.connect().await?;
+        let endpoint = &self.endpoints[self.at];
+        *self.link.target.lock() = endpoint.uri().to_string().trim_end_matches('/').to_owned();
+        let channel: Channel = endpoint.connect().await?;
         let mut client = IngestClient::new(channel)
             .max_encoding_message_size(MAX_BATCH_BYTES + 1024)
             .max_decoding_message_size(64 << 10);
@@ -178,7 +205,7 @@ impl Client {
             Some(down::Message::Ack(_)) => return Err(LinkError::NoHelloAck("an Ack")),
             None => return Err(LinkError::NoHelloAck("nothing")),
         };
-        tracing::info!(durable, "connected to the aggregator");
+        tracing::info!(durable, target = self.link.target(), "connected to the aggregator");
         self.link.connected.store(true, Ordering::Relaxed);
         self.link.connects.fetch_add(1, Ordering::Relaxed);
         self.spool.acked(durable)?;
@@ -306,6 +333,16 @@ impl Client {
     fn tell(&self, gap: Gap) {
         self.shipper.gaps(vec![gap]);
     }
+}
+
+fn endpoint(target: &str) -> Result<Endpoint, String> {
+    Ok(Endpoint::from_shared(target.to_owned())
+        .map_err(|e| format!("collector.aggregator: `{target}`: {e}"))?
+        .connect_timeout(Duration::from_secs(5))
+        .tcp_nodelay(true)
+        .http2_keep_alive_interval(Duration::from_secs(10))
+        .keep_alive_timeout(Duration::from_secs(10))
+        .keep_alive_while_idle(true))
 }
 
 /// Where one connection stands.

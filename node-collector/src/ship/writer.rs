@@ -1,13 +1,15 @@
 //! The thread that makes batches and appends them to the spool: events at most a quarter of a second after they
 //! happened, rows once a round. Producers hand over and go on; what does not fit is counted and becomes a gap.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use prost::Message as _;
 use sonde_common::time::now_ns;
 use sonde_proto::{gap, v1};
@@ -26,8 +28,10 @@ const BATCH_EVENTS: usize = 4096;
 /// Events that may wait for the writer: a slow disk costs memory up to here, then events.
 const QUEUED_EVENTS: u64 = 200_000;
 const QUEUED_MESSAGES: usize = 4096;
-/// Gaps that wait for a spool that cannot be written.
+/// Gaps that wait for a spool that cannot be written, or for a writer that is busy.
 const KEPT_GAPS: usize = 1000;
+/// Gaps that surely fit into one batch, so that each is written or not.
+const BATCH_GAPS: usize = 250;
 /// Heartbeat, and sync of what is not acked.
 const BEAT: Duration = Duration::from_secs(1);
 
@@ -47,15 +51,20 @@ pub struct Shipper {
 
 #[derive(Debug, Default)]
 struct Shared {
+    /// On their way to the thread.
+    queued_messages: AtomicU64,
     queued_events: AtomicU64,
     lost_events: AtomicU64,
-    lost_rounds: AtomicU64,
+    lost_rows: AtomicU64,
+    /// For which the queue had no room.
+    gaps: Mutex<Vec<Gap>>,
 }
 
 impl Shipper {
     pub fn rows(&self, tables: Arc<Vec<Table>>) {
-        if self.sender.try_send(Message::Rows(tables)).is_err() {
-            self.shared.lost_rounds.fetch_add(1, Ordering::Relaxed);
+        let rows: usize = tables.iter().map(Table::len).sum();
+        if self.hand_over(Message::Rows(tables)).is_err() {
+            self.shared.lost_rows.fetch_add(rows as u64, Ordering::Relaxed);
         }
     }
 
@@ -66,17 +75,31 @@ impl Shipper {
             return;
         }
         self.shared.queued_events.fetch_add(count, Ordering::Relaxed);
-        if full || self.sender.try_send(Message::Events(events)).is_err() {
+        if full || self.hand_over(Message::Events(events)).is_err() {
             self.shared.queued_events.fetch_sub(count, Ordering::Relaxed);
             self.shared.lost_events.fetch_add(count, Ordering::Relaxed);
         }
     }
 
     pub fn gaps(&self, gaps: Vec<Gap>) {
-        // A gap that finds no room is one of many about the same thing; what it counts is in the metrics.
-        if !gaps.is_empty() {
-            let _ = self.sender.try_send(Message::Gaps(gaps));
+        if gaps.is_empty() {
+            return;
         }
+        if let Err(TrySendError::Full(Message::Gaps(gaps))) = self.hand_over(Message::Gaps(gaps)) {
+            let mut waiting = self.shared.gaps.lock();
+            waiting.extend(gaps);
+            bound(&mut waiting);
+        }
+    }
+
+    fn hand_over(&self, message: Message) -> Result<(), TrySendError<Message>> {
+        // Before it is there to be taken: the count is never below what waits.
+        self.shared.queued_messages.fetch_add(1, Ordering::Relaxed);
+        let sent = self.sender.try_send(message);
+        if sent.is_err() {
+            self.shared.queued_messages.fetch_sub(1, Ordering::Relaxed);
+        }
+        sent
     }
 }
 
@@ -107,6 +130,7 @@ impl Writer {
             live: HashMap::new(),
             since: None,
             last_beat: None,
+            taken_ns: now_ns(),
             failing: false,
         };
         work.tell_of_the_past(&recovery);
@@ -148,6 +172,8 @@ struct Work {
     /// When the oldest of what is gathered came in.
     since: Option<Instant>,
     last_beat: Option<Instant>,
+    /// When the rows and events were that were taken last.
+    taken_ns: u64,
     /// The last batch could not be written.
     failing: bool,
 }
@@ -166,6 +192,7 @@ impl Work {
             }
             if self.last_beat.is_none_or(|last| last.elapsed() >= BEAT) {
                 self.last_beat = Some(Instant::now());
+                self.note_losses();
                 self.beat(false);
             }
         }
@@ -175,16 +202,26 @@ impl Work {
     }
 
     fn take(&mut self, message: Message) {
+        // The end comes past the queue's count.
+        if !matches!(message, Message::Stop) {
+            self.shared.queued_messages.fetch_sub(1, Ordering::Relaxed);
+        }
         match message {
             Message::Rows(tables) => {
+                self.taken_ns = tables.first().map_or(self.taken_ns, |table| table.time_ns);
+                if self.failing {
+                    // What was lost is told before something newer is there: a kill in between would leave a hole that
+                    // nobody counts.
+                    self.flush();
+                }
                 for batch in batch::rows(&tables, &self.index) {
                     self.append(Lane::Rows, &batch);
                 }
                 self.note_pods();
-                self.note_losses();
                 return;
             }
             Message::Events(mut events) => {
+                self.taken_ns = events.first().map_or(self.taken_ns, |event| event.time_ns);
                 self.shared
                     .queued_events
                     .fetch_sub(events.len() as u64, Ordering::Relaxed);
@@ -198,21 +235,37 @@ impl Work {
 
     fn flush(&mut self) {
         self.since = None;
-        let (gaps, pods) = (std::mem::take(&mut self.gaps), std::mem::take(&mut self.pods));
-        let mut written = true;
-        for batch in batch::events(&[], &gaps, &pods, &self.index) {
-            written &= self.append(Lane::Events, &batch);
-        }
-        if !written {
-            // What tells of losses is not lost with them.
-            self.gaps.splice(0..0, gaps);
-            self.gaps.truncate(KEPT_GAPS);
+        let pods = std::mem::take(&mut self.pods);
+        if !self.append_all(&batch::events(&[], &[], &pods, &self.index)) {
             self.pods.splice(0..0, pods);
         }
-        let events = std::mem::take(&mut self.events);
-        for batch in batch::events(&events, &[], &[], &self.index) {
-            self.append(Lane::Events, &batch);
+        // What tells of losses is not lost with them.
+        let mut unwritten = Vec::new();
+        for gaps in std::mem::take(&mut self.gaps).chunks(BATCH_GAPS) {
+            if !self.append_all(&batch::events(&[], gaps, &[], &self.index)) {
+                unwritten.extend_from_slice(gaps);
+            }
         }
+        unwritten.append(&mut self.gaps);
+        bound(&mut unwritten);
+        self.gaps = unwritten;
+        let events = std::mem::take(&mut self.events);
+        self.append_all(&batch::events(&events, &[], &[], &self.index));
+        if !self.gaps.is_empty() || !self.pods.is_empty() {
+            // Tried again whether or not anything else comes.
+            self.since.get_or_insert_with(Instant::now);
+        } else if let Err(error) = self.spool.told() {
+            tracing::debug!(%error, "what was told is not noted as told");
+        }
+    }
+
+    /// Whether all of them are in the spool.
+    fn append_all(&mut self, batches: &[Batch]) -> bool {
+        let mut all = true;
+        for batch in batches {
+            all &= self.append(Lane::Events, batch);
+        }
+        all
     }
 
     fn append(&mut self, lane: Lane, batch: &Batch) -> bool {
@@ -272,14 +325,16 @@ impl Work {
 
     fn note_losses(&mut self) {
         let events = self.shared.lost_events.swap(0, Ordering::Relaxed);
-        let rounds = self.shared.lost_rounds.swap(0, Ordering::Relaxed);
+        let rows = self.shared.lost_rows.swap(0, Ordering::Relaxed);
+        let gaps = std::mem::take(&mut *self.shared.gaps.lock());
+        gaps.into_iter().for_each(|gap| self.gap(gap));
         let now = now_ns();
-        for (lane, count) in [(Lane::Events, events), (Lane::Rows, rounds)] {
+        for (lane, count) in [(Lane::Events, events), (Lane::Rows, rows)] {
             if count > 0 {
                 let contents = Contents {
                     from_ns: now - BEAT.as_nanos() as u64,
                     to_ns: now,
-                    count: count as u32,
+                    count: u32::try_from(count).unwrap_or(u32::MAX),
                 };
                 self.spool_gap(lane, contents, "the disk is too slow, its queue was full".to_owned());
             }
@@ -320,12 +375,27 @@ impl Work {
         }
     }
 
+    /// Up to when everything was dealt with: what waits or is gathered goes with this process if it is killed, and must be
+    /// in the gap that the next one tells of.
+    fn reached_ns(&self) -> u64 {
+        let queued = self.shared.queued_messages.load(Ordering::Relaxed) > 0;
+        let events = self.events.iter().map(|event| event.time_ns);
+        // Gaps too, above all that of the time before this process: it may be killed at once.
+        let gathered = events.chain(self.gaps.iter().map(|gap| gap.from_ns)).min();
+        let waits_since = gathered.or_else(|| queued.then_some(self.taken_ns));
+        now_ns().min(waits_since.unwrap_or(u64::MAX))
+    }
+
+    /// What was before a heartbeat is on the disk or told: the time after the last one is what the next start tells of.
     fn beat(&mut self, last: bool) {
+        if self.failing || self.gaps.iter().any(|gap| gap.cause == gap::SPOOL_FULL) {
+            return;
+        }
         let heartbeat = Heartbeat {
-            time_ns: now_ns(),
+            time_ns: self.reached_ns(),
             clean: last,
         };
-        if let Err(error) = self.spool.beat(heartbeat).and_then(|()| self.spool.sync()) {
+        if let Err(error) = self.spool.sync().and_then(|()| self.spool.beat(heartbeat)) {
             tracing::debug!(%error, "heartbeat or sync failed");
         }
     }
@@ -343,12 +413,15 @@ impl Work {
             detail,
         };
         if let Some(last) = recovery.last_seen {
-            let how = if last.clean {
-                "after an orderly end"
-            } else {
-                "after a crash or kill"
+            let how = match (last.clean, recovery.rebooted) {
+                (true, _) => "after an orderly end",
+                (false, false) => "after a crash or kill",
+                (false, true) => "after a crash or power cut of the machine",
             };
             self.gap(gap(gap::COLLECTOR_DOWN, last.time_ns.min(now), how.to_owned()));
+        }
+        for Dropped { lane, contents } in &recovery.dropped {
+            self.spool_gap(*lane, *contents, "oldest data dropped to make room".to_owned());
         }
         for Cut { file, bytes, after_ns } in &recovery.cuts {
             tracing::warn!(file, bytes, "end of a spool segment could not be read back");
@@ -380,6 +453,36 @@ impl Work {
     }
 }
 
+/// Keeps gaps that wait from becoming too many: those of one kind become one, which has the count of all.
+fn bound(gaps: &mut Vec<Gap>) {
+    if gaps.len() <= KEPT_GAPS {
+        return;
+    }
+    let mut places = HashMap::new();
+    let mut merged: Vec<Gap> = Vec::new();
+    for gap in gaps.drain(..) {
+        let subject = match &gap.subject {
+            Subject::Node => None,
+            Subject::Unknown => Some(String::new()),
+            Subject::Pod(pod) => Some(pod.sandbox.clone()),
+        };
+        match places.entry((gap.probe, gap.cause, subject, gap.detail.clone())) {
+            Entry::Occupied(place) => {
+                let whole: &mut Gap = &mut merged[*place.get()];
+                whole.from_ns = whole.from_ns.min(gap.from_ns);
+                whole.to_ns = whole.to_ns.max(gap.to_ns);
+                whole.count = whole.count.saturating_add(gap.count);
+            }
+            Entry::Vacant(place) => {
+                place.insert(merged.len());
+                merged.push(gap);
+            }
+        }
+    }
+    merged.truncate(KEPT_GAPS);
+    *gaps = merged;
+}
+
 /// A pod of an earlier run that is not there any more; it ended some time after that run.
 fn ended(pod: v1::Pod, seen_ns: u64) -> Pod {
     let ip = |octets: Vec<u8>| -> Option<std::net::IpAddr> {
@@ -407,5 +510,226 @@ fn ended(pod: v1::Pod, seen_ns: u64) -> Pod {
         valid_from_ns: pod.valid_from_ns,
         valid_to_ns: AtomicU64::new(seen_ns.max(pod.valid_from_ns)),
         ..Pod::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::event::Observation;
+    use crate::ship::spool::Next;
+    use crate::ship::spool::sim::{Fault, Sim};
+
+    fn event(port: u16) -> Event {
+        Event {
+            time_ns: now_ns(),
+            subject: Subject::Node,
+            peer: None,
+            observation: Observation {
+                probe: "packetloss",
+                kind: "PACKETLOSS",
+                sport: Some(port),
+                ..Observation::default()
+            },
+        }
+    }
+
+    fn open(disk: &Sim) -> (Arc<Spool>, Recovery) {
+        let disk = Arc::new(disk.clone());
+        let (spool, recovery) = Spool::open_on(disk, Path::new("/spool"), 1 << 20, 64 << 10, "boot").unwrap();
+        (Arc::new(spool), recovery)
+    }
+
+    fn start(spool: &Arc<Spool>, recovery: Recovery) -> (Writer, Shipper, Arc<GapLog>) {
+        let log = Arc::new(GapLog::default());
+        let index = Arc::new(PodIndex::default());
+        let (writer, shipper) = Writer::start(Arc::clone(spool), index, Arc::clone(&log), recovery).unwrap();
+        (writer, shipper, log)
+    }
+
+    /// Ports of all events, and cause, count and detail of all gaps.
+    fn told(spool: &Spool) -> (Vec<u32>, Vec<(String, u64, String)>) {
+        let mut reader = spool.reader(0);
+        let (mut ports, mut gaps) = (Vec::new(), Vec::new());
+        while let Next::Frame(frame) = reader.next(spool).unwrap() {
+            let body = sonde_proto::body::decode(&frame.payload).unwrap();
+            ports.extend(body.events.iter().map(|event| event.sport));
+            gaps.extend(body.gaps.into_iter().map(|gap| (gap.cause, gap.count, gap.detail)));
+        }
+        (ports, gaps)
+    }
+
+    fn until(what: &str, condition: impl Fn() -> bool) {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while !condition() {
+            assert!(Instant::now() < deadline, "{what}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    fn missing(log: &GapLog) -> u64 {
+        let counts = log.counts();
+        counts.iter().find(|(cause, ..)| *cause == gap::SPOOL_FULL).unwrap().2
+    }
+
+    #[test]
+    fn what_a_disk_does_not_take_is_a_gap_as_soon_as_it_takes_something_again() {
+        for (errno, name) in [
+            (libc::ENOSPC, "No space left on device"),
+            (libc::EIO, "Input/output error"),
+            (libc::EROFS, "Read-only file system"),
+        ] {
+            let disk = Sim::default();
+            let (spool, recovery) = open(&disk);
+            let (writer, shipper, log) = start(&spool, recovery);
+            shipper.events(vec![event(1), event(2)]);
+            until("the first two written", || told(&spool).0.len() == 2);
+            disk.fault(Some(Fault::Fail {
+                at: 0,
+                times: u64::MAX,
+                errno,
+                done: 400,
+            }));
+            for port in 3..=9 {
+                shipper.events(vec![event(port)]);
+                until("one more lost", || missing(&log) == u64::from(port) - 2);
+            }
+            let stats = spool.stats();
+            assert!(stats.failing && stats.write_errors > 0 && spool.last_error().starts_with(name));
+            disk.fault(None);
+            until("the gap told", || !told(&spool).1.is_empty());
+            shipper.events(vec![event(10)]);
+            writer.stop();
+            assert!(!spool.stats().failing);
+            let (ports, gaps) = told(&spool);
+            assert_eq!(ports, [1, 2, 10]);
+            let detail = format!("events: spool cannot be written: {name} (os error {errno})");
+            assert_eq!(gaps, [(gap::SPOOL_FULL.to_owned(), 7, detail)]);
+        }
+    }
+
+    #[test]
+    fn gaps_that_wait_for_long_become_fewer_and_count_the_same() {
+        let gap = |at: u64| Gap {
+            probe: ["packetloss", "tcpreset"][at as usize % 2],
+            cause: gap::RATE_LIMITED,
+            from_ns: at,
+            to_ns: at + 1,
+            count: at,
+            subject: Subject::Node,
+            detail: "x".into(),
+        };
+        let mut gaps: Vec<Gap> = (0..KEPT_GAPS as u64).map(gap).collect();
+        bound(&mut gaps);
+        assert_eq!(gaps.len(), KEPT_GAPS);
+        gaps.push(gap(5000));
+        bound(&mut gaps);
+        let told: Vec<_> = gaps.iter().map(|g| (g.probe, g.from_ns, g.to_ns, g.count)).collect();
+        let even = (0..1000).filter(|at| at % 2 == 0).sum::<u64>() + 5000;
+        let odd = (0..1000).filter(|at| at % 2 == 1).sum::<u64>();
+        assert_eq!(told, [("packetloss", 0, 5001, even), ("tcpreset", 1, 1000, odd)]);
+    }
+
+    #[test]
+    fn a_kill_while_nothing_can_be_written_is_told_from_the_last_good_moment_on() {
+        let disk = Sim::default();
+        let (spool, recovery) = open(&disk);
+        let (writer, shipper, log) = start(&spool, recovery);
+        shipper.events(vec![event(1)]);
+        until("the first written", || told(&spool).0.len() == 1);
+        disk.fault(Some(Fault::Fail {
+            at: 0,
+            times: u64::MAX,
+            errno: libc::ENOSPC,
+            done: 0,
+        }));
+        let before = now_ns();
+        shipper.events(vec![event(2)]);
+        until("the second lost", || missing(&log) == 1);
+        // The end writes no heartbeat either.
+        writer.stop();
+        drop((spool, shipper));
+        disk.fault(None);
+        let (_, recovery) = open(&disk);
+        assert!(
+            recovery
+                .last_seen
+                .is_none_or(|last| !last.clean && last.time_ns <= before)
+        );
+    }
+
+    #[test]
+    fn what_went_before_a_kill_is_told_after_it() {
+        let disk = Sim::default();
+        let (spool, _) = open(&disk);
+        let payload = vec![7; 10_000];
+        let (from_ns, to_ns, count) = (5, 6, 3);
+        let mut gone = 0;
+        while gone == 0 {
+            let (_, dropped) = spool.append(Lane::Rows, Contents { from_ns, to_ns, count }, &payload);
+            gone = dropped.iter().map(|d| u64::from(d.contents.count)).sum();
+        }
+        drop(spool);
+        // Told once, and not again after the next start.
+        for times in [1, 1] {
+            let (spool, recovery) = open(&disk);
+            let (writer, ..) = start(&spool, recovery);
+            writer.stop();
+            let mut reader = spool.reader(0);
+            let mut gaps = Vec::new();
+            while let Next::Frame(frame) = reader.next(&spool).unwrap() {
+                let body = sonde_proto::body::decode(&frame.payload);
+                gaps.extend(body.into_iter().flat_map(|body| body.gaps));
+            }
+            gaps.retain(|g| g.cause == gap::SPOOL_FULL);
+            assert_eq!(gaps.len(), times);
+            assert_eq!(
+                (gaps[0].count, gaps[0].from_ns),
+                (gone, sonde_proto::limits::EARLIEST_NS.max(5))
+            );
+        }
+    }
+
+    #[test]
+    fn a_heartbeat_is_not_after_what_a_kill_would_take_with_it() {
+        let at = |time_ns| Event { time_ns, ..event(1) };
+        let (spool, _) = open(&Sim::default());
+        let mut work = Work {
+            spool,
+            index: Arc::default(),
+            gap_log: Arc::default(),
+            shared: Arc::default(),
+            events: Vec::new(),
+            gaps: Vec::new(),
+            pods: Vec::new(),
+            live: HashMap::new(),
+            since: None,
+            last_beat: None,
+            taken_ns: 0,
+            failing: false,
+        };
+        let before = now_ns();
+        assert!(work.reached_ns() >= before, "with nothing in memory it is now");
+        // One was taken and is gathered, others wait behind it.
+        work.shared.queued_messages.store(2, Ordering::Relaxed);
+        work.take(Message::Events(vec![at(7_000), at(6_000)]));
+        assert_eq!(work.reached_ns(), 6_000);
+        work.flush();
+        assert_eq!(work.reached_ns(), 7_000, "what waits came after what was taken");
+        work.take(Message::Gaps(Vec::new()));
+        assert!(work.reached_ns() >= before);
+        let last_seen = Some(Heartbeat {
+            time_ns: 5_000,
+            clean: false,
+        });
+        work.tell_of_the_past(&Recovery {
+            last_seen,
+            ..Recovery::default()
+        });
+        assert_eq!(work.reached_ns(), 5_000, "killed again before that gap is written");
+        work.flush();
+        assert!(work.reached_ns() >= before);
     }
 }

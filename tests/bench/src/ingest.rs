@@ -1,130 +1,134 @@
-//! Samples and events a second, from simulated collectors through gRPC into PostgreSQL, durable.
+//! Samples and events a second, from a fleet of simulated nodes through gRPC into PostgreSQL, durable; what that costs,
+//! and plain rows, one a sample, beside it.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use crate::fleet::{Node, Shape};
-use crate::programs::{self, Program};
+use sonde_fleet::{Options, Pace, Shape, Until};
+
+use crate::plain;
 use crate::report::{Report, mebibytes, thousands};
+use crate::store::{Store, Usage};
 
-const NODES: usize = 4;
-/// As many samples a reading as a node of 100 pods has.
-const SHAPE: Shape = Shape {
-    pods: 100,
-    probes: 8,
-    columns: 20,
-};
-const READINGS: u64 = 40;
-const EVENT_BATCHES: u64 = 50;
+/// As many as the aim is said for.
+const NODES: usize = 400;
+const PODS: usize = 50;
 const EVENTS_A_BATCH: usize = 1000;
+/// At least as many readings must be with PostgreSQL before a figure means something.
+const PACED: Duration = Duration::from_secs(5);
 
-/// Aggregator with a private PostgreSQL in a folder of its own.
-pub(crate) struct Store {
-    pub(crate) aggregator: Program,
-    pub(crate) grpc: String,
-    _dir: tempfile::TempDir,
+/// How long each kind of load lasts: `SONDE_BENCH_SECONDS`, 300 for the figures that are aimed at.
+pub(crate) fn seconds() -> Duration {
+    let asked = std::env::var("SONDE_BENCH_SECONDS")
+        .ok()
+        .and_then(|text| text.parse().ok());
+    Duration::from_secs(asked.unwrap_or(60))
 }
 
-impl Store {
-    pub(crate) fn start() -> anyhow::Result<Self> {
-        use std::os::unix::fs::PermissionsExt as _;
-        let dir = tempfile::Builder::new().prefix("sonde-bench").tempdir()?;
-        // The aggregator becomes an unprivileged user, which has to get in.
-        std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755))?;
-        let (http, grpc) = (programs::free_address()?, programs::free_address()?);
-        let env = [
-            ("SONDE_AGGREGATOR_HTTP", http.to_string()),
-            ("SONDE_AGGREGATOR_GRPC", grpc.to_string()),
-            (
-                "SONDE_AGGREGATOR_DATA_DIR",
-                dir.path().join("aggregator").display().to_string(),
-            ),
-        ];
-        let aggregator = Program::start("sonde-aggregator", "serve", http, dir.path(), &env)?;
-        Ok(Self {
-            aggregator,
-            grpc: format!("http://{grpc}"),
-            _dir: dir,
-        })
-    }
-
-    fn postgres_cpu(&self) -> Duration {
-        programs::descendants(self.aggregator.pid())
-            .into_iter()
-            .filter_map(|pid| programs::cpu(pid).ok())
-            .sum()
-    }
-
-    fn postgres_resident(&self) -> u64 {
-        programs::descendants(self.aggregator.pid())
-            .into_iter()
-            .filter_map(|pid| programs::resident(pid).ok())
-            .sum()
+fn options(store: &Store, pace: Pace) -> Options {
+    Options {
+        url: store.grpc.clone(),
+        nodes: NODES,
+        shape: Shape {
+            pods: PODS,
+            ..Shape::default()
+        },
+        pace,
+        until: Until::Passed(seconds()),
+        // As much on its way as a node has readings in twenty seconds.
+        window: 4,
+        ..Options::default()
     }
 }
 
 pub(crate) async fn run(report: &mut Report) -> anyhow::Result<()> {
     let store = Store::start()?;
-    let mut nodes = Vec::new();
-    for number in 0..NODES {
-        nodes.push(Node::connect(&store.grpc, number, SHAPE).await?);
-    }
     report.section(
         "Ingest",
-        &format!("{NODES} simulated collectors of {} pods send as fast as acks permit; an ack means committed. `make bench` runs it.", SHAPE.pods),
+        &format!(
+            "{NODES} simulated nodes of {PODS} pods (`sonde-fleet`: the collector's own probes, a tenth of the pods busy) on \
+             the same cores, {} s each kind of load; an ack means committed. A sample is a value of a row; a histogram is one. \
+             `make bench` runs it, `SONDE_BENCH_SECONDS` says how long.",
+            seconds().as_secs()
+        ),
     );
-
-    let (elapsed, cpu, postgres) = load(&store, &mut nodes, READINGS, Node::rows).await?;
-    let samples = (SHAPE.samples() * READINGS * NODES as u64) as f64;
-    report.row("samples a second", thousands(samples / elapsed.as_secs_f64()));
-    report.row(
-        "CPU of PostgreSQL for a million samples",
-        format!("{:.2} s", postgres.as_secs_f64() / samples * 1e6),
-    );
-    report.row(
-        "CPU of the aggregator for a million samples",
-        format!("{:.2} s", cpu.as_secs_f64() / samples * 1e6),
-    );
-
-    let (elapsed, cpu, postgres) = load(&store, &mut nodes, EVENT_BATCHES, |node| node.events(EVENTS_A_BATCH)).await?;
-    let events = (EVENTS_A_BATCH as u64 * EVENT_BATCHES * NODES as u64) as f64;
-    report.row("events a second", thousands(events / elapsed.as_secs_f64()));
-    report.row(
-        "CPU of PostgreSQL for a million events",
-        format!("{:.1} s", postgres.as_secs_f64() / events * 1e6),
-    );
-    report.row(
-        "CPU of the aggregator for a million events",
-        format!("{:.1} s", cpu.as_secs_f64() / events * 1e6),
-    );
+    rows(report, &store).await?;
+    paced(report, &store).await?;
+    events(report, &store).await?;
     report.row(
         "resident memory of the aggregator after it",
         mebibytes(store.aggregator.resident()?),
     );
+    report.row("its highest", mebibytes(store.aggregator.highest()?));
     report.row(
         "resident memory of PostgreSQL after it (shared pages counted in each process)",
         mebibytes(store.postgres_resident()),
     );
+    plain::run(report, &store).await
+}
+
+async fn rows(report: &mut Report, store: &Store) -> anyhow::Result<()> {
+    let bytes = store.bytes().await?;
+    let (load, used) = load(store, options(store, Pace::Readings)).await?;
+    let million = load.samples as f64 / 1e6;
+    report.row(
+        "samples a second, as fast as acks permit",
+        thousands(load.samples_per_second()),
+    );
+    report.row(
+        "the same with each bucket of a histogram for one",
+        thousands(load.numbers as f64 / load.elapsed.as_secs_f64()),
+    );
+    cost(report, used, "samples", million);
+    report.row(
+        "bytes a sample in PostgreSQL, indexes included",
+        format!("{:.2}", (store.bytes().await? - bytes) as f64 / load.samples as f64),
+    );
+    report.row(
+        "bytes a sample on the wire",
+        format!("{:.2}", load.bytes as f64 / load.samples as f64),
+    );
     Ok(())
 }
 
-/// All nodes at once: wall time, CPU of the aggregator, CPU of PostgreSQL.
-async fn load(
-    store: &Store,
-    nodes: &mut [Node],
-    batches: u64,
-    make: impl Fn(&mut Node) -> sonde_proto::v1::BatchBody + Copy,
-) -> anyhow::Result<(Duration, Duration, Duration)> {
-    let before = (store.aggregator.cpu()?, store.postgres_cpu());
-    let started = Instant::now();
-    // One task, many streams: the load takes one core at most.
-    let runs = nodes.iter_mut().map(|node| node.run(batches, make));
-    for result in futures::future::join_all(runs).await {
-        result?;
-    }
-    let elapsed = started.elapsed();
-    Ok((
-        elapsed,
-        store.aggregator.cpu()?.saturating_sub(before.0),
-        store.postgres_cpu().saturating_sub(before.1),
-    ))
+async fn paced(report: &mut Report, store: &Store) -> anyhow::Result<()> {
+    let mut options = options(store, Pace::Every(PACED));
+    options.events = 1000.0;
+    let (load, _) = load(store, options).await?;
+    report.row(
+        "a reading of each node every 5 s and 1,000 events a second: samples a second",
+        thousands(load.samples_per_second()),
+    );
+    let [p50, p99, max] = [0.5, 0.99, 1.0].map(|share| load.latency(share).as_secs_f64() * 1e3);
+    report.row(
+        "ack latency, from when a batch is due: p50, p99, longest",
+        format!("{p50:.0} ms, {p99:.0} ms, {max:.0} ms"),
+    );
+    report.row("readings that were not made in time", load.late);
+    Ok(())
+}
+
+async fn events(report: &mut Report, store: &Store) -> anyhow::Result<()> {
+    let (load, used) = load(store, options(store, Pace::Events(EVENTS_A_BATCH))).await?;
+    report.row(
+        "events a second, as fast as acks permit",
+        thousands(load.events_per_second()),
+    );
+    cost(report, used, "events", load.events as f64 / 1e6);
+    Ok(())
+}
+
+async fn load(store: &Store, options: Options) -> anyhow::Result<(sonde_fleet::Report, Usage)> {
+    let before = store.usage()?;
+    let load = sonde_fleet::run(options).await?;
+    anyhow::ensure!(load.reconnects == 0, "{} streams broke", load.reconnects);
+    Ok((load, store.usage()? - before))
+}
+
+fn cost(report: &mut Report, used: Usage, of: &str, million: f64) {
+    let each = |time: Duration| format!("{:.2} s", time.as_secs_f64() / million);
+    report.row(&format!("CPU of PostgreSQL for a million {of}"), each(used.postgres));
+    report.row(
+        &format!("CPU of the aggregator for a million {of}"),
+        each(used.aggregator),
+    );
 }

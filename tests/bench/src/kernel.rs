@@ -10,7 +10,7 @@ use crate::programs::{self, Program};
 use crate::report::{Report, mebibytes};
 
 const PACKETS: u64 = 200_000;
-const PORT: u16 = 7001;
+pub(crate) const PORT: u16 = 7001;
 
 /// Settings under which the same drops are made.
 const CASES: [(&str, &str, &str); 3] = [
@@ -131,7 +131,7 @@ pub(crate) fn per_packet(report: &mut Report) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn flood(client: &Pod, server: &Pod, packets: u64) -> anyhow::Result<()> {
+pub(crate) fn flood(client: &Pod, server: &Pod, packets: u64) -> anyhow::Result<()> {
     let target = server.socket(Family::V4, PORT);
     let sent = client.run(move || -> std::io::Result<u64> {
         let socket = UdpSocket::bind("0.0.0.0:0")?;

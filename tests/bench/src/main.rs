@@ -1,18 +1,23 @@
 //! `make bench`: measures on this machine and writes docs/performance.md. Wall-clock figures of a shared machine are
 //! read as ratios; CPU time, instruction-free counts and bytes are what to compare between versions.
 
+mod events;
 mod federate;
-mod fleet;
 mod http;
 mod ingest;
 mod kernel;
 mod page;
+mod plain;
 mod programs;
+mod queries;
 mod report;
 mod round;
+mod scale;
 mod sockets;
+mod store;
 
 use anyhow::Context as _;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
@@ -20,6 +25,9 @@ async fn main() -> anyhow::Result<()> {
         nix::unistd::geteuid().is_root(),
         "the benchmark needs root: it makes network namespaces and loads eBPF"
     );
+    // A socket for each simulated node, here and in the aggregator.
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, most, most)?;
     let only = std::env::args().nth(1);
     let wanted = |name: &str| only.as_deref().is_none_or(|o| o == name);
     let mut report = report::Report::new()?;
@@ -28,6 +36,9 @@ async fn main() -> anyhow::Result<()> {
     }
     if wanted("packets") {
         kernel::per_packet(&mut report).context("programs of every packet")?;
+    }
+    if wanted("events") {
+        events::run(&mut report).context("events")?;
     }
     if wanted("sockets") {
         sockets::run(&mut report).context("sockets")?;
@@ -40,6 +51,12 @@ async fn main() -> anyhow::Result<()> {
     }
     if wanted("ingest") {
         ingest::run(&mut report).await.context("ingest")?;
+    }
+    if wanted("scale") {
+        scale::run(&mut report).await.context("many nodes")?;
+    }
+    if wanted("queries") {
+        queries::run(&mut report).await.context("queries")?;
     }
     if wanted("federate") {
         federate::run(&mut report).await.context("federation")?;

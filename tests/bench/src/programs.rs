@@ -68,6 +68,11 @@ impl Program {
         resident(self.pid())
     }
 
+    /// The most it ever had, in bytes.
+    pub(crate) fn highest(&self) -> anyhow::Result<u64> {
+        memory(self.pid(), "VmHWM:")
+    }
+
     /// User and system time so far.
     pub(crate) fn cpu(&self) -> anyhow::Result<Duration> {
         cpu(self.pid())
@@ -85,20 +90,34 @@ impl Drop for Program {
 }
 
 pub(crate) fn resident(pid: u32) -> anyhow::Result<u64> {
+    memory(pid, "VmRSS:")
+}
+
+fn memory(pid: u32, key: &str) -> anyhow::Result<u64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
     let line = status
         .lines()
-        .find_map(|l| l.strip_prefix("VmRSS:"))
-        .context("no VmRSS")?;
+        .find_map(|l| l.strip_prefix(key))
+        .with_context(|| format!("no {key}"))?;
     Ok(line.trim().trim_end_matches(" kB").parse::<u64>()? * 1024)
 }
 
 pub(crate) fn cpu(pid: u32) -> anyhow::Result<Duration> {
+    ticks(pid, 2)
+}
+
+/// With that of its children that ended.
+pub(crate) fn cpu_with_children(pid: u32) -> anyhow::Result<Duration> {
+    ticks(pid, 4)
+}
+
+/// utime, stime, cutime, cstime: the first so many of these.
+fn ticks(pid: u32, fields: usize) -> anyhow::Result<Duration> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    let fields: Vec<&str> = stat[stat.rfind(')').context("no name")? + 2..].split(' ').collect();
-    let ticks: u64 = fields[11].parse::<u64>()? + fields[12].parse::<u64>()?;
+    let after_name = &stat[stat.rfind(')').context("no name")? + 2..];
+    let times = after_name.split(' ').skip(11).take(fields).map(str::parse::<u64>);
     // USER_HZ is 100 in the kernel's interface, whatever HZ is.
-    Ok(Duration::from_millis(ticks * 10))
+    Ok(Duration::from_millis(times.sum::<Result<u64, _>>()? * 10))
 }
 
 /// Processes whose ancestor is `pid`, itself left out.

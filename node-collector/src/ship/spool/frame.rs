@@ -25,6 +25,17 @@ pub struct Contents {
     pub count: u32,
 }
 
+impl Contents {
+    pub(super) fn add(&mut self, other: Self) {
+        self.from_ns = match (self.from_ns, other.from_ns) {
+            (0, at) | (at, 0) => at,
+            (one, another) => one.min(another),
+        };
+        self.to_ns = self.to_ns.max(other.to_ns);
+        self.count = self.count.saturating_add(other.count);
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Header {
     pub len: usize,

@@ -5,22 +5,34 @@
 //! of events, and what goes is told, to become a gap.
 //!
 //! **What survives.** A batch is written with one write call, so whatever the process did before `kill -9` is read back.
-//! Against a power cut, what is not yet acked is synced once a second ([`Spool::sync`]); after a new boot the
-//! sequence jumps ahead, so that a number once acked is never given to another batch.
+//! Against a power cut, what is not yet acked is synced once a second ([`Spool::sync`]). After a new boot, and after
+//! damage, the sequence jumps ahead, so that a number once acked is never given to another batch. docs/spool.md says it
+//! for people.
+//!
+//! **What fails.** An operation that fails leaves the spool as it was, is counted ([`Stats`]), and is tried again when
+//! the next batch needs it: nothing has to be restarted when the disk is well again.
 
+mod disk;
 mod frame;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
+mod losses;
+#[cfg(test)]
+mod model;
 mod reader;
 mod segment;
+#[cfg(test)]
+pub(crate) mod sim;
 mod state;
 #[cfg(test)]
 mod tests;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
+use std::ffi::OsString;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use nix::fcntl::Flock;
@@ -33,6 +45,8 @@ pub use reader::{Next, Reader};
 pub use segment::Cut;
 pub use state::Heartbeat;
 
+use disk::{Disk, Host, Open};
+use losses::Losses;
 use segment::Segment;
 use state::Meta;
 
@@ -86,9 +100,13 @@ pub struct Dropped {
 pub struct Recovery {
     /// It was there before; false: a new epoch.
     pub resumed: bool,
+    /// The machine was started anew since then: what was not synced may be gone without a trace.
+    pub rebooted: bool,
     /// When a collector last ran on it.
     pub last_seen: Option<Heartbeat>,
     pub cuts: Vec<Cut>,
+    /// What had to go before that and was not told: [`Spool::told`] was not called since.
+    pub dropped: Vec<Dropped>,
     /// The pods of the last collector, as it wrote them.
     pub pods: Vec<u8>,
     /// The spool before was unreadable as a whole and lies here now.
@@ -104,10 +122,17 @@ pub struct Stats {
     pub oldest_ns: u64,
     pub next_sequence: u64,
     pub acked: u64,
+    /// Batches that could not be written.
+    pub write_errors: u64,
+    /// Times that what was written could not be brought to the disk, or what is acked not be deleted.
+    pub upkeep_errors: u64,
+    /// The last batch could not be written, what is there not be brought to the disk, or what is acked not be deleted.
+    pub failing: bool,
 }
 
 #[derive(Debug)]
 pub struct Spool {
+    disk: Arc<dyn Disk>,
     dir: PathBuf,
     epoch: Uuid,
     max_bytes: u64,
@@ -115,7 +140,7 @@ pub struct Spool {
     inner: Mutex<Inner>,
     /// The last sequence appended; wakes the client.
     appended: watch::Sender<u64>,
-    _lock: Flock<File>,
+    lock: Option<Flock<File>>,
 }
 
 #[derive(Debug)]
@@ -125,9 +150,21 @@ struct Inner {
     next: u64,
     acked: u64,
     unsynced: bool,
+    losses: Losses,
+    errors: Errors,
 }
 
-/// How far the sequence jumps after a boot: more than can be in the segments that were not synced.
+#[derive(Debug, Default)]
+struct Errors {
+    write: u64,
+    upkeep: u64,
+    writing_fails: bool,
+    syncing_fails: bool,
+    tidying_fails: bool,
+    last: String,
+}
+
+/// How far the sequence jumps after a boot or damage: more than can be in the segments that were not synced.
 const JUMP: u64 = 1 << 20;
 /// Refused batches that are kept to be looked at.
 const POISON_KEPT: usize = 16;
@@ -135,64 +172,78 @@ const POISON_KEPT: usize = 16;
 impl Spool {
     /// `boot` is the machine's boot id.
     pub fn open(dir: &Path, max_bytes: u64, boot: &str) -> Result<(Self, Recovery), SpoolError> {
-        let fail = |path: &Path| {
-            let path = path.to_owned();
-            move |source| SpoolError::Io { path, source }
-        };
-        std::fs::create_dir_all(dir).map_err(fail(dir))?;
+        let segment_bytes = (max_bytes / 16).clamp(64 << 10, 4 << 20);
+        let disk = Arc::new(Host);
+        disk.create_dir(dir).map_err(fail(dir))?;
         let lock = state::lock(dir)?;
+        let (mut spool, recovery) = Self::open_on(disk, dir, max_bytes, segment_bytes, boot)?;
+        spool.lock = Some(lock);
+        Ok((spool, recovery))
+    }
+
+    pub(super) fn open_on(
+        disk: Arc<dyn Disk>,
+        dir: &Path,
+        max_bytes: u64,
+        segment_bytes: u64,
+        boot: &str,
+    ) -> Result<(Self, Recovery), SpoolError> {
+        let old = Meta::read(&*disk, dir)?;
+        let names = segment_files(&*disk, dir).map_err(fail(dir))?;
+        let heartbeat = Heartbeat::read(&*disk, dir);
         let mut recovery = Recovery {
-            last_seen: Heartbeat::read(dir),
-            pods: std::fs::read(dir.join("pods")).unwrap_or_default(),
+            resumed: old.is_some(),
+            rebooted: old.as_ref().is_some_and(|old| old.boot != boot),
+            last_seen: heartbeat.map(|(heartbeat, _)| heartbeat),
+            pods: disk.read(&dir.join("pods")).unwrap_or_default(),
             ..Recovery::default()
         };
-        let old = Meta::read(dir)?;
-        let names = segment_files(dir).map_err(fail(dir))?;
-        let mut meta = Meta {
-            epoch: Uuid::new_v4(),
+        let meta = Meta {
+            epoch: old.map_or_else(Uuid::new_v4, |old| old.epoch),
             boot: boot.to_owned(),
         };
-        let mut lanes = [VecDeque::new(), VecDeque::new()];
-        let mut next = 1;
-        let mut rebooted = false;
-        if let Some(old) = old {
-            meta.epoch = old.epoch;
-            recovery.resumed = true;
-            for (lane, first, path) in names {
-                let (segment, cut) = Segment::open(&path, first).map_err(fail(&path))?;
-                segment.sync().map_err(fail(&path))?;
-                recovery.cuts.extend(cut);
-                next = next.max(first).max(segment.last + 1);
-                lanes[lane as usize].push_back(segment);
-            }
-            rebooted = old.boot != boot;
-            if rebooted {
-                next += JUMP;
-            }
-        } else if !names.is_empty() {
-            recovery.set_aside = Some(set_aside(dir, &names).map_err(fail(dir))?);
+        let segments: BTreeSet<_> = names.iter().map(|(lane, first, _)| (*lane as usize, *first)).collect();
+        let is_there = |lane: Lane, first| segments.contains(&(lane as usize, first));
+        let mut losses = Losses::open(&*disk, dir, is_there).map_err(fail(&dir.join("losses")))?;
+        if !recovery.resumed {
+            losses.told().map_err(fail(&dir.join("losses")))?;
         }
-        meta.write(dir).map_err(fail(dir))?;
-        for lane in Lane::ALL {
-            let chain: &mut VecDeque<Segment> = &mut lanes[lane as usize];
-            // After a jump a segment of its own, whose name keeps the jump.
-            if chain.is_empty() || rebooted {
-                chain.push_back(Segment::create(dir, lane, next).map_err(fail(dir))?);
+        recovery.dropped = losses.untold();
+        let mut inner = Inner {
+            lanes: [VecDeque::new(), VecDeque::new()],
+            next: 1,
+            acked: 0,
+            unsynced: false,
+            losses,
+            errors: Errors::default(),
+        };
+        if recovery.resumed {
+            inner.acked = heartbeat.map_or(0, |(_, acked)| acked).min(frame::LAST_SEQUENCE);
+            inner.recover(&*disk, names, &mut recovery)?;
+            inner.begin_lanes(&*disk, dir, &recovery).map_err(fail(dir))?;
+            // After the segments whose names keep the jump: with this boot in it, no other jump follows.
+            meta.write(&*disk, dir).map_err(fail(dir))?;
+        } else {
+            if !names.is_empty() {
+                recovery.set_aside = Some(set_aside(&*disk, dir, &names).map_err(fail(dir))?);
             }
+            if heartbeat.is_some() {
+                // Its ack is of another epoch.
+                disk.remove(&dir.join("heartbeat")).map_err(fail(dir))?;
+            }
+            // Before the segments: without it they would be of an epoch that nobody knows.
+            meta.write(&*disk, dir).map_err(fail(dir))?;
+            inner.begin_lanes(&*disk, dir, &recovery).map_err(fail(dir))?;
         }
         let spool = Self {
+            disk,
             dir: dir.to_owned(),
             epoch: meta.epoch,
             max_bytes,
-            segment_bytes: (max_bytes / 16).clamp(64 << 10, 4 << 20),
-            inner: Mutex::new(Inner {
-                lanes,
-                next,
-                acked: 0,
-                unsynced: false,
-            }),
-            appended: watch::Sender::new(next - 1),
-            _lock: lock,
+            segment_bytes,
+            appended: watch::Sender::new(inner.next - 1),
+            inner: Mutex::new(inner),
+            lock: None,
         };
         Ok((spool, recovery))
     }
@@ -201,8 +252,8 @@ impl Spool {
         self.epoch
     }
 
-    /// Gives the batch its sequence and writes it. Also tells what had to go to make room. After an error nothing is
-    /// written and the sequence is not used.
+    /// Gives the batch its sequence and writes it. Also tells what had to go to make room. After an error the batch is
+    /// not in the spool, and no other gets its sequence.
     pub fn append(&self, lane: Lane, contents: Contents, payload: &[u8]) -> (io::Result<u64>, Vec<Dropped>) {
         let mut inner = self.inner.lock();
         let size = (frame::HEADER + payload.len()) as u64;
@@ -211,11 +262,20 @@ impl Spool {
             return (Err(io::Error::from(io::ErrorKind::QuotaExceeded)), dropped);
         }
         let result = inner.append(self, lane, contents, payload, size, &mut dropped);
+        inner.errors.wrote(&result);
         drop(inner);
         if let Ok(sequence) = result {
             self.appended.send_replace(sequence);
         }
         (result, dropped)
+    }
+
+    /// All that [`Self::append`] and [`Recovery::dropped`] told of as gone is in the spool now, as gaps.
+    pub fn told(&self) -> io::Result<()> {
+        let mut inner = self.inner.lock();
+        let told = inner.losses.told();
+        inner.errors.tidied(&told);
+        told
     }
 
     /// Wakes when something was appended.
@@ -231,7 +291,7 @@ impl Spool {
     /// The aggregator has everything up to `sequence` in its tables. A number beyond ours means that this spool was
     /// put back to an older state: then we go on above it.
     pub fn acked(&self, sequence: u64) -> io::Result<()> {
-        if sequence > frame::LAST_SEQUENCE {
+        if sequence > frame::LAST_SEQUENCE / 2 {
             let why = format!("the aggregator says it has sequence {sequence}, which no batch can have");
             return Err(io::Error::new(io::ErrorKind::InvalidData, why));
         }
@@ -244,49 +304,59 @@ impl Spool {
             );
             inner.next = sequence + 1;
             for lane in Lane::ALL {
-                let fresh = Segment::create(&self.dir, lane, sequence + 1)?;
+                let fresh = Segment::create(&*self.disk, &self.dir, lane, sequence + 1)?;
                 inner.lanes[lane as usize].push_back(fresh);
             }
         }
         inner.acked = inner.acked.max(sequence);
-        inner.trim(self)
+        let trimmed = inner.trim(self);
+        inner.errors.tidied(&trimmed);
+        // What cannot be deleted now is deleted with a later ack: that is no reason not to take this one.
+        Ok(())
     }
 
     /// Puts a refused batch where it can be looked at. It stays in its lane until an ack passes it.
     pub fn set_poison_aside(&self, frame: &Frame) -> io::Result<PathBuf> {
         let dir = self.dir.join("poison");
-        std::fs::create_dir_all(&dir)?;
-        let mut kept: Vec<PathBuf> = std::fs::read_dir(&dir)?.filter_map(|e| Some(e.ok()?.path())).collect();
+        self.disk.create_dir(&dir)?;
+        let mut kept = self.disk.names(&dir)?;
         kept.sort_unstable();
         for old in kept.iter().take((kept.len() + 1).saturating_sub(POISON_KEPT)) {
-            std::fs::remove_file(old)?;
+            self.disk.remove(&dir.join(old))?;
         }
         let path = dir.join(format!("{:016x}.batch", frame.sequence));
-        std::fs::write(&path, &frame.payload)?;
+        self.disk.open(&path, Open::Emptied)?.write_all_at(&frame.payload, 0)?;
         Ok(path)
     }
 
     /// Brings what was appended since the last time to the disk, unless it is acked already.
     pub fn sync(&self) -> io::Result<()> {
         let mut inner = self.inner.lock();
-        if !std::mem::take(&mut inner.unsynced) || inner.acked + 1 == inner.next {
+        if !inner.unsynced || inner.acked + 1 == inner.next {
             return Ok(());
         }
         // Segments before the last one were synced when it began.
-        inner
-            .lanes
-            .iter()
-            .filter_map(VecDeque::back)
-            .try_for_each(Segment::sync)
+        let last = inner.lanes.iter_mut().filter_map(VecDeque::back_mut);
+        let synced = last.map(Segment::sync).fold(Ok(()), io::Result::and);
+        inner.unsynced = synced.is_err();
+        inner.errors.synced(&synced);
+        synced
     }
 
+    /// Notes that a collector runs, and how far the aggregator is.
     pub fn beat(&self, heartbeat: Heartbeat) -> io::Result<()> {
-        heartbeat.write(&self.dir)
+        let acked = self.inner.lock().acked;
+        heartbeat.write(&*self.disk, &self.dir, acked)
     }
 
     /// Remembers the pods that are there, for [`Recovery::pods`].
     pub fn remember_pods(&self, pods: &[u8]) -> io::Result<()> {
-        state::replace(&self.dir, "pods", pods)
+        state::replace(&*self.disk, &self.dir, "pods", pods)
+    }
+
+    /// The last error of a write, a sync or a deletion, also if all went well since.
+    pub fn last_error(&self) -> String {
+        self.inner.lock().errors.last.clone()
     }
 
     pub fn stats(&self) -> Stats {
@@ -306,6 +376,9 @@ impl Spool {
                 .unwrap_or(0),
             next_sequence: inner.next,
             acked: inner.acked,
+            write_errors: inner.errors.write,
+            upkeep_errors: inner.errors.upkeep,
+            failing: inner.errors.writing_fails || inner.errors.syncing_fails || inner.errors.tidying_fails,
         }
     }
 
@@ -316,7 +389,80 @@ impl Spool {
     }
 }
 
+fn fail(path: &Path) -> impl FnOnce(io::Error) -> SpoolError {
+    let path = path.to_owned();
+    move |source| SpoolError::Io { path, source }
+}
+
+impl Errors {
+    fn wrote(&mut self, result: &io::Result<u64>) {
+        self.writing_fails = result.is_err();
+        if let Err(error) = result {
+            self.write += 1;
+            self.last = error.to_string();
+        }
+    }
+
+    fn synced(&mut self, result: &io::Result<()>) {
+        self.syncing_fails = result.is_err();
+        self.upkeep(result);
+    }
+
+    /// What is not needed any more is gone.
+    fn tidied(&mut self, result: &io::Result<()>) {
+        self.tidying_fails = result.is_err();
+        self.upkeep(result);
+    }
+
+    fn upkeep(&mut self, result: &io::Result<()>) {
+        if let Err(error) = result {
+            self.upkeep += 1;
+            self.last = error.to_string();
+        }
+    }
+}
+
 impl Inner {
+    /// Reads the segments of an earlier run.
+    fn recover(
+        &mut self,
+        disk: &dyn Disk,
+        names: Vec<(Lane, u64, PathBuf)>,
+        recovery: &mut Recovery,
+    ) -> Result<(), SpoolError> {
+        let mut newest_ns = 0;
+        self.next = self.acked + 1;
+        for (lane, first, path) in names {
+            let (mut segment, cut) = Segment::open(disk, &path, first).map_err(fail(&path))?;
+            segment.sync().map_err(fail(&path))?;
+            recovery.cuts.extend(cut);
+            newest_ns = newest_ns.max(segment.contents.to_ns);
+            self.next = self.next.max(first).max(segment.last + 1);
+            self.lanes[lane as usize].push_back(segment);
+        }
+        if newest_ns != 0 && recovery.last_seen.is_none() {
+            recovery.last_seen = Some(Heartbeat {
+                time_ns: newest_ns,
+                clean: false,
+            });
+        }
+        if recovery.has_lost() {
+            self.next += JUMP;
+        }
+        Ok(())
+    }
+
+    /// Gives each lane a segment to write to: after a jump one of its own, whose name keeps the jump.
+    fn begin_lanes(&mut self, disk: &dyn Disk, dir: &Path, recovery: &Recovery) -> io::Result<()> {
+        for lane in Lane::ALL {
+            let chain = &mut self.lanes[lane as usize];
+            if chain.is_empty() || recovery.has_lost() {
+                chain.push_back(Segment::create(disk, dir, lane, self.next)?);
+            }
+        }
+        Ok(())
+    }
+
     fn bytes(&self) -> u64 {
         self.lanes.iter().flatten().map(|s| s.len).sum()
     }
@@ -334,12 +480,16 @@ impl Inner {
             dropped.extend(self.evict(spool)?);
         }
         let sequence = self.next;
+        if sequence > frame::LAST_SEQUENCE {
+            return Err(io::Error::other("no sequence is left"));
+        }
         if self.active(lane).len > 0 && self.active(lane).len + size > spool.segment_bytes {
             self.roll(spool, lane)?;
         }
-        self.active(lane).append(sequence, contents, payload)?;
+        // Also where it fails: what cannot be taken back from the file must not be there under a number of another.
         self.next += 1;
         self.unsynced = true;
+        self.active(lane).append(sequence, contents, payload)?;
         Ok(sequence)
     }
 
@@ -351,7 +501,7 @@ impl Inner {
 
     fn roll(&mut self, spool: &Spool, lane: Lane) -> io::Result<()> {
         self.active(lane).sync()?;
-        let fresh = Segment::create(&spool.dir, lane, self.next)?;
+        let fresh = Segment::create(&*spool.disk, &spool.dir, lane, self.next)?;
         self.lanes[lane as usize].push_back(fresh);
         Ok(())
     }
@@ -371,14 +521,26 @@ impl Inner {
             }
             self.roll(spool, lane)?;
         }
-        let Some(oldest) = self.lanes[lane as usize].pop_front() else {
+        let chain = &mut self.lanes[lane as usize];
+        let Some(oldest) = chain.front() else {
             return Ok(None);
         };
-        let lost = (oldest.last > self.acked).then_some(Dropped {
+        let lost = (oldest.last > self.acked).then(|| Dropped {
             lane,
-            contents: oldest.contents,
+            contents: oldest.contents_above(self.acked),
         });
-        oldest.remove()?;
+        match lost {
+            Some(lost) => self.losses.going(lost, oldest.first)?,
+            None => self.losses.going_acked(lane, oldest.first)?,
+        }
+        // What is still there is not told as gone.
+        oldest.remove(&*spool.disk)?;
+        chain.pop_front();
+        if let Some(lost) = lost {
+            self.losses.gone(lost);
+            // Else a power cut might bring back what was told as gone.
+            let _ = spool.disk.sync_dir(&spool.dir);
+        }
         Ok(lost)
     }
 
@@ -391,34 +553,39 @@ impl Inner {
                 self.roll(spool, lane)?;
             }
             let chain = &mut self.lanes[lane as usize];
-            while chain.len() > 1 && chain.front().is_some_and(|s| s.last <= self.acked) {
-                if let Some(done) = chain.pop_front() {
-                    done.remove()?;
-                }
+            while let Some(done) = chain.front().filter(|s| chain.len() > 1 && s.last <= self.acked) {
+                self.losses.going_acked(lane, done.first)?;
+                done.remove(&*spool.disk)?;
+                chain.pop_front();
             }
         }
         Ok(())
     }
 }
 
-fn segment_files(dir: &Path) -> io::Result<Vec<(Lane, u64, PathBuf)>> {
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir(dir)? {
-        let entry = entry?;
-        if let Some((lane, first)) = entry.file_name().to_str().and_then(Segment::parse_name) {
-            found.push((lane, first, entry.path()));
-        }
+impl Recovery {
+    /// Sequences may have been in use that are not in the segments any more.
+    fn has_lost(&self) -> bool {
+        self.rebooted || !self.cuts.is_empty()
     }
+}
+
+fn segment_files(disk: &dyn Disk, dir: &Path) -> io::Result<Vec<(Lane, u64, PathBuf)>> {
+    let segment = |name: OsString| {
+        let (lane, first) = name.to_str().and_then(Segment::parse_name)?;
+        Some((lane, first, dir.join(name)))
+    };
+    let mut found: Vec<_> = disk.names(dir)?.into_iter().filter_map(segment).collect();
     found.sort_unstable_by_key(|(_, first, _)| *first);
     Ok(found)
 }
 
 /// Segments without a readable `meta` belong to an epoch nobody knows.
-fn set_aside(dir: &Path, segments: &[(Lane, u64, PathBuf)]) -> io::Result<PathBuf> {
+fn set_aside(disk: &dyn Disk, dir: &Path, segments: &[(Lane, u64, PathBuf)]) -> io::Result<PathBuf> {
     let to = dir.join(format!("unreadable-{}", sonde_common::time::now_ns()));
-    std::fs::create_dir(&to)?;
+    disk.create_dir(&to)?;
     for (_, _, path) in segments {
-        std::fs::rename(path, to.join(path.file_name().unwrap_or_default()))?;
+        disk.rename(path, &to.join(path.file_name().unwrap_or_default()))?;
     }
     Ok(to)
 }

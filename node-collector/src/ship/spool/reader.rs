@@ -3,8 +3,8 @@
 use std::collections::VecDeque;
 use std::io;
 
-use super::segment::Segment;
-use super::{Cut, Frame, Lane, Spool};
+use super::segment::{Segment, is_unreadable};
+use super::{Cut, Frame, Inner, Lane, Spool};
 
 #[derive(Debug)]
 pub struct Reader {
@@ -43,40 +43,50 @@ impl Reader {
         let mut lowest: Option<(u64, Lane)> = None;
         for lane in Lane::ALL {
             let cursor = &mut self.cursors[lane as usize];
-            match seek(&inner.lanes[lane as usize], cursor, self.after)? {
-                Seek::At(sequence) if lowest.is_none_or(|(low, _)| sequence < low) => lowest = Some((sequence, lane)),
-                Seek::Unreadable => return damaged(&mut inner.lanes[lane as usize], *cursor, self.after),
-                Seek::At(_) | Seek::End => {}
+            match readable(seek(&inner.lanes[lane as usize], cursor, self.after))? {
+                Ok(Some(sequence)) if lowest.is_none_or(|(low, _)| sequence < low) => lowest = Some((sequence, lane)),
+                Ok(_) => {}
+                Err(damage) => return inner.damaged(spool, lane, *cursor, damage).map(Next::Damaged),
             }
         }
         let Some((_, lane)) = lowest else {
             return Ok(Next::Nothing);
         };
-        let chain = &mut inner.lanes[lane as usize];
-        let cursor = &mut self.cursors[lane as usize];
-        let segment = chain.iter().find(|s| s.first == cursor.segment);
-        match segment.map(|s| s.read_at(cursor.offset)).transpose()?.flatten() {
-            Some(frame) => {
+        let cursor = self.cursors[lane as usize];
+        let segment = inner.lanes[lane as usize].iter().find(|s| s.first == cursor.segment);
+        let read = segment.map_or(Ok(None), |s| s.read_at(cursor.offset));
+        match readable(read.map(|frame| frame.ok_or(Damage::Content)))? {
+            Ok(frame) => {
                 self.after = frame.sequence;
                 Ok(Next::Frame(frame))
             }
-            None => damaged(chain, *cursor, self.after),
+            Err(damage) => inner.damaged(spool, lane, cursor, damage).map(Next::Damaged),
         }
     }
 }
 
-enum Seek {
-    At(u64),
-    End,
-    Unreadable,
+/// Why there is no frame where one was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Damage {
+    Content,
+    /// The disk does not read it.
+    Disk,
 }
 
-/// Moves the cursor to the first frame above `after`.
-fn seek(chain: &VecDeque<Segment>, cursor: &mut Cursor, after: u64) -> io::Result<Seek> {
+fn readable<T>(read: io::Result<Result<T, Damage>>) -> io::Result<Result<T, Damage>> {
+    match read {
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(Err(Damage::Content)),
+        Err(error) if is_unreadable(&error) => Ok(Err(Damage::Disk)),
+        read => read,
+    }
+}
+
+/// Moves the cursor to the first frame above `after`. Its sequence; `None` at the end.
+fn seek(chain: &VecDeque<Segment>, cursor: &mut Cursor, after: u64) -> io::Result<Result<Option<u64>, Damage>> {
     loop {
         // Its segment may be gone by now.
         let Some(segment) = chain.iter().find(|s| s.first >= cursor.segment) else {
-            return Ok(Seek::End);
+            return Ok(Ok(None));
         };
         if segment.first != cursor.segment {
             *cursor = Cursor {
@@ -86,7 +96,7 @@ fn seek(chain: &VecDeque<Segment>, cursor: &mut Cursor, after: u64) -> io::Resul
         }
         if cursor.offset >= segment.len || segment.last <= after {
             let Some(next) = chain.iter().find(|s| s.first > segment.first) else {
-                return Ok(Seek::End);
+                return Ok(Ok(None));
             };
             *cursor = Cursor {
                 segment: next.first,
@@ -95,21 +105,27 @@ fn seek(chain: &VecDeque<Segment>, cursor: &mut Cursor, after: u64) -> io::Resul
             continue;
         }
         match segment.header_at(cursor.offset)? {
-            Some(header) if header.sequence > after => return Ok(Seek::At(header.sequence)),
+            Some(header) if header.sequence > after => return Ok(Ok(Some(header.sequence))),
             Some(header) => cursor.offset += header.size(),
-            None => return Ok(Seek::Unreadable),
+            None => return Ok(Err(Damage::Content)),
         }
     }
 }
 
-fn damaged(chain: &mut VecDeque<Segment>, cursor: Cursor, after: u64) -> io::Result<Next> {
-    let Some(segment) = chain.iter_mut().find(|s| s.first == cursor.segment) else {
-        return Ok(Next::Nothing);
-    };
-    let cut = Cut {
-        file: format!("{:016x}.log", segment.first),
-        bytes: segment.cut(cursor.offset, after)?,
-        after_ns: segment.contents.from_ns,
-    };
-    Ok(Next::Damaged(cut))
+impl Inner {
+    fn damaged(&mut self, spool: &Spool, lane: Lane, cursor: Cursor, damage: Damage) -> io::Result<Cut> {
+        let chain = &mut self.lanes[lane as usize];
+        let is_last = chain.back().is_some_and(|s| s.first == cursor.segment);
+        let segment = chain.iter_mut().find(|s| s.first == cursor.segment);
+        let Some(segment) = segment else {
+            return Err(io::Error::other("a segment went while it was read"));
+        };
+        let cut = segment.cut(cursor.offset, damage == Damage::Content)?;
+        if is_last && segment.first < self.next {
+            // Its name keeps the sequence, which the frames that are gone no longer do.
+            let rolled = self.roll(spool, lane);
+            self.errors.tidied(&rolled);
+        }
+        Ok(cut)
+    }
 }

@@ -1,16 +1,15 @@
 //! A file of frames, written at its end only. Its name says its lane and its first sequence.
 
-use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
+use super::disk::{Disk, DiskFile, Open};
 use super::frame::{Contents, HEADER, Header, LAST_SEQUENCE, encode};
 use super::{Frame, Lane};
 
 #[derive(Debug)]
 pub(super) struct Segment {
-    file: File,
+    file: Box<dyn DiskFile>,
     path: PathBuf,
     /// The sequence in its name: no frame of it is lower.
     pub first: u64,
@@ -20,6 +19,8 @@ pub(super) struct Segment {
     pub frames: u64,
     /// Of all frames together.
     pub contents: Contents,
+    /// Bytes of a write that failed may lie behind `len`.
+    ragged: bool,
 }
 
 /// What was cut off a segment because it could not be read back.
@@ -32,12 +33,17 @@ pub struct Cut {
 }
 
 impl Segment {
-    pub(super) fn create(dir: &Path, lane: Lane, first: u64) -> io::Result<Self> {
+    /// `first` is above all sequences in use, so a file of that name is what a creation that failed has left.
+    pub(super) fn create(disk: &dyn Disk, dir: &Path, lane: Lane, first: u64) -> io::Result<Self> {
         let path = dir.join(format!("{}-{first:016x}.log", lane.name()));
-        let file = File::options().read(true).write(true).create_new(true).open(&path)?;
+        let file = disk.open(&path, Open::Emptied)?;
         // The name carries the sequence on: it must last longer than the segments before it.
-        File::open(dir)?.sync_all()?;
-        Ok(Self {
+        disk.sync_dir(dir)?;
+        Ok(Self::empty(file, path, first))
+    }
+
+    fn empty(file: Box<dyn DiskFile>, path: PathBuf, first: u64) -> Self {
+        Self {
             file,
             path,
             first,
@@ -45,7 +51,8 @@ impl Segment {
             len: 0,
             frames: 0,
             contents: Contents::default(),
-        })
+            ragged: false,
+        }
     }
 
     /// Lane and first sequence of a file name; `None` if it is no segment.
@@ -57,61 +64,61 @@ impl Segment {
         (first <= LAST_SEQUENCE).then_some((lane, first))
     }
 
-    /// Reads all frames and cuts off what is not one: the end of a write that was cut short, or damage.
-    pub(super) fn open(path: &Path, first: u64) -> io::Result<(Self, Option<Cut>)> {
-        let file = File::options().read(true).write(true).open(path)?;
-        let size = file.metadata()?.len();
-        let mut segment = Self {
-            file,
-            path: path.to_owned(),
-            first,
-            last: 0,
-            len: 0,
-            frames: 0,
-            contents: Contents::default(),
-        };
+    /// Reads all frames and cuts off what is not one: the end of a write that was cut short, or damage. What the disk
+    /// does not read is left where it is: it may the next time.
+    pub(super) fn open(disk: &dyn Disk, path: &Path, first: u64) -> io::Result<(Self, Option<Cut>)> {
+        let file = disk.open(path, Open::Existing)?;
+        let size = file.len()?;
+        let mut segment = Self::empty(file, path.to_owned(), first);
         let mut floor = first;
-        while let Some((header, _)) = segment.frame_at(segment.len, size)? {
-            if header.sequence < floor {
-                break;
+        let mut unread = false;
+        loop {
+            match segment.frame_at(segment.len, size) {
+                Ok(Some((header, _))) if header.sequence >= floor => {
+                    floor = header.sequence + 1;
+                    segment.note(&header);
+                }
+                Ok(_) => break,
+                Err(error) if is_unreadable(&error) => {
+                    unread = true;
+                    break;
+                }
+                Err(error) => return Err(error),
             }
-            floor = header.sequence + 1;
-            segment.note(&header);
         }
-        let cut = (segment.len < size).then(|| Cut {
-            file: path
-                .file_name()
-                .map_or_else(String::new, |n| n.to_string_lossy().into_owned()),
-            bytes: size - segment.len,
-            after_ns: segment.contents.to_ns,
-        });
-        if cut.is_some() {
+        if segment.len == size {
+            return Ok((segment, None));
+        }
+        if !unread {
             segment.file.set_len(segment.len)?;
         }
-        Ok((segment, cut))
+        let cut = segment.cut_off(size - segment.len);
+        Ok((segment, Some(cut)))
+    }
+
+    fn cut_off(&self, bytes: u64) -> Cut {
+        let name = self.path.file_name();
+        Cut {
+            file: name.map_or_else(String::new, |n| n.to_string_lossy().into_owned()),
+            bytes,
+            after_ns: self.contents.to_ns,
+        }
     }
 
     fn note(&mut self, header: &Header) {
         self.len += header.size();
         self.last = header.sequence;
         self.frames += 1;
-        let Contents { from_ns, to_ns, count } = header.contents;
-        let all = &mut self.contents;
-        all.from_ns = if all.from_ns == 0 {
-            from_ns
-        } else {
-            all.from_ns.min(from_ns)
-        };
-        all.to_ns = all.to_ns.max(to_ns);
-        all.count = all.count.saturating_add(count);
+        self.contents.add(header.contents);
     }
 
-    /// One write. After an error the file is as before.
+    /// One write. After an error the file is as before, or `ragged`.
     pub(super) fn append(&mut self, sequence: u64, contents: Contents, payload: &[u8]) -> io::Result<()> {
+        self.smooth()?;
         let frame = encode(sequence, contents, payload);
         if let Err(error) = self.file.write_all_at(&frame, self.len) {
-            // What is left of it would be cut off at the next start, but not before more is written over it.
-            let _ = self.file.set_len(self.len);
+            self.ragged = true;
+            let _ = self.smooth();
             return Err(error);
         }
         let header: [u8; HEADER] = frame[..HEADER].try_into().expect("a frame begins with its header");
@@ -119,7 +126,16 @@ impl Segment {
         Ok(())
     }
 
-    /// The header at `offset`, or `None` at the end.
+    /// Cuts off what a write that failed has left.
+    fn smooth(&mut self) -> io::Result<()> {
+        if self.ragged {
+            self.file.set_len(self.len)?;
+            self.ragged = false;
+        }
+        Ok(())
+    }
+
+    /// The header at `offset`, or `None` where there is none that can be read back.
     pub(super) fn header_at(&self, offset: u64) -> io::Result<Option<Header>> {
         if offset + HEADER as u64 > self.len {
             return Ok(None);
@@ -152,21 +168,59 @@ impl Segment {
         Ok(header.fits(&bytes, &payload).then_some((header, payload)))
     }
 
-    /// From here on the segment has no more frames; what was behind is gone. `last` is the sequence of the frame before.
-    /// How many bytes that are.
-    pub(super) fn cut(&mut self, offset: u64, last: u64) -> io::Result<u64> {
-        let bytes = self.len.saturating_sub(offset);
-        self.file.set_len(offset)?;
-        self.len = offset;
-        self.last = self.last.min(last);
-        Ok(bytes)
+    /// What is in the frames above `acked`.
+    pub(super) fn contents_above(&self, acked: u64) -> Contents {
+        if self.first > acked {
+            return self.contents;
+        }
+        let mut above = Contents::default();
+        let mut offset = 0;
+        while let Ok(Some(header)) = self.header_at(offset) {
+            if header.sequence > acked {
+                above.add(header.contents);
+            }
+            offset += header.size();
+        }
+        // Rather too much than too little is told of what cannot be read any more.
+        if offset == self.len { above } else { self.contents }
     }
 
-    pub(super) fn sync(&self) -> io::Result<()> {
-        self.file.sync_data()
+    /// From here on the segment has no more frames; what was behind is gone. Where the disk `answers`, also from the
+    /// file, so that it is told once.
+    pub(super) fn cut(&mut self, offset: u64, answers: bool) -> io::Result<Cut> {
+        let before = std::mem::take(&mut self.len);
+        (self.last, self.frames, self.contents) = (0, 0, Contents::default());
+        let mut bytes = [0; HEADER];
+        while self.len < offset && self.file.read_exact_at(&mut bytes, self.len).is_ok() {
+            match Header::decode(&bytes) {
+                Some(header) if header.sequence >= self.first => self.note(&header),
+                _ => break,
+            }
+        }
+        self.ragged = true;
+        if answers {
+            self.smooth()?;
+        }
+        Ok(self.cut_off(before.saturating_sub(self.len)))
     }
 
-    pub(super) fn remove(self) -> io::Result<()> {
-        std::fs::remove_file(&self.path)
+    pub(super) fn sync(&mut self) -> io::Result<()> {
+        self.smooth()?;
+        self.file.sync()
     }
+
+    pub(super) fn remove(&self, disk: &dyn Disk) -> io::Result<()> {
+        match disk.remove(&self.path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            done => done,
+        }
+    }
+}
+
+/// The disk has lost the bytes, as opposed to: it could not be asked.
+pub(super) fn is_unreadable(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::UnexpectedEof
+        || [libc::EIO, libc::EBADMSG, libc::EUCLEAN]
+            .map(Some)
+            .contains(&error.raw_os_error())
 }

@@ -9,6 +9,7 @@ use nix::fcntl::{Flock, FlockArg};
 use uuid::Uuid;
 
 use super::SpoolError;
+use super::disk::{Disk, Open};
 
 /// Of the format of everything below the spool's directory.
 const VERSION: u32 = 1;
@@ -23,8 +24,8 @@ pub(super) struct Meta {
 
 impl Meta {
     /// `Ok(None)`: there is none that can be read.
-    pub(super) fn read(dir: &Path) -> Result<Option<Self>, SpoolError> {
-        let Ok(text) = std::fs::read_to_string(dir.join("meta")) else {
+    pub(super) fn read(disk: &dyn Disk, dir: &Path) -> Result<Option<Self>, SpoolError> {
+        let Some(text) = text(disk, &dir.join("meta")) else {
             return Ok(None);
         };
         let field = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
@@ -46,9 +47,9 @@ impl Meta {
         }))
     }
 
-    pub(super) fn write(&self, dir: &Path) -> io::Result<()> {
+    pub(super) fn write(&self, disk: &dyn Disk, dir: &Path) -> io::Result<()> {
         let text = format!("version {VERSION}\nepoch {}\nboot {}\n", self.epoch, self.boot);
-        replace(dir, "meta", text.as_bytes())
+        replace(disk, dir, "meta", text.as_bytes())
     }
 }
 
@@ -61,36 +62,41 @@ pub struct Heartbeat {
 }
 
 impl Heartbeat {
-    pub(super) fn read(dir: &Path) -> Option<Self> {
-        let text = std::fs::read_to_string(dir.join("heartbeat")).ok()?;
+    /// And up to which sequence the aggregator had everything.
+    pub(super) fn read(disk: &dyn Disk, dir: &Path) -> Option<(Self, u64)> {
+        let text = text(disk, &dir.join("heartbeat"))?;
         let mut words = text.split_whitespace();
-        Some(Self {
+        let heartbeat = Self {
             time_ns: words.next()?.parse().ok()?,
             clean: words.next() == Some("stopped"),
-        })
+        };
+        Some((
+            heartbeat,
+            words.next().and_then(|acked| acked.parse().ok()).unwrap_or(0),
+        ))
     }
 
     /// Written in place and not synced: it has to outlive the process, not the machine.
-    pub(super) fn write(self, dir: &Path) -> io::Result<()> {
+    pub(super) fn write(self, disk: &dyn Disk, dir: &Path, acked: u64) -> io::Result<()> {
         let word = if self.clean { "stopped" } else { "running" };
-        let mut file = File::options()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(dir.join("heartbeat"))?;
+        let file = disk.open(&dir.join("heartbeat"), Open::Either)?;
         // Always of one length, so that an older one never shows behind a newer one.
-        file.write_all(format!("{:020} {word}\n", self.time_ns).as_bytes())
+        file.write_all_at(format!("{:020} {word} {acked:020}\n", self.time_ns).as_bytes(), 0)
     }
 }
 
+fn text(disk: &dyn Disk, path: &Path) -> Option<String> {
+    String::from_utf8(disk.read(path).ok()?).ok()
+}
+
 /// A file replaced as a whole: the old content or the new, never a part.
-pub(super) fn replace(dir: &Path, name: &str, content: &[u8]) -> io::Result<()> {
+pub(super) fn replace(disk: &dyn Disk, dir: &Path, name: &str, content: &[u8]) -> io::Result<()> {
     let temporary = dir.join(format!("{name}.new"));
-    let mut file = File::create(&temporary)?;
-    file.write_all(content)?;
-    file.sync_all()?;
-    std::fs::rename(temporary, dir.join(name))?;
-    File::open(dir)?.sync_all()
+    let file = disk.open(&temporary, Open::Emptied)?;
+    file.write_all_at(content, 0)?;
+    file.sync()?;
+    disk.rename(&temporary, &dir.join(name))?;
+    disk.sync_dir(dir)
 }
 
 /// Held as long as the spool is open. The kernel lets go of it however the process ends.

@@ -1,7 +1,11 @@
 //! The spool and the client against an aggregator of this process that does what it is told.
 
+mod disk;
+mod several;
+
 use std::collections::VecDeque;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -115,11 +119,21 @@ async fn talk(
     Ok(())
 }
 
+fn serve(listener: TcpListener, store: &Arc<Mutex<Store>>) -> tokio::task::JoinHandle<()> {
+    let service = IngestServer::new(Aggregator(Arc::clone(store)));
+    tokio::spawn(async move {
+        let server = tonic::transport::Server::builder();
+        let incoming = TcpListenerStream::new(listener);
+        let _ = server.serve_with_incoming(service, incoming).await;
+    })
+}
+
 /// A collector without probes, against an aggregator.
 struct Rig {
-    dir: tempfile::TempDir,
+    dir: PathBuf,
+    _temporary: Option<tempfile::TempDir>,
     store: Arc<Mutex<Store>>,
-    address: SocketAddr,
+    addresses: Vec<SocketAddr>,
     link: Arc<Link>,
     running: Option<Running>,
 }
@@ -136,23 +150,28 @@ struct Running {
 
 impl Rig {
     async fn new(script: impl IntoIterator<Item = Answer>) -> Self {
-        let aggregator = Aggregator::default();
-        aggregator.0.lock().script = script.into_iter().collect();
-        let store = Arc::clone(&aggregator.0);
+        let dir = tempfile::tempdir().unwrap();
+        let mut rig = Self::at(dir.path().to_owned(), script).await;
+        rig._temporary = Some(dir);
+        rig
+    }
+
+    /// With the spool there.
+    async fn at(dir: PathBuf, script: impl IntoIterator<Item = Answer>) -> Self {
+        let store = Arc::new(Mutex::new(Store::default()));
+        store.lock().script = script.into_iter().collect();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let service = IngestServer::new(aggregator);
-        tokio::spawn(async move {
-            let server = tonic::transport::Server::builder();
-            server
-                .serve_with_incoming(service, TcpListenerStream::new(listener))
-                .await
-        });
-        let dir = tempfile::tempdir().unwrap();
+        serve(listener, &store);
+        Self::with(dir, store, vec![address])
+    }
+
+    fn with(dir: PathBuf, store: Arc<Mutex<Store>>, addresses: Vec<SocketAddr>) -> Self {
         let mut rig = Self {
             dir,
+            _temporary: None,
             store,
-            address,
+            addresses,
             link: Arc::default(),
             running: None,
         };
@@ -161,7 +180,7 @@ impl Rig {
     }
 
     fn start(&mut self) {
-        let (spool, recovery) = Spool::open(self.dir.path(), 1 << 20, "boot").unwrap();
+        let (spool, recovery) = Spool::open(&self.dir, 1 << 20, "boot").unwrap();
         let spool = Arc::new(spool);
         let gaps = Arc::new(GapLog::default());
         let (writer, shipper) = Writer::start(
@@ -176,9 +195,13 @@ impl Rig {
             epoch: spool.epoch().as_bytes().to_vec(),
             ..Hello::default()
         };
-        let target = format!("http://{}", self.address);
+        let targets: Vec<_> = self
+            .addresses
+            .iter()
+            .map(|address| format!("http://{address}"))
+            .collect();
         let client = Client::new(
-            &target,
+            &targets,
             hello,
             Arc::clone(&spool),
             Arc::clone(&self.link),
@@ -216,11 +239,21 @@ impl Rig {
 
     /// One event with this port, and a batch of its own for it.
     async fn event(&self, port: u16) {
-        let before = self.running().spool.stats().next_sequence;
+        self.event_with(port, "").await;
+    }
+
+    /// With a text to make it long.
+    async fn event_with(&self, port: u16, text: &str) {
+        let turns = |rig: &Self| {
+            let stats = rig.running().spool.stats();
+            (stats.next_sequence, stats.write_errors)
+        };
+        let before = turns(self);
         let observation = Observation {
             probe: "packetloss",
             kind: "PACKETLOSS",
             sport: Some(port),
+            attributes: vec![("text", text.into())],
             ..Observation::default()
         };
         let event = Event {
@@ -230,10 +263,8 @@ impl Rig {
             observation,
         };
         self.running().shipper.events(vec![event]);
-        self.until("batch in the spool", |rig| {
-            rig.running().spool.stats().next_sequence > before
-        })
-        .await;
+        self.until("batch in the spool, or refused by the disk", |rig| turns(rig) != before)
+            .await;
     }
 
     async fn until(&self, what: &str, condition: impl Fn(&Self) -> bool) {
@@ -241,8 +272,9 @@ impl Rig {
         while !condition(self) {
             assert!(
                 tokio::time::Instant::now() < deadline,
-                "{what}: {:?}",
-                self.store.lock()
+                "{what}: {} batches stored, {:?}",
+                self.store.lock().stored.len(),
+                self.running().spool.stats()
             );
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
@@ -355,7 +387,7 @@ async fn a_refused_batch_is_set_aside_and_the_rest_goes_on() {
     rig.until("gap told", |rig| rig.stored_gaps().contains(&gap::POISON_BATCH.into()))
         .await;
     rig.until("third stored", |rig| rig.stored_ports() == [1, 3]).await;
-    let aside = rig.dir.path().join(format!("poison/{refused:016x}.batch"));
+    let aside = rig.dir.join(format!("poison/{refused:016x}.batch"));
     let body = body::decode(&std::fs::read(aside).unwrap()).unwrap();
     assert_eq!(body.events[0].sport, 2);
     let told = rig.running().gaps.newest();
@@ -372,7 +404,7 @@ async fn a_refusal_of_something_never_sent_sets_nothing_aside() {
     let rig = Rig::new([Answer::Refuse(999)]).await;
     rig.event(1).await;
     rig.until("stored after all", |rig| rig.stored_ports() == [1]).await;
-    assert!(!rig.dir.path().join("poison").exists());
+    assert!(!rig.dir.join("poison").exists());
 }
 
 #[tokio::test(flavor = "multi_thread")]

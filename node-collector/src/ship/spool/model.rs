@@ -1,0 +1,446 @@
+//! Random use of the spool against a queue in memory, and the same use again with the disk failing, the process ending,
+//! or the power going at each of its operations.
+
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
+
+use super::sim::{Fault, Sim};
+use super::*;
+
+const DIR: &str = "/spool";
+const MAX_BYTES: u64 = 6000;
+const SEGMENT_BYTES: u64 = 1000;
+
+#[derive(Clone, Debug)]
+enum Op {
+    Append {
+        lane: Lane,
+        len: usize,
+        count: u32,
+    },
+    /// Of what is not acked, this many per cent.
+    Ack(u64),
+    /// All drops so far are told.
+    Told,
+    Sync,
+    Beat,
+    Pods,
+    Poison,
+    /// The process ends and another begins.
+    Reopen,
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let lane = prop_oneof![Just(Lane::Rows), Just(Lane::Events)];
+    prop_oneof![
+        12 => (lane, 0..700usize, 0..5u32).prop_map(|(lane, len, count)| Op::Append { lane, len, count }),
+        2 => (0..=100u64).prop_map(Op::Ack),
+        1 => Just(Op::Told),
+        2 => Just(Op::Sync),
+        1 => Just(Op::Beat),
+        1 => Just(Op::Pods),
+        1 => Just(Op::Poison),
+        1 => Just(Op::Reopen),
+    ]
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Held {
+    lane: Lane,
+    contents: Contents,
+    payload: Vec<u8>,
+}
+
+/// The queue: what the spool must hold, by sequence, and what is known of the rest.
+#[derive(Debug, Default)]
+struct Model {
+    frames: BTreeMap<u64, Held>,
+    acked: u64,
+    /// Sequences up to here were synced.
+    synced: u64,
+    /// The highest sequence that was ever given.
+    highest: u64,
+    /// How much went and is not told, by lane.
+    untold: [u64; 2],
+    /// The process ended while it noted that all is told.
+    telling: bool,
+    /// Handed over without a sequence coming back, for an error or the end: it may be on the disk all the same.
+    tried: Vec<Held>,
+    appends: u64,
+}
+
+struct World {
+    disk: Sim,
+    spool: Option<Spool>,
+    boot: u32,
+    model: Model,
+}
+
+impl World {
+    fn new(fault: Option<Fault>) -> Self {
+        let mut world = Self {
+            disk: Sim::default(),
+            spool: None,
+            boot: 1,
+            model: Model::default(),
+        };
+        world.disk.fault(fault);
+        world.spool = world.open().ok().map(|(spool, _)| spool);
+        world
+    }
+
+    fn open(&self) -> Result<(Spool, Recovery), SpoolError> {
+        let disk = Arc::new(self.disk.clone());
+        Spool::open_on(disk, Path::new(DIR), MAX_BYTES, SEGMENT_BYTES, &self.boot.to_string())
+    }
+
+    fn spool(&self) -> &Spool {
+        self.spool.as_ref().expect("an open spool")
+    }
+
+    /// All that the aggregator has not got.
+    fn frames(&self) -> BTreeMap<u64, (Contents, Vec<u8>)> {
+        let mut reader = self.spool().reader(self.model.acked);
+        let mut frames = BTreeMap::new();
+        loop {
+            match reader.next(self.spool()).expect("a disk that is there") {
+                Next::Frame(frame) => {
+                    let above = frames.last_key_value().is_none_or(|(last, _)| frame.sequence > *last);
+                    assert!(above && frame.sequence > self.model.acked, "in order");
+                    frames.insert(frame.sequence, (frame.contents, frame.payload.to_vec()));
+                }
+                Next::Nothing => return frames,
+                Next::Damaged(cut) => panic!("nothing damages it here: {cut:?}"),
+            }
+        }
+    }
+
+    /// Until the end of the operations or of the process.
+    fn run(&mut self, ops: &[Op]) {
+        for op in ops {
+            if self.spool.is_none() || self.disk.has_stopped() {
+                return;
+            }
+            self.apply(op);
+        }
+    }
+
+    fn apply(&mut self, op: &Op) {
+        match op {
+            Op::Append { lane, len, count } => self.append(*lane, *len, *count),
+            Op::Ack(percent) => {
+                self.model.acked += (self.model.highest - self.model.acked) * percent / 100;
+                self.spool().acked(self.model.acked).expect("a number that was given");
+            }
+            Op::Told => match self.spool().told() {
+                Ok(()) => self.model.untold = [0; 2],
+                Err(_) => self.model.telling = self.disk.has_stopped(),
+            },
+            Op::Sync => {
+                if self.spool().sync().is_ok() {
+                    self.model.synced = self.model.highest;
+                }
+            }
+            Op::Beat => {
+                let (time_ns, clean) = (7, false);
+                let _ = self.spool().beat(Heartbeat { time_ns, clean });
+            }
+            Op::Pods => _ = self.spool().remember_pods(b"pods"),
+            Op::Poison => {
+                if let Some((sequence, held)) = self.model.frames.first_key_value() {
+                    let (sequence, contents, payload) = (*sequence, held.contents, held.payload.clone().into());
+                    let _ = self.spool().set_poison_aside(&Frame {
+                        sequence,
+                        contents,
+                        payload,
+                    });
+                }
+            }
+            Op::Reopen => {
+                self.spool = None;
+                match self.open() {
+                    Ok(opened) => self.killed(opened),
+                    Err(_) if self.disk.has_stopped() => {}
+                    Err(_) => {
+                        // A start waits for a disk that works.
+                        self.disk.fault(None);
+                        let opened = self.open().expect("a disk that works");
+                        self.killed(opened);
+                    }
+                }
+            }
+        }
+    }
+
+    fn append(&mut self, lane: Lane, len: usize, count: u32) {
+        self.model.appends += 1;
+        let number = self.model.appends;
+        let (from_ns, to_ns) = (number, number);
+        let held = Held {
+            lane,
+            contents: Contents { from_ns, to_ns, count },
+            payload: number.to_le_bytes().into_iter().cycle().take(8 + len).collect(),
+        };
+        let (result, dropped) = self.spool().append(lane, held.contents, &held.payload);
+        if self.disk.has_stopped() {
+            // What went in the middle of it is seen after the next start.
+            return self.model.tried.push(held);
+        }
+        let told = by_lane(dropped.iter().map(|d| (d.lane, d.contents.count)));
+        match result {
+            Ok(sequence) => {
+                assert!(sequence > self.model.highest.max(self.model.acked), "a new number");
+                self.model.highest = sequence;
+                self.model.frames.insert(sequence, held);
+            }
+            Err(_) => self.model.tried.push(held),
+        }
+        let gone = self.forget_missing();
+        assert_eq!(
+            by_lane(gone.values().map(|h| (h.lane, h.contents.count))),
+            told,
+            "what went is told"
+        );
+        if gone.values().any(|held| held.lane == Lane::Events) {
+            let mut others = self
+                .model
+                .frames
+                .iter()
+                .filter(|(sequence, _)| **sequence != self.model.highest);
+            assert!(others.all(|(_, held)| held.lane == Lane::Events), "rows go first");
+        }
+        self.model.untold = sum(self.model.untold, told);
+    }
+
+    /// Compares, and takes out of the model what is not in the spool any more.
+    fn forget_missing(&mut self) -> BTreeMap<u64, Held> {
+        let acked = self.model.acked;
+        self.model.frames.retain(|sequence, _| *sequence > acked);
+        let there = self.frames();
+        for (sequence, (contents, payload)) in &there {
+            let is_it = |held: &Held| (held.contents, &held.payload) == (*contents, payload);
+            match self.model.frames.get(sequence) {
+                Some(held) => assert!(is_it(held), "{sequence} is another one"),
+                None => {
+                    let place = self.model.tried.iter().position(is_it);
+                    let held = self.model.tried.remove(place.expect("one that was handed over"));
+                    self.model.frames.insert(*sequence, held);
+                    self.model.highest = self.model.highest.max(*sequence);
+                }
+            }
+        }
+        let (kept, gone) = std::mem::take(&mut self.model.frames)
+            .into_iter()
+            .partition(|(sequence, _)| there.contains_key(sequence));
+        self.model.frames = kept;
+        gone
+    }
+
+    /// After an end of the process alone.
+    fn killed(&mut self, (spool, recovery): (Spool, Recovery)) {
+        let gone = self.opened(spool);
+        let told = by_lane(recovery.dropped.iter().map(|d| (d.lane, d.contents.count)));
+        let gone = by_lane(gone.values().map(|held| (held.lane, held.contents.count)));
+        let expected = sum(self.model.untold, gone);
+        let none_was_left = std::mem::take(&mut self.model.telling) && told == [0; 2];
+        assert!(told == expected || none_was_left, "told {told:?}, not {expected:?}");
+        assert!(
+            recovery.cuts.is_empty() || !self.model.tried.is_empty(),
+            "nothing was torn"
+        );
+        self.model.untold = told;
+    }
+
+    /// After an end of everything.
+    fn rebooted(&mut self, (spool, recovery): (Spool, Recovery)) {
+        let gone = self.opened(spool);
+        let told = by_lane(recovery.dropped.iter().map(|d| (d.lane, d.contents.count)));
+        let synced = gone.iter().filter(|(sequence, _)| **sequence <= self.model.synced);
+        let gone = by_lane(synced.map(|(_, held)| (held.lane, held.contents.count)));
+        let least = if self.model.telling {
+            gone
+        } else {
+            sum(self.model.untold, gone)
+        };
+        for lane in 0..2 {
+            assert!(told[lane] >= least[lane], "told {told:?}, not {least:?}");
+        }
+        self.model.untold = told;
+    }
+
+    fn opened(&mut self, spool: Spool) -> BTreeMap<u64, Held> {
+        self.spool = Some(spool);
+        // As the aggregator answers Hello.
+        self.spool().acked(self.model.acked).expect("a number that was given");
+        self.forget_missing()
+    }
+
+    /// It goes on as if nothing had been.
+    fn works(&mut self) {
+        for lane in Lane::ALL {
+            let before = self.model.highest;
+            self.append(lane, 10, 1);
+            assert!(self.model.highest > before, "{}", self.spool().last_error());
+        }
+        self.spool().sync().expect("a disk that works");
+        assert!(!self.spool().stats().failing);
+    }
+}
+
+fn by_lane(counts: impl Iterator<Item = (Lane, u32)>) -> [u64; 2] {
+    counts.fold([0; 2], |mut sums, (lane, count)| {
+        sums[lane as usize] += u64::from(count);
+        sums
+    })
+}
+
+fn sum(a: [u64; 2], b: [u64; 2]) -> [u64; 2] {
+    [a[0] + b[0], a[1] + b[1]]
+}
+
+/// Always the same inputs: a test that fails now and then is no test. `PROPTEST_CASES` looks further.
+fn check(cases: u32, test: impl Fn(Vec<Op>, u64)) {
+    let config = Config {
+        cases: std::env::var("PROPTEST_CASES").map_or(cases, |n| n.parse().expect("a number")),
+        failure_persistence: None,
+        ..Config::default()
+    };
+    let rng = TestRng::deterministic_rng(RngAlgorithm::ChaCha);
+    let ops = (prop::collection::vec(op(), 1..25), any::<u64>());
+    let run = TestRunner::new_with_rng(config, rng).run(&ops, |(ops, seed)| {
+        test(ops, seed);
+        Ok(())
+    });
+    if let Err(error) = run {
+        panic!("{error}");
+    }
+}
+
+#[test]
+fn it_is_a_queue() {
+    check(300, |ops, _| {
+        let mut world = World::new(None);
+        world.run(&ops);
+        world.works();
+    });
+}
+
+/// How many operations of the disk these take.
+fn operations(ops: &[Op]) -> u64 {
+    let mut world = World::new(None);
+    world.run(ops);
+    world.disk.operations()
+}
+
+fn ended_at(ops: &[Op], at: u64, done: u32) -> World {
+    let mut world = World::new(Some(Fault::Stop { at, done }));
+    world.run(ops);
+    assert!(world.disk.has_stopped());
+    world.spool = None;
+    world
+}
+
+#[test]
+fn an_end_of_the_process_at_any_operation_loses_nothing() {
+    check(12, |ops, _| {
+        for at in 0..operations(&ops) {
+            for done in [0, 400, 1000] {
+                let mut world = ended_at(&ops, at, done);
+                world.disk = world.disk.killed();
+                let opened = world.open().expect("whatever was left");
+                world.killed(opened);
+                world.works();
+            }
+        }
+    });
+}
+
+#[test]
+fn a_power_cut_at_any_operation_loses_nothing_that_was_synced() {
+    check(12, |ops, seed| {
+        let mut state = seed;
+        // splitmix64
+        let mut choose = |below: usize| {
+            state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+            let mut z = state;
+            z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+            ((z ^ (z >> 31)) % below as u64) as usize
+        };
+        for at in 0..operations(&ops) {
+            for _ in 0..3 {
+                let mut world = ended_at(&ops, at, 400);
+                world.disk = world.disk.power_cut(&mut choose);
+                world.boot += 1;
+                // The next start may not get far either.
+                let at = choose(20) as u64;
+                world.disk.fault(Some(Fault::Stop { at, done: 400 }));
+                if world.open().is_err() {
+                    world.disk = world.disk.killed();
+                }
+                world.disk.fault(None);
+                let opened = world.open().expect("whatever was left");
+                world.rebooted(opened);
+                world.works();
+            }
+        }
+    });
+}
+
+#[test]
+fn a_disk_that_fails_for_a_while_costs_what_was_handed_over_then_and_nothing_else() {
+    check(12, |ops, _| {
+        for at in 0..operations(&ops) {
+            for (times, errno, done) in [
+                (1, libc::EIO, 400),
+                (2, libc::ENOSPC, 1000),
+                (5, libc::EROFS, 0),
+                (u64::MAX, libc::ENOSPC, 400),
+            ] {
+                let mut world = World::new(Some(Fault::Fail { at, times, errno, done }));
+                if world.spool.is_none() {
+                    world.disk.fault(None);
+                    world.apply(&Op::Reopen);
+                }
+                world.run(&ops);
+                world.disk.fault(None);
+                world.works();
+                world.apply(&Op::Reopen);
+                world.works();
+            }
+        }
+    });
+}
+
+#[test]
+fn what_the_disk_does_not_read_is_told_and_the_rest_is_read() {
+    let mut world = World::new(None);
+    for _ in 0..6 {
+        world.append(Lane::Events, 400, 1);
+    }
+    let files = world.disk.files();
+    let second = files
+        .iter()
+        .filter(|f| f.to_string_lossy().contains("events-"))
+        .nth(1)
+        .expect("a second segment");
+    world.disk.spoil(second, 40..50);
+    let mut reader = world.spool().reader(0);
+    let mut seen = Vec::new();
+    let mut cuts = Vec::new();
+    loop {
+        match reader.next(world.spool()).expect("no error stops it") {
+            Next::Frame(frame) => seen.push(frame.sequence),
+            Next::Damaged(cut) => cuts.push(cut.bytes),
+            Next::Nothing => break,
+        }
+    }
+    assert_eq!((seen, cuts.len()), (vec![1, 2, 5, 6], 1));
+    // Nor does it hold up a start.
+    world.spool = None;
+    let (spool, recovery) = world.open().expect("a spool with a bad sector");
+    assert_eq!(recovery.cuts.len(), 1);
+    assert!(spool.append(Lane::Events, Contents::default(), b"x").0.is_ok());
+}

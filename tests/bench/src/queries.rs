@@ -1,0 +1,108 @@
+//! How long people wait: the questions of a pod's page and of a table of pods, through the views.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, ensure};
+use sonde_common::time::now_ns;
+use sonde_fleet::{Options, Pace, Shape, Until};
+use sqlx::postgres::PgConnection;
+use sqlx::{AssertSqlSafe, Executor as _};
+
+use crate::report::Report;
+use crate::store::Store;
+
+const PODS: usize = 50;
+const INTERVAL: Duration = Duration::from_secs(5);
+const LONG: Duration = Duration::from_secs(6 * 3600);
+const SHORT: Duration = Duration::from_secs(300);
+/// So many pods are compared: 20 nodes of 50.
+const NODES: usize = 20;
+const TRIES: usize = 9;
+
+pub(crate) async fn run(report: &mut Report) -> anyhow::Result<()> {
+    let store = Store::start()?;
+    // One node has six hours of readings, all have five minutes.
+    fill(&store, 1, LONG).await?;
+    fill(&store, NODES, SHORT).await?;
+    report.section(
+        "Queries",
+        &format!(
+            "{NODES} nodes of {PODS} pods with a reading every 5 s, one of them for 6 h; all rows read, median of {TRIES}, from a \
+             warm cache."
+        ),
+    );
+    let mut database = store.database().await?;
+    database.execute("vacuum analyze").await?;
+    let (namespace, pod): (String, String) = sqlx::query_as(
+        "select namespace, pod from sonde.pods where node = 'node-00000' and pod <> '' order by valid_from, pod limit 1",
+    )
+    .fetch_one(&mut database)
+    .await
+    .context("a pod of the first node")?;
+    for probe in ["tcp", "netdev", "tcpext"] {
+        let sql = format!(
+            "select * from sonde.{probe} where namespace = '{namespace}' and pod = '{pod}' and time > now() - interval '6 hours 5 minutes'"
+        );
+        let (rows, time) = median(&mut database, &sql).await?;
+        // The pod may have ended and been followed by another.
+        ensure!(rows > 100, "{rows} rows of {probe}");
+        report.row(
+            &format!("one pod, all columns of `{probe}`, 6 h: {rows} rows"),
+            format!("{:.1} ms", time.as_secs_f64() * 1e3),
+        );
+    }
+    let sql = "select namespace, pod, sum(increase) as increase from ( \
+                   select namespace, pod, device, max(receive_bytes) - min(receive_bytes) as increase \
+                   from sonde.netdev where time > now() - interval '5 minutes' and pod <> '' group by 1, 2, 3) devices \
+               group by 1, 2 order by 3 desc limit 10";
+    let (rows, time) = median(&mut database, sql).await?;
+    ensure!(rows == 10, "{rows} rows");
+    report.row(
+        "top 10 of 1,000 pods by increase of a counter over 5 minutes",
+        format!("{:.1} ms", time.as_secs_f64() * 1e3),
+    );
+    Ok(())
+}
+
+/// Readings of so many nodes over the last `span`.
+async fn fill(store: &Store, nodes: usize, span: Duration) -> anyhow::Result<()> {
+    let from_ns = now_ns() - span.as_nanos() as u64;
+    let load = sonde_fleet::run(Options {
+        url: store.grpc.clone(),
+        nodes,
+        shape: Shape {
+            pods: PODS,
+            // One pod is to be there all the time.
+            churn: 0.0,
+            // A run of its own has an epoch of its own.
+            seed: span.as_secs(),
+            ..Shape::default()
+        },
+        pace: Pace::Readings,
+        until: Until::Batches(span.as_secs() / INTERVAL.as_secs()),
+        window: 16,
+        times: Some((from_ns, INTERVAL)),
+        ..Options::default()
+    })
+    .await?;
+    ensure!(load.reconnects == 0, "{} streams broke", load.reconnects);
+    Ok(())
+}
+
+/// Rows, and the time of one query.
+async fn median(database: &mut PgConnection, sql: &str) -> anyhow::Result<(usize, Duration)> {
+    let mut times = Vec::new();
+    let mut rows = 0;
+    for _ in 0..=TRIES {
+        let started = Instant::now();
+        rows = sqlx::query(AssertSqlSafe(sql.to_owned()))
+            .fetch_all(&mut *database)
+            .await?
+            .len();
+        times.push(started.elapsed());
+    }
+    // The first one fills the cache.
+    times.remove(0);
+    times.sort_unstable();
+    Ok((rows, times[times.len() / 2]))
+}
