@@ -88,6 +88,7 @@ pub struct Metrics {
     pub partitions: Count,
     pub database_up: Count,
     pub dropped_partitions: Count,
+    pub repaired_peers: Count,
     pub failed_transactions: Count,
     problem: Mutex<Option<ProblemKind>>,
     pub rollup: Rollup,
@@ -158,6 +159,11 @@ impl Metrics {
                 "failed_transactions",
                 &self.failed_transactions,
                 "Attempts to store a group of batches that failed for a reason that passes: the same is tried again.",
+            ),
+            (
+                "repaired_peers",
+                &self.repaired_peers,
+                "Events whose peer became known after they were stored.",
             ),
             (
                 "dropped_partitions",

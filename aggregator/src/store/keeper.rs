@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior};
 use uuid::Uuid;
 
+use super::attribution;
 use super::catalogue::Definition;
 use super::database::{self, Pools, Trial, describe};
 use super::partitions::{self, Day};
@@ -123,6 +124,7 @@ impl Keeper {
         if noted.elapsed() >= SEEN {
             *noted = Instant::now();
             result = self.note_seen().await;
+            result = result.and(self.repair_peers().await);
         }
         if tidied.is_none_or(|at| at.elapsed() >= TIDY) {
             *tidied = Some(Instant::now());
@@ -235,6 +237,12 @@ impl Keeper {
         .bind(&epochs)
         .execute(connection)
         .await?;
+        Ok(())
+    }
+
+    async fn repair_peers(&mut self) -> sqlx::Result<()> {
+        let repaired = attribution::repair(self.connection().await?).await?;
+        self.metrics.repaired_peers.add(repaired);
         Ok(())
     }
 

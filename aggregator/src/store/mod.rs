@@ -1,5 +1,6 @@
 //! PostgreSQL: the schema, the one writer, and what readers need. Nobody outside this module writes a table.
 
+mod attribution;
 pub mod batch;
 mod cache;
 pub mod catalogue;

@@ -185,16 +185,47 @@ async fn the_other_end_is_looked_up_by_its_address_over_the_whole_cluster() {
     body.events[2].saddr = vec![10, 9, 9, 9];
     collector.send(1, &body).await;
     collector.acked(1).await;
-    let peers: Vec<(i64, Option<String>, Option<String>)> =
-        sqlx::query_as("select id, peer_node, peer_pod from sonde.events order by id")
+    let peers: Vec<(Option<String>, Option<String>)> =
+        sqlx::query_as("select peer_node, peer_pod from sonde.events order by time desc")
             .fetch_all(&aggregator.db)
             .await
             .unwrap();
     let text = |t: &str| Some(t.to_owned());
-    assert_eq!(
-        peers,
-        [(1, text("n2"), text("client")), (2, None, None), (3, None, None)]
-    );
+    assert_eq!(peers, [(text("n2"), text("client")), (None, None), (None, None)]);
+    aggregator.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_peer_that_becomes_known_late_is_named_in_the_events_before() {
+    let aggregator = Aggregator::start().await;
+    let mut collector = Collector::connect(&aggregator, hello("n1", 1)).await.unwrap();
+    let mut body = batch(0, 4);
+    // Before the client was there, nobody's address, and one that two pods will have had.
+    body.events[1].time_ns -= 600_000_000_000;
+    body.events[2].saddr = vec![10, 9, 9, 9];
+    body.events[3].saddr = vec![10, 0, 0, 3];
+    collector.send(1, &body).await;
+    collector.acked(1).await;
+    assert_eq!(aggregator.count("sonde.events where peer_pod is not null").await, 0);
+
+    let mut other = Collector::connect(&aggregator, hello("n2", 2)).await.unwrap();
+    let late = v1::BatchBody {
+        pods: vec![
+            pod("far", "shop", "client", &[10, 0, 0, 1]),
+            pod("one", "shop", "one", &[10, 0, 0, 3]),
+            pod("two", "shop", "two", &[10, 0, 0, 3]),
+        ],
+        ..Default::default()
+    };
+    other.send(1, &late).await;
+    other.acked(1).await;
+    // Upkeep may have been first.
+    aggregator.store.repair_peers().await.unwrap();
+    assert_eq!(aggregator.store.repair_peers().await.unwrap(), 0);
+    let named =
+        "sonde.events where time = (select max(time) from sonde.events) and peer_node = 'n2' and peer_pod = 'client'";
+    assert_eq!(aggregator.count(named).await, 1);
+    assert_eq!(aggregator.count("sonde.events where peer_pod is not null").await, 1);
     aggregator.stop().await;
 }
 
