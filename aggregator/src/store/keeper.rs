@@ -275,9 +275,11 @@ impl Keeper {
         let keep = self.keep;
         for leaf in partitions::expired(leaves, now_ns, |table| keep.of(table)) {
             match partitions::drop_leaf(self.connection().await?, &leaf).await {
-                Ok(()) => {
-                    tracing::info!(partition = %leaf.name, "dropped a partition that is older than what is kept");
-                    self.metrics.dropped_partitions.add(1);
+                Ok(ours) => {
+                    if ours {
+                        tracing::info!(partition = %leaf.name, "dropped a partition that is older than what is kept");
+                        self.metrics.dropped_partitions.add(1);
+                    }
                     if let Some(count) = count.get_mut(&leaf.table) {
                         *count -= 1;
                     }

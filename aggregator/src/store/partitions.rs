@@ -135,14 +135,22 @@ pub(super) fn expired(leaves: Vec<Leaf>, now_ns: u64, keep: impl Fn(&str) -> Dur
     leaves.into_iter().filter(over).collect()
 }
 
-/// Drops one partition. A reader that holds the table makes this fail soon instead of holding up everybody behind it.
-pub(super) async fn drop_leaf(connection: &mut PgConnection, leaf: &Leaf) -> sqlx::Result<()> {
+/// Drops one partition; `false` where another aggregator was faster. A reader that holds the table makes this fail soon
+/// instead of holding up everybody behind it.
+pub(super) async fn drop_leaf(connection: &mut PgConnection, leaf: &Leaf) -> sqlx::Result<bool> {
     let mut tx = connection.begin().await?;
-    sqlx::query("set local lock_timeout = '1s'").execute(&mut *tx).await?;
     schema::lock(&mut tx).await?;
-    let sql = format!("drop table if exists sonde_parts.{}", ident(&leaf.name));
-    sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut *tx).await?;
-    tx.commit().await
+    sqlx::query("set local lock_timeout = '1s'").execute(&mut *tx).await?;
+    let there: bool = sqlx::query_scalar("select to_regclass('sonde_parts.' || quote_ident($1)) is not null")
+        .bind(&leaf.name)
+        .fetch_one(&mut *tx)
+        .await?;
+    if there {
+        let sql = format!("drop table sonde_parts.{}", ident(&leaf.name));
+        sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut *tx).await?;
+    }
+    tx.commit().await?;
+    Ok(there)
 }
 
 #[cfg(test)]

@@ -12,4 +12,5 @@ mod refusals;
 mod rollups;
 mod schema;
 mod shape;
+mod several;
 mod versions;
