@@ -9,13 +9,28 @@ use sonde_mutate::Target;
 use sonde_proto::{body, limits, v1};
 use uuid::Uuid;
 
+use super::newer::Newer;
 use super::{check, hello};
 use crate::live::LiveTable;
 use crate::store::batch::{Batch, Stream, StreamProbe};
 use crate::store::catalogue::Definition;
 use crate::store::fuzz::encode;
 
-pub(crate) const TARGETS: [Target; 2] = [
+pub(crate) const TARGETS: [Target; 3] = [
+    Target {
+        name: "up",
+        seeds: || {
+            let hello = v1::up::Message::Hello(good_hello());
+            let batch = v1::up::Message::Batch(v1::Batch {
+                sequence: 1,
+                body: body::encode(&good_body()).into(),
+            });
+            [hello, batch]
+                .map(|message| v1::Up { message: Some(message) }.encode_to_vec())
+                .into()
+        },
+        run: take_message,
+    },
     Target {
         name: "hello",
         seeds: || vec![good_hello().encode_to_vec()],
@@ -122,9 +137,21 @@ pub(crate) fn good_body() -> v1::BatchBody {
     }
 }
 
+/// As it comes from the transport.
+fn take_message(input: &[u8]) {
+    match v1::Up::decode(input).ok().and_then(|up| up.message) {
+        Some(v1::up::Message::Hello(hello)) => take_hello(&hello.encode_to_vec()),
+        Some(v1::up::Message::Batch(batch)) => take_batch(&[&[1], &batch.body[..]].concat()),
+        None => {}
+    }
+}
+
 /// What passes the check has no name that SQL or a metric could not have, and its probes can be shown.
 fn take_hello(input: &[u8]) {
-    let Ok(message) = v1::Hello::decode(input) else { return };
+    let Ok(mut message) = v1::Hello::decode(input) else {
+        return;
+    };
+    Newer::take_from(message.catalogue.get_or_insert_default());
     let Ok(newcomer) = hello::check(message) else { return };
     assert!((1..=limits::MAX_NODE_NAME).contains(&newcomer.node.len()));
     let live = LiveTable::new();
@@ -159,6 +186,12 @@ static STREAM: LazyLock<Arc<Stream>> = LazyLock::new(|| {
     Stream::new("n1", 1, Uuid::from_u128(2), probes, 0)
 });
 
+static NEWER: LazyLock<Newer> = LazyLock::new(|| {
+    let mut catalogue = good_hello().catalogue.unwrap_or_default();
+    catalogue.probes[0].columns[0].kind = 17;
+    Newer::take_from(&mut catalogue)
+});
+
 /// The first byte tells whether the rest is compressed already. What passes the check can be written and shown, whatever
 /// its numbers refer to.
 fn take_batch(input: &[u8]) {
@@ -174,7 +207,12 @@ fn take_batch(input: &[u8]) {
             again
         })
     };
-    let Some(decoded) = decoded else { return };
+    let Some(mut decoded) = decoded else { return };
+    // As of a stream that has columns which we do not know, and of one that has none.
+    let mut less = decoded.clone();
+    NEWER.leave_out(&mut less);
+    let _ = check::check(&less, &STREAM.probes, now_ns());
+    Newer::default().leave_out(&mut decoded);
     if check::check(&decoded, &STREAM.probes, now_ns()).is_err() {
         return;
     }
