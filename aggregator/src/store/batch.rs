@@ -17,6 +17,8 @@ pub struct Stream {
     pub node_id: i32,
     pub epoch: Uuid,
     pub probes: HashMap<String, StreamProbe>,
+    /// Of the tables that it was registered with.
+    pub(super) generation: u64,
     progress: watch::Sender<Progress>,
     /// Nothing more of this stream may be stored.
     closed: AtomicBool,
@@ -81,7 +83,19 @@ impl StreamProbe {
 
 impl Stream {
     pub fn new(node: &str, node_id: i32, epoch: Uuid, probes: HashMap<String, StreamProbe>, durable: u64) -> Arc<Self> {
+        Self::new_in(0, node, node_id, epoch, probes, durable)
+    }
+
+    pub(super) fn new_in(
+        generation: u64,
+        node: &str,
+        node_id: i32,
+        epoch: Uuid,
+        probes: HashMap<String, StreamProbe>,
+        durable: u64,
+    ) -> Arc<Self> {
         Arc::new(Self {
+            generation,
             node: node.into(),
             node_id,
             epoch,

@@ -82,6 +82,8 @@ impl Keeper {
 
     /// Looks, and does what is due.
     async fn round(&mut self, noted: &mut Instant, tidied: &mut Option<Instant>) -> Result<(), Problem> {
+        // It has times of its own, for each host.
+        self.connection().await.map_err(|e| Problem::from(&e))?;
         let looked = tokio::time::timeout(ANSWER, self.look()).await;
         let seen = looked
             .map_err(|_| {
@@ -94,7 +96,10 @@ impl Keeper {
                 let newer = Trial::NewerSchema(seen.version.unwrap_or_default());
                 return Err(Problem::from(&newer.into()));
             }
-            std::cmp::Ordering::Less => self.migrate(seen.read_only.as_deref()).await?,
+            std::cmp::Ordering::Less => {
+                self.migrate(seen.read_only.as_deref()).await?;
+                self.health.start_over(&self.tables);
+            }
             std::cmp::Ordering::Equal => {}
         }
         if !self.health.status().prepared {

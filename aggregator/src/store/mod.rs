@@ -177,7 +177,8 @@ impl Store {
         let (stop, stopped) = shutdown::channel();
         let writer = Writer {
             target,
-            session: Session::new(tables, keep),
+            session: Session::new(Arc::clone(&tables), keep),
+            tables,
             queue,
             enough: writer::FIRST_ENOUGH,
             live: parts.live,

@@ -156,6 +156,7 @@ impl Store {
     }
 
     async fn register_on(&self, connection: &mut PgConnection, newcomer: &Newcomer) -> Result<Registered, Failure> {
+        let generation = self.inner.health.generation();
         if let Some(other) = self.elsewhere(connection, newcomer).await? {
             return Err(Failure::Elsewhere(other));
         }
@@ -175,6 +176,9 @@ impl Store {
         tx.commit().await?;
         let mut probes = HashMap::new();
         let mut tables = self.inner.tables.write();
+        if self.inner.health.generation() != generation {
+            return Err(Trial::error("the tables have changed meanwhile".into()).into());
+        }
         for probe in &newcomer.catalogue.probes {
             let (_, definition) = known.remove(&probe.name).expect("made or read above");
             // Another stream may have widened it since we read it: columns are only added, so the longer one is newer.
@@ -186,7 +190,7 @@ impl Store {
             let said = Definition::from_proto(probe);
             probes.insert(probe.name.clone(), StreamProbe::new(said, Arc::clone(table)));
         }
-        let stream = Stream::new(&newcomer.node, node_id, newcomer.epoch, probes, durable);
+        let stream = Stream::new_in(generation, &newcomer.node, node_id, newcomer.epoch, probes, durable);
         Ok(Registered { stream })
     }
 }

@@ -1,6 +1,7 @@
 //! How the store is doing: what the keeper sees and what the writer meets, for readiness, metrics and streams.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -8,6 +9,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::database::{Trouble, classify, describe};
+use super::transaction::Tables;
 use crate::metrics::Metrics;
 
 /// A transaction of the writer that takes longer than this is a problem to be told.
@@ -84,6 +86,8 @@ pub struct StoreStatus {
 pub(super) struct Health {
     status: watch::Sender<StoreStatus>,
     parts: Mutex<Parts>,
+    /// How often the tables turned out to be others than they were.
+    generation: AtomicU64,
     metrics: Arc<Metrics>,
 }
 
@@ -110,6 +114,7 @@ impl Health {
                 seen: Some(problem),
                 ..Parts::default()
             }),
+            generation: AtomicU64::new(0),
             metrics,
         };
         health.metrics.database(Some(ProblemKind::Starting));
@@ -127,6 +132,19 @@ impl Health {
     /// The schema is there, and what is in it is known.
     pub(super) fn prepared(&self) {
         self.status.send_modify(|status| status.prepared = true);
+    }
+
+    /// What was known of the tables before is of another generation, and must not be used together with them.
+    pub(super) fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
+    }
+
+    /// The tables are not what they were: an older state of the database, or somebody dropped something. All streams say
+    /// hello again, and what is known of tables begins anew with what they find.
+    pub(super) fn start_over(&self, tables: &Tables) {
+        let mut tables = tables.write();
+        tables.clear();
+        self.generation.fetch_add(1, Ordering::AcqRel);
     }
 
     /// What the keeper found when it asked.

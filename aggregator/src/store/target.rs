@@ -10,8 +10,9 @@ use sqlx::postgres::{PgConnectOptions, PgConnection};
 
 use super::database::{Trial, describe};
 
-/// How long one host may take to answer.
+/// How long one host may take to answer: the only one, and one of several.
 const ANSWER: Duration = Duration::from_secs(10);
+const ANSWER_OF_SEVERAL: Duration = Duration::from_secs(5);
 
 /// The database, on one host or several. Cheap to clone; all clones know which host was good last.
 #[derive(Clone, Debug)]
@@ -155,6 +156,7 @@ impl Target {
     pub(super) async fn find(&self, settings: impl Fn(PgConnectOptions) -> PgConnectOptions) -> sqlx::Result<Found> {
         let count = self.inner.hosts.len();
         let first = self.inner.last.load(Ordering::Relaxed);
+        let patience = if count == 1 { ANSWER } else { ANSWER_OF_SEVERAL };
         let (mut second_best, mut said) = (None, Vec::new());
         for host in (0..count).map(|n| (first + n) % count) {
             let options = settings(self.inner.hosts[host].clone());
@@ -163,9 +165,9 @@ impl Target {
                 let read_only = self.lacks(&mut connection).await?;
                 Ok::<_, sqlx::Error>((connection, read_only))
             };
-            let attempt = match tokio::time::timeout(ANSWER, attempt).await {
+            let attempt = match tokio::time::timeout(patience, attempt).await {
                 Ok(attempt) => attempt,
-                Err(_) => Err(Trial::error(format!("no answer within {} s", ANSWER.as_secs()))),
+                Err(_) => Err(Trial::error(format!("no answer within {} s", patience.as_secs()))),
             };
             let found = match attempt {
                 Ok((connection, read_only)) => Found {

@@ -17,7 +17,7 @@ use super::database::{self, Trial, Trouble, classify, describe};
 use super::queue::Queue;
 use super::status::{Health, Problem};
 use super::target::Target;
-use super::transaction::{Fate, Session, Stored};
+use super::transaction::{Fate, Session, Stored, Tables};
 use crate::live::LiveTable;
 use crate::metrics::Metrics;
 
@@ -44,6 +44,7 @@ const REFRESH_OVERLAP: Duration = Duration::from_secs(60);
 pub(super) struct Writer {
     pub(super) target: Target,
     pub(super) session: Session,
+    pub(super) tables: Tables,
     pub(super) queue: Arc<Queue>,
     pub(super) enough: usize,
     pub(super) live: Arc<LiveTable>,
@@ -95,6 +96,13 @@ impl Writer {
     async fn store(&mut self, group: Vec<Batch>) {
         let mut parts: Vec<Vec<Batch>> = vec![group];
         while let Some(mut part) = parts.pop() {
+            // Places of columns that such a stream knows are those of tables that are no more.
+            let generation = self.health.generation();
+            let old = part.extract_if(.., |batch| batch.stream.generation != generation);
+            old.for_each(|batch| batch.stream.end(Ended::StartOver));
+            if part.is_empty() {
+                continue;
+            }
             match self.store_part(&part).await {
                 Ok(stored) => self.settle(&part, &stored),
                 Err(None) => {}
@@ -157,6 +165,7 @@ impl Writer {
                 Trouble::SchemaLost => {
                     tracing::error!(error = %describe(&error), "tables are missing or changed, all streams start over");
                     self.lose_connection();
+                    self.health.start_over(&self.tables);
                     part.iter().for_each(|batch| batch.stream.end(Ended::StartOver));
                     return Err(None);
                 }

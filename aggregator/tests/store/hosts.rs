@@ -168,3 +168,29 @@ async fn a_standby_that_is_promoted_takes_over_and_each_batch_is_there_once() {
     assert_eq!(aggregator.count("sonde.netdev").await, 42);
     aggregator.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_that_never_answers_is_passed_over() {
+    let database = sonde_aggregator::testing::Database::migrated().await;
+    // Takes connections, and says nothing.
+    let mute = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = mute.local_addr().unwrap().port();
+    let socket = database
+        .options
+        .get_socket()
+        .unwrap()
+        .display()
+        .to_string()
+        .replace('/', "%2F");
+    let url = format!(
+        "postgres://sonde@127.0.0.1:{port},{socket}/{}?sslmode=disable",
+        database.name
+    );
+    let target: Target = url.parse().unwrap();
+    let aggregator = Aggregator::at(target, database.pool(), Storage::default()).await;
+    aggregator.up().await;
+    let mut collector = Collector::connect(&aggregator, hello("n1", 1)).await.unwrap();
+    collector.send(1, &batch(1, 1)).await;
+    collector.acked(1).await;
+    aggregator.stop().await;
+}

@@ -8,9 +8,10 @@ use sonde_aggregator::embedded::{Cluster, Options, user};
 use sonde_aggregator::store::ProblemKind;
 use sonde_aggregator::testing::Database;
 use sonde_common::config::Storage;
+use sonde_proto::v1;
 use tonic::Code;
 
-use crate::fixture::{Aggregator, Collector, batch, hello};
+use crate::fixture::{Aggregator, Collector, batch, column, hello};
 
 async fn cluster(dir: &Path) -> Cluster {
     let options = Options {
@@ -353,6 +354,53 @@ async fn a_schema_of_a_newer_version_is_never_written() {
     assert_eq!(aggregator.count("sonde.events").await, 2);
     aggregator.stop().await;
     late.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_older_state_with_fewer_columns_is_written_as_it_is_then() {
+    let aggregator = Aggregator::start().await;
+    let mut plain = Collector::connect(&aggregator, hello("plain", 1)).await.unwrap();
+    let mut wider = hello("wider", 1);
+    let columns = &mut wider.catalogue.as_mut().unwrap().probes[0].columns;
+    columns.push(column("send_bytes", v1::Kind::Counter, "bytes", 0.0, &[]));
+    columns.push(column("drops", v1::Kind::Counter, "", 0.0, &[]));
+    let connect = async |hello: &v1::Hello| Collector::connect(&aggregator, hello.clone()).await.unwrap();
+    let mut first = connect(&wider).await;
+    let mut body = batch(1, 0);
+    body.rows[0]
+        .columns
+        .extend([70, 5].map(|value| v1::Column { values: vec![value] }));
+    first.send(1, &body).await;
+    first.acked(1).await;
+    plain.send(1, &batch(1, 0)).await;
+    plain.acked(1).await;
+    // As after a restore from before the wider collector came: its columns are gone, the cursors are as they were.
+    aggregator
+        .execute("drop view sonde.netdev; drop table sonde_store.probe_netdev cascade; delete from sonde_store.probes")
+        .await;
+    plain.send(2, &batch(1, 0)).await;
+    assert_eq!(plain.refused().await.code(), Code::Unavailable);
+    // The columns are made in another order now. A stream from before must not write by the places it knows.
+    let swapped = &mut wider.catalogue.as_mut().unwrap().probes[0].columns;
+    swapped.swap(3, 4);
+    wider.node = "swapped".into();
+    let mut swapped = connect(&wider).await;
+    let mut other = body.clone();
+    other.rows[0].columns.swap(3, 4);
+    swapped.send(1, &other).await;
+    swapped.acked(1).await;
+    first.send(2, &body).await;
+    let status = first.refused().await;
+    assert_eq!(status.code(), Code::Unavailable, "{status}");
+    wider.node = "wider".into();
+    wider.catalogue.as_mut().unwrap().probes[0].columns.swap(3, 4);
+    let mut again = connect(&wider).await;
+    again.send(2, &body).await;
+    again.acked(2).await;
+    let right = "sonde.netdev where send_bytes = 70 and drops = 5";
+    assert_eq!(aggregator.count(right).await, 2);
+    assert_eq!(aggregator.count("sonde.netdev").await, 2);
+    aggregator.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
