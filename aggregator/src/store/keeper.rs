@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use sonde_common::config::Distribution;
 use sonde_common::shutdown::Shutdown;
 use sonde_common::time::now_ns;
 use sqlx::Connection as _;
@@ -22,7 +23,7 @@ use super::streams::Streams;
 use super::tables::{self, delta_table, key_table};
 use super::target::{self, Found, Target};
 use super::transaction::{Keep, Tables};
-use super::{OpenError, register, schema};
+use super::{OpenError, distribution, register, schema};
 use crate::metrics::Metrics;
 
 const LOOK: Duration = Duration::from_secs(1);
@@ -40,6 +41,7 @@ pub(super) struct Keeper {
     pub(super) host: usize,
     /// What was said of all hosts when none took writes.
     pub(super) said: Option<String>,
+    pub(super) distribution: Distribution,
     pub(super) tables: Tables,
     pub(super) keep: Keep,
     pub(super) streams: Streams,
@@ -98,6 +100,7 @@ impl Keeper {
             }
             std::cmp::Ordering::Less => {
                 self.migrate(seen.read_only.as_deref()).await?;
+                self.spread().await.map_err(|e| Problem::from(&e))?;
                 self.health.start_over(&self.tables);
             }
             std::cmp::Ordering::Equal => {}
@@ -190,11 +193,21 @@ impl Keeper {
         })
     }
 
+    /// What a migration made may have to be on other machines.
+    async fn spread(&mut self) -> sqlx::Result<()> {
+        let distribution = self.distribution;
+        let mut tx = self.connection().await?.begin().await?;
+        schema::lock(&mut tx).await?;
+        distribution::spread(&mut tx, distribution).await?;
+        tx.commit().await
+    }
+
     /// What has to be known before the first batch, and today's partitions.
     async fn prepare(&mut self, may_write: bool) -> sqlx::Result<()> {
         let tables = register::load_tables(self.connection().await?).await?;
         self.tables.write().extend(tables);
         if may_write {
+            self.spread().await?;
             self.tidy(now_ns()).await?;
         }
         self.health.prepared();

@@ -8,6 +8,7 @@ pub(crate) mod cluster;
 mod copy;
 mod database;
 mod dictionary;
+mod distribution;
 mod encode;
 mod event_indexes;
 mod frames;
@@ -31,7 +32,7 @@ mod writer;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use sonde_common::config::Storage;
+use sonde_common::config::{Distribution, Storage};
 use sonde_common::shutdown;
 use sqlx::{Connection as _, PgPool};
 use tokio::sync::{Semaphore, watch};
@@ -93,6 +94,7 @@ struct Inner {
     health: Arc<Health>,
     target: Target,
     keep: Keep,
+    distribution: Distribution,
     /// Set when this aggregator wrote facts of the cluster: the writer reads them before its next group.
     facts_changed: Arc<AtomicBool>,
 }
@@ -158,6 +160,7 @@ impl Store {
                 health: Arc::clone(&health),
                 target: target.clone(),
                 keep,
+                distribution: storage.distribution,
                 facts_changed: Arc::default(),
             }),
         };
@@ -167,6 +170,7 @@ impl Store {
             connection: None,
             host: 0,
             said: None,
+            distribution: storage.distribution,
             tables: Arc::clone(&tables),
             keep,
             streams: store.inner.streams.clone(),

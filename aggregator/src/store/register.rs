@@ -17,7 +17,7 @@ use super::database::{Trial, Trouble, classify, describe};
 use super::partitions::{self, Day};
 use super::rollup;
 use super::tables::{self, delta_table, key_table};
-use super::{Problem, ProblemKind, Store, schema};
+use super::{Problem, ProblemKind, Store, distribution, schema};
 
 /// What a collector says of itself, checked.
 #[derive(Clone, Debug)]
@@ -167,6 +167,7 @@ impl Store {
             schema::lock(&mut tx).await?;
             known = stored(&mut tx, newcomer).await?;
             widen(&mut tx, &mut known, newcomer).await?;
+            distribution::spread(&mut tx, self.inner.distribution).await?;
             tx.commit().await?;
         }
         let mut tx = connection.begin().await?;

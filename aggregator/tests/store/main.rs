@@ -2,6 +2,7 @@
 
 mod copying;
 mod event_indexes;
+mod distribution;
 mod fairness;
 mod fixture;
 mod hellos;

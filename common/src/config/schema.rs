@@ -587,6 +587,8 @@ pub struct Storage {
     /// The user that the private PostgreSQL (and with it the aggregator) runs as when started by root.
     /// Empty: `sonde` where there is such a user, else `postgres`, else `nobody`.
     pub run_as: String,
+    /// `none`, or `citus`: tables are spread over the workers of a Citus cluster as they are made. Not tried on a real one yet.
+    pub distribution: Distribution,
     /// How long rows of probes are kept.
     pub keep_rows: Span,
     /// How long events and gaps are kept.
@@ -602,12 +604,22 @@ impl Default for Storage {
         Self {
             database_url: String::new(),
             run_as: String::new(),
+            distribution: Distribution::None,
             keep_rows: Span::from_secs(14 * 86_400),
             keep_events: Span::from_secs(90 * 86_400),
             keep_rollups_1m: Span::from_secs(30 * 86_400),
             keep_rollups_1h: Span::from_secs(400 * 86_400),
         }
     }
+}
+
+/// Where the tables are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, Default)]
+#[serde(rename_all = "lowercase")]
+pub enum Distribution {
+    #[default]
+    None,
+    Citus,
 }
 
 /// Facts of the cluster from the Kubernetes API: read by one aggregator for all nodes, never by collectors.
