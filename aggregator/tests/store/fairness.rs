@@ -23,18 +23,15 @@ async fn a_collector_that_floods_is_held_back_and_another_one_is_in_the_next_tra
         .execute(&mut *lock)
         .await
         .unwrap();
-    for sequence in 1..=60 {
+    flood.send(1, &large()).await;
+    aggregator.writer_waits().await;
+    for sequence in 2..=60 {
         flood.send(sequence, &large()).await;
     }
-    let mut queued = 0;
-    while queued < 15 {
-        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
-        queued = aggregator.metrics.queued_batches.get();
-    }
+    // With the one that the writer has these fill what the stream may have in flight.
+    let queued = aggregator.queued(15).await;
     quiet.send(1, &batch(1, 1)).await;
-    while aggregator.metrics.queued_batches.get() <= queued {
-        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
-    }
+    aggregator.queued(16).await;
     // One stream has at most its share of the memory in flight, whatever it sends.
     let bytes = aggregator.metrics.queued_bytes.get();
     assert!(bytes <= 66 << 20, "{bytes}");
@@ -75,18 +72,18 @@ async fn a_lone_batch_is_a_transaction_of_its_own_and_those_that_wait_share_one(
         .execute(&mut *lock)
         .await
         .unwrap();
-    for sequence in 6..=60 {
+    collector.send(6, &batch(1, 1)).await;
+    aggregator.writer_waits().await;
+    for sequence in 7..=60 {
         collector.send(sequence, &batch(1, 1)).await;
     }
-    let mut seen = 0;
-    // One group is with the writer, of one batch or of the few that came before it began.
-    while seen < 45 {
-        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
-        seen = aggregator.metrics.queued_batches.get();
-    }
+    aggregator.queued(54).await;
     lock.rollback().await.unwrap();
     collector.acked(60).await;
-    let transactions = aggregator.metrics.transactions.get() - 5;
-    assert!(transactions <= 5, "{transactions} transactions for what waited");
+    assert_eq!(
+        aggregator.metrics.transactions.get(),
+        5 + 2,
+        "the one that waited, and one for all behind it"
+    );
     aggregator.stop().await;
 }

@@ -104,6 +104,30 @@ impl Aggregator {
         page.finish()
     }
 
+    /// Until the writer waits for a lock that the test holds.
+    pub(crate) async fn writer_waits(&self) {
+        let waiting = "select count(*) from pg_stat_activity where datname = current_database() \
+                       and application_name = 'sonde-aggregator writer' and wait_event_type = 'Lock'";
+        let waits = async {
+            while sqlx::query_scalar::<_, i64>(waiting).fetch_one(&self.db).await.unwrap() == 0 {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, waits).await.expect("the writer waits");
+    }
+
+    /// Until at least so many batches wait for the writer.
+    pub(crate) async fn queued(&self, least: u64) -> u64 {
+        let queued = async {
+            while self.metrics.queued_batches.get() < least {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            self.metrics.queued_batches.get()
+        };
+        let queued = tokio::time::timeout(PATIENCE, queued).await;
+        queued.unwrap_or_else(|_| panic!("{} batches wait", self.metrics.queued_batches.get()))
+    }
+
     pub(crate) async fn execute(&self, sql: &str) {
         let sql = sqlx::AssertSqlSafe(sql.to_owned());
         sqlx::raw_sql(sql).execute(&self.db).await.unwrap();

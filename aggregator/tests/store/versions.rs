@@ -185,8 +185,13 @@ async fn a_schema_that_is_put_back_while_it_is_used_is_brought_up_to_date_again(
     tokio::time::timeout(crate::fixture::PATIENCE, back)
         .await
         .expect("nobody has to ask for it");
-    aggregator.up().await;
-    let mut collector = Collector::connect(&aggregator, hello("n1", 1)).await.unwrap();
+    // Who says hello while it is at it is asked to come again.
+    let mut collector = loop {
+        match Collector::connect(&aggregator, hello("n1", 1)).await {
+            Ok(collector) => break collector,
+            Err(status) => assert_eq!(status.code(), tonic::Code::Unavailable, "{status}"),
+        }
+    };
     collector.send(1, &batch(1, 1)).await;
     collector.acked(1).await;
     aggregator.stop().await;
@@ -205,17 +210,8 @@ async fn a_migration_waits_for_transactions_that_write_and_they_for_it() {
         .await
         .unwrap();
     collector.send(1, &batch(1, 1)).await;
-    let waiting = "select count(*) from pg_stat_activity where datname = current_database() \
-                   and application_name = 'sonde-aggregator writer' and wait_event_type = 'Lock'";
+    aggregator.writer_waits().await;
     let mut migration = aggregator.db.acquire().await.unwrap();
-    while sqlx::query_scalar::<_, i64>(waiting)
-        .fetch_one(&mut *migration)
-        .await
-        .unwrap()
-        == 0
-    {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
     let alone = |sql: &'static str| sqlx::query_scalar::<_, bool>(sql).bind(VERSION_LOCK);
     let taken = alone("select pg_try_advisory_lock($1)")
         .fetch_one(&mut *migration)
@@ -231,14 +227,7 @@ async fn a_migration_waits_for_transactions_that_write_and_they_for_it() {
         .unwrap();
     assert!(taken);
     collector.send(2, &batch(1, 1)).await;
-    while sqlx::query_scalar::<_, i64>(waiting)
-        .fetch_one(&mut *migration)
-        .await
-        .unwrap()
-        == 0
-    {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    aggregator.writer_waits().await;
     assert!(!collector.has_news());
     // What it waited for is a schema of another version now.
     sqlx::query("insert into sonde_store.migrations values (9999, 'future', now(), true, '', 0)")
