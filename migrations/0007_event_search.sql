@@ -16,18 +16,3 @@ exception
         raise warning 'extension btree_gin cannot be created (%): event searches use fewer indexes until it is there', sqlerrm;
 end $$;
 
--- Types and reasons go together: without this the planner takes a reason that never comes with a type for a frequent pair,
--- and looks for it through the whole day.
-create statistics sonde_store.events_words (mcv) on type, reason, probe from sonde_store.events;
-alter statistics sonde_store.events_words set statistics 200;
-do $$
-declare
-    leaf name;
-begin
-    for leaf in
-        select c.relname from pg_inherits i join pg_class c on c.oid = i.inhrelid
-        where i.inhparent = 'sonde_store.events'::regclass
-    loop
-        execute format('create statistics sonde_parts.%I (mcv) on type, reason, probe from sonde_parts.%I', leaf || '_words', leaf);
-    end loop;
-end $$;

@@ -176,7 +176,7 @@ impl Metrics {
                 "Rows of rollups made by this aggregator: one for each series and hour in each of the two tables.",
             ),
             (
-                "rollup_late_hours",
+                "rollup_repeats",
                 &self.rollup.late_hours,
                 "Hours of a node that were rolled up again, as readings came late or the hour before them changed.",
             ),
@@ -207,11 +207,6 @@ impl Metrics {
             ("streams", &self.streams, "Collectors connected."),
             ("partitions", &self.partitions, "Partitions of all tables."),
             ("database_up", &self.database_up, "Whether batches can be stored."),
-            (
-                "rollup_hours_behind",
-                &self.rollup.hours_behind,
-                "Hours that are due and not rolled up, when this aggregator rolled up last.",
-            ),
         ] {
             page.single(&format!("sonde_aggregator_{name}"), Type::Gauge, help, count.get());
         }
@@ -221,6 +216,12 @@ impl Metrics {
         for (kind, label) in ProblemKind::ALL {
             page.sample(name, &[("problem", label)], u64::from(now == Some(kind)));
         }
+        page.single(
+            "sonde_aggregator_rollup_behind_seconds",
+            Type::Gauge,
+            "How long ago the first hour was due that is not rolled up, in whole hours, when this aggregator rolled up last.",
+            self.rollup.hours_behind.get() * 3600,
+        );
         page.single(
             "sonde_aggregator_rollup_seconds_total",
             Type::Counter,

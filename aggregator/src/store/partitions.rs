@@ -94,7 +94,7 @@ pub(super) async fn ensure_in(tx: &mut PgConnection, wanted: &[(String, Day)]) -
         let (leaf, parent) = (ident(&name), ident(table));
         // Attached, not made as a partition: that needs no lock which excludes readers of the parent.
         let sql = format!(
-            "create table if not exists sonde_parts.{leaf} (like sonde_store.{parent} including defaults including statistics);\n\
+            "create table if not exists sonde_parts.{leaf} (like sonde_store.{parent} including defaults);\n\
              alter table sonde_store.{parent} attach partition sonde_parts.{leaf} \
              for values from ('{} 00:00:00+00') to ('{} 00:00:00+00')",
             day.first_of(table).date(),

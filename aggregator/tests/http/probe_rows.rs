@@ -188,7 +188,8 @@ async fn long_ranges_come_from_rollups_and_tell_the_same_increases() {
     let ends: Vec<_> = short.iter().map(|(at, n)| (at + 60_000, *n)).collect();
     assert_eq!(long, ends[1..], "with the hour that is not rolled up");
     let busy = points(&rolled, "busy_seconds");
-    assert_eq!(busy.last().unwrap()[1].as_f64(), Some(478.0 / 2.0));
+    let half = |point: &Value| (point[1].as_f64().unwrap() - 478.0 / 2.0).abs() < 1e-9;
+    assert!(half(busy.last().unwrap()), "{:?}", busy.last());
     let carrier = points(&rolled, "carrier");
     assert_eq!((&carrier[6][1], &carrier[7][1]), (&json!(6), &Value::Null));
 
@@ -199,16 +200,15 @@ async fn long_ranges_come_from_rollups_and_tell_the_same_increases() {
     let first = points(&parts, "receive_bytes")[0][1].as_i64().unwrap();
     assert_eq!(total + first, short.iter().map(|(_, n)| n).sum::<i64>());
     let lat = points(&get("lat", 0, 479, "80").await, "wait_seconds");
-    assert_eq!(lat.last().unwrap()[1], json!([478, 956, 239, 478]));
+    let last = &lat.last().unwrap()[1];
+    assert_eq!([&last[0], &last[1], &last[2]], [478, 956, 239]);
+    assert!((last[3].as_f64().unwrap() - 478.0).abs() < 1e-9, "{last}");
 
     let hours = get("netdev", 0, 479, "8").await;
     assert_eq!(hours["source"], "1m", "parts of just under an hour");
     let hours = get("netdev", -600, 479, "10").await;
     assert_eq!(hours["source"], "1h");
-    assert_eq!(
-        points(&hours, "busy_seconds").last().unwrap()[1].as_f64(),
-        Some(478.0 / 2.0)
-    );
+    assert!(half(points(&hours, "busy_seconds").last().unwrap()));
     let old = get("netdev", -30 * 24 * 60, -29 * 24 * 60, "10").await;
     assert_eq!(
         (&old["source"], old["series"].as_array().unwrap().len()),

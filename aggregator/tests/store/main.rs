@@ -1,8 +1,8 @@
 //! Ingest and store against a real PostgreSQL: a collector's stream in, rows of the views out.
 
 mod copying;
-mod event_indexes;
 mod distribution;
+mod event_indexes;
 mod fairness;
 mod fixture;
 mod hellos;
@@ -12,6 +12,6 @@ mod outage;
 mod refusals;
 mod rollups;
 mod schema;
-mod shape;
 mod several;
+mod shape;
 mod versions;

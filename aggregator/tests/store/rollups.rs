@@ -449,7 +449,7 @@ async fn views_are_documented_readable_and_kept_as_long_as_is_said() {
     let page = page(&aggregator.metrics);
     for line in [
         "sonde_aggregator_rollup_rows_total 4",
-        "sonde_aggregator_rollup_hours_behind 0",
+        "sonde_aggregator_rollup_behind_seconds 0",
         "sonde_aggregator_rollup_failures_total 0",
     ] {
         assert!(page.lines().any(|l| l == line), "{line} in {page}");

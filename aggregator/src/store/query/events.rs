@@ -146,15 +146,55 @@ impl Store {
     ) -> Result<Vec<EventRow>, QueryError> {
         let mut db = self.pool().acquire().await?;
         let resolved = filter.resolve(&mut db).await?;
-        let mut sql = statement(&resolved, window, slice, limit);
-        Ok(sql.build_query_as().persistent(false).fetch_all(&mut *db).await?)
+        let mut way = match slice {
+            Slice::ByTime(..) if resolved.is_indexed() => Way::Nearest(NEAREST),
+            _ => Way::Planned,
+        };
+        let limit_rows = limit as usize;
+        loop {
+            let mut sql = statement(&resolved, window, slice, limit, way);
+            let rows: Vec<EventRow> = sql.build_query_as().persistent(false).fetch_all(&mut *db).await?;
+            way = match way {
+                Way::Nearest(_) if rows.len() < limit_rows => way.next(rows.len(), limit_rows),
+                _ => return Ok(rows),
+            };
+        }
+    }
+}
+
+/// How a page is found. Where matches are frequent it is quick to go through events in their order until it is full; where
+/// they are rare the index for searches finds them all. The planner guesses from each filter by itself, and is wrong by
+/// orders of magnitude where filters depend on each other: so a bounded part is looked through first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    Planned,
+    /// So many events are looked through.
+    Nearest(i64),
+    Search,
+}
+
+/// Events that are looked through for a page before anything else.
+const NEAREST: i64 = 20_000;
+
+impl Way {
+    /// Where the nearest events had so many for the page that the rest of it cannot be far, more of them are looked through,
+    /// at most ten times as many.
+    fn next(self, found: usize, limit: usize) -> Self {
+        match self {
+            Self::Nearest(NEAREST) if found * 5 >= limit => Self::Nearest(2 * NEAREST * limit as i64 / found as i64),
+            _ => Self::Search,
+        }
     }
 }
 
 /// The page first, by ids alone; then names for its rows.
-fn statement(resolved: &Resolved, window: Window, slice: &Slice, limit: u32) -> QueryBuilder<Postgres> {
-    let mut sql = QueryBuilder::new("with page as materialized (select * from sonde_store.events e where true");
-    resolved.push(&mut sql, window);
+fn statement(resolved: &Resolved, window: Window, slice: &Slice, limit: u32, way: Way) -> QueryBuilder<Postgres> {
+    let mut sql = QueryBuilder::new("with page as materialized (select * from ");
+    sql.push(match way {
+        Way::Nearest(_) => "(select * from sonde_store.events e where true",
+        Way::Planned | Way::Search => "sonde_store.events e where true",
+    });
+    window.push(&mut sql);
     let order = match slice {
         Slice::ByTime(Order::Asc, after) => {
             push_after(&mut sql, *after, (" > (", " and e.time >= "));
@@ -172,8 +212,17 @@ fn statement(resolved: &Resolved, window: Window, slice: &Slice, limit: u32) -> 
             " order by e.id"
         }
     };
-    sql.push(order)
-        .push(" limit ")
+    if let Way::Nearest(events) = way {
+        sql.push(order).push(" limit ").push_bind(events).push(") e where true");
+    }
+    resolved.push_terms(&mut sql);
+    match (way, slice) {
+        // The order of an expression is that of no index.
+        (Way::Search, Slice::ByTime(Order::Asc, _)) => sql.push(" order by e.time + interval '0', e.id"),
+        (Way::Search, Slice::ByTime(Order::Desc, _)) => sql.push(" order by e.time + interval '0' desc, e.id desc"),
+        _ => sql.push(order),
+    };
+    sql.push(" limit ")
         .push_bind(i64::from(limit))
         .push(") ")
         .push(NAMES)
@@ -188,4 +237,19 @@ fn push_after(sql: &mut QueryBuilder<Postgres>, after: Option<Position>, (rows, 
     push_time(sql, after.time);
     sql.push(", ").push_bind(after.id).push(")").push(time);
     push_time(sql, after.time);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn more_is_looked_through_where_the_rest_of_the_page_is_near() {
+        let first = Way::Nearest(NEAREST);
+        assert_eq!(first.next(0, 100), Way::Search);
+        assert_eq!(first.next(19, 100), Way::Search);
+        assert_eq!(first.next(20, 100), Way::Nearest(10 * NEAREST));
+        assert_eq!(first.next(99, 100), Way::Nearest(2 * NEAREST * 100 / 99));
+        assert_eq!(Way::Nearest(10 * NEAREST).next(90, 100), Way::Search);
+    }
 }

@@ -69,6 +69,20 @@ pub struct Window {
     pub to: Option<Micros>,
 }
 
+impl Window {
+    /// ` and ...` for a table of events under the alias `e`.
+    pub(super) fn push(self, sql: &mut QueryBuilder<Postgres>) {
+        if let Some(from) = self.from {
+            sql.push(" and e.time >= ");
+            push_time(sql, from);
+        }
+        if let Some(to) = self.to {
+            sql.push(" and e.time < ");
+            push_time(sql, to);
+        }
+    }
+}
+
 /// The filter with ids in place of words.
 #[derive(Debug)]
 pub(super) struct Resolved<'a> {
@@ -201,14 +215,22 @@ async fn text_ids(db: &mut PgConnection, texts: &[String]) -> Result<Vec<TextIds
 impl Resolved<'_> {
     /// ` and ...` for a table of events under the alias `e`.
     pub(super) fn push(&self, sql: &mut QueryBuilder<Postgres>, window: Window) {
-        if let Some(from) = window.from {
-            sql.push(" and e.time >= ");
-            push_time(sql, from);
-        }
-        if let Some(to) = window.to {
-            sql.push(" and e.time < ");
-            push_time(sql, to);
-        }
+        window.push(sql);
+        self.push_terms(sql);
+    }
+
+    /// Whether the index for searches can find what is wanted, and not only rule out.
+    pub(super) fn is_indexed(&self) -> bool {
+        let filter = self.filter;
+        let words = |terms: &Terms<String>| !terms.any.is_empty() && !terms.any.iter().any(String::is_empty);
+        [&filter.kind, &filter.reason, &filter.node].into_iter().any(words)
+            || matches!(self.pods, Pods::Only(_))
+            || !filter.port.any.is_empty()
+            || (!filter.ip.any.is_empty() && filter.ip.any.iter().all(Network::is_host))
+    }
+
+    /// The same without the window.
+    pub(super) fn push_terms(&self, sql: &mut QueryBuilder<Postgres>) {
         let filter = self.filter;
         push_ids(sql, "e.probe", &filter.probe, &self.words);
         push_ids(sql, "e.type", &filter.kind, &self.words);

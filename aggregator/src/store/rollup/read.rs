@@ -12,6 +12,8 @@ use crate::store::schema::ident;
 /// Values of one piece: the span that is read at once becomes longer or shorter to come near to it.
 const VALUES: usize = 2_000_000;
 const SHORTEST: Micros = 10_000_000;
+/// Where nothing is known yet.
+const FIRST: Micros = 60_000_000;
 const POSTGRES_EPOCH: Micros = 946_684_800_000_000;
 
 /// How readings of a probe are asked for.
@@ -34,7 +36,7 @@ impl Source {
             columns: names.map(|name| format!(", {}", ident(name))).collect(),
             view: format!("sonde_store.{}", ident(&format!("readings_{probe}"))),
             labels: definition.labels.len(),
-            span: 60_000_000,
+            span: FIRST,
         }
     }
 
@@ -49,14 +51,20 @@ impl Source {
         sqlx::query_scalar(sqlx::AssertSqlSafe(sql)).fetch_one(db).await
     }
 
-    /// Folds all readings of these nodes in that span into `hour`.
+    /// What comes is more than what was: nothing is known of it.
+    pub(super) fn restart(&mut self) {
+        self.span = self.span.min(FIRST);
+    }
+
+    /// Folds all readings of these nodes in that span into `hour`. False: given up, as they have more than `most` series.
     pub(super) async fn fold(
         &mut self,
         db: &mut PgConnection,
         nodes: &[i32],
         (from, to): (Micros, Micros),
         hour: &mut Hour,
-    ) -> sqlx::Result<()> {
+        most: usize,
+    ) -> sqlx::Result<bool> {
         let mut readings = Readings::default();
         let mut at = from;
         while at < to {
@@ -64,6 +72,9 @@ impl Source {
             self.read(db, nodes, (at, end), hour, &mut readings).await?;
             let seen = readings.len();
             hour.take(&mut readings);
+            if hour.series.len() > most {
+                return Ok(false);
+            }
             at = end;
             if seen > VALUES {
                 self.span = (self.span / 2).max(SHORTEST);
@@ -71,7 +82,7 @@ impl Source {
                 self.span = (self.span * 4).min(super::fold::HOUR);
             }
         }
-        Ok(())
+        Ok(true)
     }
 
     async fn read(

@@ -20,8 +20,10 @@ use crate::store::query::{Micros, micros, rfc3339};
 use crate::store::schema::{self, ident};
 use crate::store::transaction::Keep;
 
-/// Series that are folded at once: what they take in memory is some kilobytes each.
+/// Series that are folded at once, about: what they take in memory is some kilobytes each.
 const SERIES: usize = 2000;
+/// With more than this, fewer nodes are taken at once. One node is always taken whole.
+const MOST_SERIES: usize = 4 * SERIES;
 /// Series that are sent at once.
 const PIECE: usize = 200;
 /// What counters stood at before an hour is looked for in so much of the time before it, or two intervals.
@@ -246,7 +248,12 @@ impl<'a> Round<'a> {
         .bind(&nodes)
         .fetch_all(&mut *tx)
         .await?;
-        let hour = fold(&mut tx, probe, probe.hour, &nodes, kept).await?;
+        let Some(hour) = fold(&mut tx, probe, probe.hour, &nodes, kept).await? else {
+            tx.rollback().await?;
+            probe.at_once = (probe.at_once / 4).max(1);
+            probe.source.restart();
+            return Ok(((probe.hour - before) / HOUR) as u64);
+        };
         let rows = put(&mut tx, probe, &hour, keeps).await?;
         put_minutes(&mut tx, &mut self.minutes, probe.hour).await?;
         remove_marks(&mut tx, &marks).await?;
@@ -257,7 +264,11 @@ impl<'a> Round<'a> {
         put_progress(&mut tx, probe).await?;
         tx.commit().await?;
         let each = hour.series.len() / nodes.len().max(1);
-        probe.at_once = (SERIES / each.max(1)).clamp(1, 1000) as i64;
+        let at_once = ((SERIES / each.max(1)) as i64).clamp(1, 4 * probe.at_once);
+        if at_once > probe.at_once {
+            probe.source.restart();
+        }
+        probe.at_once = at_once;
         self.done(started, rows).await;
         Ok(((probe.hour - before) / HOUR) as u64)
     }
@@ -312,7 +323,9 @@ impl<'a> Round<'a> {
         while at < end {
             let is_late = late.contains(&at);
             if is_late || !open.is_empty() {
-                let hour = fold(&mut tx, probe, at, &[node], kept).await?;
+                let hour = fold(&mut tx, probe, at, &[node], kept)
+                    .await?
+                    .expect("one node is taken whole");
                 follow(&mut open, &hour, is_late);
                 for length in Length::BOTH {
                     let sql = format!(
@@ -386,14 +399,14 @@ fn hour_of(time: Micros) -> Micros {
     time - time.rem_euclid(HOUR)
 }
 
-/// Reads and folds an hour of some nodes.
+/// Reads and folds an hour of some nodes. None: they are too many.
 async fn fold(
     tx: &mut PgConnection,
     probe: &mut Probe,
     start: Micros,
     nodes: &[i32],
     kept: Micros,
-) -> sqlx::Result<Hour> {
+) -> sqlx::Result<Option<Hour>> {
     let interval: Option<i64> =
         sqlx::query_scalar("select max(interval_ns) / 1000 from sonde_store.nodes where id = any($1)")
             .bind(nodes)
@@ -402,10 +415,14 @@ async fn fold(
     let before = (2 * interval.unwrap_or(0)).clamp(BEFORE, HOUR);
     let mut hour = Hour::new(start, probe.parts.clone());
     let source = &mut probe.source;
-    source.fold(tx, nodes, (start - before, start), &mut hour).await?;
-    source.fold(tx, nodes, (start, start + HOUR), &mut hour).await?;
+    let most = if nodes.len() > 1 { MOST_SERIES } else { usize::MAX };
+    for span in [(start - before, start), (start, start + HOUR)] {
+        if !source.fold(tx, nodes, span, &mut hour, most).await? {
+            return Ok(None);
+        }
+    }
     settle(tx, probe, &mut hour, kept).await?;
-    Ok(hour)
+    Ok(Some(hour))
 }
 
 /// Counters that had no value for a while: what they stood at is in the last hour of which the rollup says that it had one.
@@ -487,7 +504,10 @@ async fn settle(tx: &mut PgConnection, probe: &mut Probe, hour: &mut Hour, kept:
             .collect();
         let nodes: Vec<i32> = nodes.into_iter().collect();
         let mut then = Hour::before(probe.parts.clone());
-        probe.source.fold(tx, &nodes, (time, time + HOUR), &mut then).await?;
+        probe
+            .source
+            .fold(tx, &nodes, (time, time + HOUR), &mut then, usize::MAX)
+            .await?;
         for (number, column) in columns {
             let series = &mut hour.series[number as usize];
             if let Some(before) = then.place(&series.key) {

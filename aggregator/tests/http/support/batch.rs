@@ -98,9 +98,8 @@ impl Collector {
                 sequence,
                 body: body.0,
                 size,
-                memory: None,
-            })
-            .await;
+                memory: Vec::new(),
+            });
         let mut progress = self.stream.progress();
         let progress = progress
             .wait_for(|p| p.durable >= sequence || p.ended.is_some())
