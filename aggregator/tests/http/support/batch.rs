@@ -92,14 +92,13 @@ impl Collector {
         self.sequence += 1;
         let sequence = self.sequence;
         let (stream, size) = (self.stream.clone(), 1000);
-        self.store
-            .submit(batch::Batch {
-                stream,
-                sequence,
-                body: body.0,
-                size,
-                memory: Vec::new(),
-            });
+        self.store.submit(batch::Batch {
+            stream,
+            sequence,
+            body: body.0,
+            size,
+            memory: Vec::new(),
+        });
         let mut progress = self.stream.progress();
         let progress = progress
             .wait_for(|p| p.durable >= sequence || p.ended.is_some())

@@ -16,6 +16,7 @@ mod disk;
 mod frame;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
+mod inner;
 mod losses;
 #[cfg(test)]
 mod model;
@@ -46,6 +47,7 @@ pub use segment::Cut;
 pub use state::Heartbeat;
 
 use disk::{Disk, Host, Open};
+use inner::{Errors, Inner};
 use losses::Losses;
 use segment::Segment;
 use state::Meta;
@@ -141,27 +143,6 @@ pub struct Spool {
     /// The last sequence appended; wakes the client.
     appended: watch::Sender<u64>,
     lock: Option<Flock<File>>,
-}
-
-#[derive(Debug)]
-struct Inner {
-    /// By [`Lane`]; never empty, the last one is written to.
-    lanes: [VecDeque<Segment>; 2],
-    next: u64,
-    acked: u64,
-    unsynced: bool,
-    losses: Losses,
-    errors: Errors,
-}
-
-#[derive(Debug, Default)]
-struct Errors {
-    write: u64,
-    upkeep: u64,
-    writing_fails: bool,
-    syncing_fails: bool,
-    tidying_fails: bool,
-    last: String,
 }
 
 /// How far the sequence jumps after a boot or damage: more than can be in the segments that were not synced.
@@ -392,175 +373,6 @@ impl Spool {
 fn fail(path: &Path) -> impl FnOnce(io::Error) -> SpoolError {
     let path = path.to_owned();
     move |source| SpoolError::Io { path, source }
-}
-
-impl Errors {
-    fn wrote(&mut self, result: &io::Result<u64>) {
-        self.writing_fails = result.is_err();
-        if let Err(error) = result {
-            self.write += 1;
-            self.last = error.to_string();
-        }
-    }
-
-    fn synced(&mut self, result: &io::Result<()>) {
-        self.syncing_fails = result.is_err();
-        self.upkeep(result);
-    }
-
-    /// What is not needed any more is gone.
-    fn tidied(&mut self, result: &io::Result<()>) {
-        self.tidying_fails = result.is_err();
-        self.upkeep(result);
-    }
-
-    fn upkeep(&mut self, result: &io::Result<()>) {
-        if let Err(error) = result {
-            self.upkeep += 1;
-            self.last = error.to_string();
-        }
-    }
-}
-
-impl Inner {
-    /// Reads the segments of an earlier run.
-    fn recover(
-        &mut self,
-        disk: &dyn Disk,
-        names: Vec<(Lane, u64, PathBuf)>,
-        recovery: &mut Recovery,
-    ) -> Result<(), SpoolError> {
-        let mut newest_ns = 0;
-        self.next = self.acked + 1;
-        for (lane, first, path) in names {
-            let (mut segment, cut) = Segment::open(disk, &path, first).map_err(fail(&path))?;
-            segment.sync().map_err(fail(&path))?;
-            recovery.cuts.extend(cut);
-            newest_ns = newest_ns.max(segment.contents.to_ns);
-            self.next = self.next.max(first).max(segment.last + 1);
-            self.lanes[lane as usize].push_back(segment);
-        }
-        if newest_ns != 0 && recovery.last_seen.is_none() {
-            recovery.last_seen = Some(Heartbeat {
-                time_ns: newest_ns,
-                clean: false,
-            });
-        }
-        if recovery.has_lost() {
-            self.next += JUMP;
-        }
-        Ok(())
-    }
-
-    /// Gives each lane a segment to write to: after a jump one of its own, whose name keeps the jump.
-    fn begin_lanes(&mut self, disk: &dyn Disk, dir: &Path, recovery: &Recovery) -> io::Result<()> {
-        for lane in Lane::ALL {
-            let chain = &mut self.lanes[lane as usize];
-            if chain.is_empty() || recovery.has_lost() {
-                chain.push_back(Segment::create(disk, dir, lane, self.next)?);
-            }
-        }
-        Ok(())
-    }
-
-    fn bytes(&self) -> u64 {
-        self.lanes.iter().flatten().map(|s| s.len).sum()
-    }
-
-    fn append(
-        &mut self,
-        spool: &Spool,
-        lane: Lane,
-        contents: Contents,
-        payload: &[u8],
-        size: u64,
-        dropped: &mut Vec<Dropped>,
-    ) -> io::Result<u64> {
-        while self.bytes() + size > spool.max_bytes {
-            dropped.extend(self.evict(spool)?);
-        }
-        let sequence = self.next;
-        if sequence > frame::LAST_SEQUENCE {
-            return Err(io::Error::other("no sequence is left"));
-        }
-        if self.active(lane).len > 0 && self.active(lane).len + size > spool.segment_bytes {
-            self.roll(spool, lane)?;
-        }
-        // Also where it fails: what cannot be taken back from the file must not be there under a number of another.
-        self.next += 1;
-        self.unsynced = true;
-        self.active(lane).append(sequence, contents, payload)?;
-        Ok(sequence)
-    }
-
-    fn active(&mut self, lane: Lane) -> &mut Segment {
-        self.lanes[lane as usize]
-            .back_mut()
-            .expect("a lane has a segment to write to")
-    }
-
-    fn roll(&mut self, spool: &Spool, lane: Lane) -> io::Result<()> {
-        self.active(lane).sync()?;
-        let fresh = Segment::create(&*spool.disk, &spool.dir, lane, self.next)?;
-        self.lanes[lane as usize].push_back(fresh);
-        Ok(())
-    }
-
-    /// Drops the oldest segment of rows, or of events where no rows are left. `None` when it was acked anyway.
-    fn evict(&mut self, spool: &Spool) -> io::Result<Option<Dropped>> {
-        let lane = if self.lanes[Lane::Rows as usize].iter().any(|s| s.len > 0) {
-            Lane::Rows
-        } else {
-            Lane::Events
-        };
-        if self.lanes[lane as usize].len() == 1 {
-            // The only one is also the one that is written to.
-            let first = self.next;
-            if self.active(lane).first == first {
-                return Err(io::Error::from(io::ErrorKind::QuotaExceeded));
-            }
-            self.roll(spool, lane)?;
-        }
-        let chain = &mut self.lanes[lane as usize];
-        let Some(oldest) = chain.front() else {
-            return Ok(None);
-        };
-        let lost = (oldest.last > self.acked).then(|| Dropped {
-            lane,
-            contents: oldest.contents_above(self.acked),
-        });
-        match lost {
-            Some(lost) => self.losses.going(lost, oldest.first)?,
-            None => self.losses.going_acked(lane, oldest.first)?,
-        }
-        // What is still there is not told as gone.
-        oldest.remove(&*spool.disk)?;
-        chain.pop_front();
-        if let Some(lost) = lost {
-            self.losses.gone(lost);
-            // Else a power cut might bring back what was told as gone.
-            let _ = spool.disk.sync_dir(&spool.dir);
-        }
-        Ok(lost)
-    }
-
-    /// Deletes segments that are acked as a whole.
-    fn trim(&mut self, spool: &Spool) -> io::Result<()> {
-        for lane in Lane::ALL {
-            let active = self.active(lane);
-            let worth_it = active.len > spool.segment_bytes / 4 && active.last <= self.acked;
-            if worth_it {
-                self.roll(spool, lane)?;
-            }
-            let chain = &mut self.lanes[lane as usize];
-            while let Some(done) = chain.front().filter(|s| chain.len() > 1 && s.last <= self.acked) {
-                self.losses.going_acked(lane, done.first)?;
-                done.remove(&*spool.disk)?;
-                chain.pop_front();
-            }
-        }
-        Ok(())
-    }
 }
 
 impl Recovery {

@@ -285,6 +285,7 @@ impl World {
             assert!(self.model.highest > before, "{}", self.spool().last_error());
         }
         self.spool().sync().expect("a disk that works");
+        self.apply(&Op::Ack(0));
         assert!(!self.spool().stats().failing);
     }
 }

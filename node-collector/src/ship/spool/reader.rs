@@ -3,8 +3,9 @@
 use std::collections::VecDeque;
 use std::io;
 
+use super::inner::Inner;
 use super::segment::{Segment, is_unreadable};
-use super::{Cut, Frame, Inner, Lane, Spool};
+use super::{Cut, Frame, Lane, Spool};
 
 #[derive(Debug)]
 pub struct Reader {
