@@ -249,13 +249,18 @@ impl Work {
         unwritten.append(&mut self.gaps);
         bound(&mut unwritten);
         self.gaps = unwritten;
+        // At once: where the spool is full, the events that follow make it drop more, and what was told would be told again
+        // after a kill.
+        if self.gaps.is_empty()
+            && let Err(error) = self.spool.told()
+        {
+            tracing::debug!(%error, "what was told is not noted as told");
+        }
         let events = std::mem::take(&mut self.events);
         self.append_all(&batch::events(&events, &[], &[], &self.index));
         if !self.gaps.is_empty() || !self.pods.is_empty() {
             // Tried again whether or not anything else comes.
             self.since.get_or_insert_with(Instant::now);
-        } else if let Err(error) = self.spool.told() {
-            tracing::debug!(%error, "what was told is not noted as told");
         }
     }
 
@@ -692,11 +697,9 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_heartbeat_is_not_after_what_a_kill_would_take_with_it() {
-        let at = |time_ns| Event { time_ns, ..event(1) };
-        let (spool, _) = open(&Sim::default());
-        let mut work = Work {
+    /// Without its thread.
+    fn work(spool: Arc<Spool>) -> Work {
+        Work {
             spool,
             index: Arc::default(),
             gap_log: Arc::default(),
@@ -709,7 +712,54 @@ mod tests {
             last_beat: None,
             taken_ns: 0,
             failing: false,
+        }
+    }
+
+    #[test]
+    fn what_was_told_while_the_spool_goes_on_dropping_is_not_told_again_after_a_kill() {
+        let disk = Sim::default();
+        let mut work = work(open(&disk).0);
+        let rows = Batch {
+            payload: vec![7; 10_000],
+            contents: Contents {
+                from_ns: 5,
+                to_ns: 6,
+                count: 3,
+            },
         };
+        while work.gaps.is_empty() {
+            work.append(Lane::Rows, &rows);
+        }
+        // So much that the next segment of rows has to go for it.
+        let mut random = fastrand::Rng::with_seed(1);
+        let mut noisy = event(1);
+        noisy.observation.attributes = (0..64)
+            .map(|_| ("noise", format!("{:032x}", random.u128(..)).into()))
+            .collect();
+        let mut another = || {
+            noisy.observation.attributes[0].1 = format!("{:032x}", random.u128(..)).into();
+            let mut event = noisy.clone();
+            event.observation.stack = (0..32).map(|_| format!("{:064x}", random.u128(..)).into()).collect();
+            event
+        };
+        work.events = (0..200).map(|_| another()).collect();
+        work.flush();
+        let untold: u64 = work.gaps.iter().map(|gap| gap.count).sum();
+        assert!(untold > 0, "the events made it drop more");
+        drop(work);
+        let (_, recovery) = open(&disk);
+        let again: u64 = recovery
+            .dropped
+            .iter()
+            .map(|dropped| u64::from(dropped.contents.count))
+            .sum();
+        assert_eq!(again, untold);
+    }
+
+    #[test]
+    fn a_heartbeat_is_not_after_what_a_kill_would_take_with_it() {
+        let at = |time_ns| Event { time_ns, ..event(1) };
+        let mut work = work(open(&Sim::default()).0);
         let before = now_ns();
         assert!(work.reached_ns() >= before, "with nothing in memory it is now");
         // One was taken and is gathered, others wait behind it.
