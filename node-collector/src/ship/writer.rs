@@ -249,13 +249,18 @@ impl Work {
         unwritten.append(&mut self.gaps);
         bound(&mut unwritten);
         self.gaps = unwritten;
+        // At once: where the spool is full, the events that follow make it drop more, and what was told would be told again
+        // after a kill.
+        if self.gaps.is_empty()
+            && let Err(error) = self.spool.told()
+        {
+            tracing::debug!(%error, "what was told is not noted as told");
+        }
         let events = std::mem::take(&mut self.events);
         self.append_all(&batch::events(&events, &[], &[], &self.index));
         if !self.gaps.is_empty() || !self.pods.is_empty() {
             // Tried again whether or not anything else comes.
             self.since.get_or_insert_with(Instant::now);
-        } else if let Err(error) = self.spool.told() {
-            tracing::debug!(%error, "what was told is not noted as told");
         }
     }
 

@@ -13,7 +13,7 @@ use crate::store::{Store, Usage};
 const NODES: usize = 400;
 const PODS: usize = 50;
 const EVENTS_A_BATCH: usize = 1000;
-/// At least as many readings must be with PostgreSQL before a figure means something.
+/// From one reading of a node to its next.
 const PACED: Duration = Duration::from_secs(5);
 
 /// How long each kind of load lasts: `SONDE_BENCH_SECONDS`, 300 for the figures that are aimed at.

@@ -81,7 +81,7 @@ pub fn run(plan: &Plan) -> anyhow::Result<Verdict> {
     let mut verdict = match result {
         Ok(verdict) => verdict,
         Err(error) => {
-            println!("everything is in {}", site.keep().display());
+            println!("journals and logs are in {}", site.keep().display());
             return Err(error.context(format!("seed {}", plan.seed)));
         }
     };
@@ -94,7 +94,7 @@ pub fn run(plan: &Plan) -> anyhow::Result<Verdict> {
         site.gave_up
     );
     if !verdict.wrong.is_empty() {
-        println!("everything is in {}", site.keep().display());
+        println!("journals and logs are in {}", site.keep().display());
     }
     Ok(verdict)
 }
@@ -163,9 +163,14 @@ fn one(site: &mut Site, kind: Kind, node: usize, rng: &mut fastrand::Rng) -> any
             Ok(())
         }
         Kind::OverflowSpool => {
-            site.nodes[node].relay.set(Mode::Hole);
+            // With a link that is reset nothing is on its way that could arrive all the same.
+            let how = if rng.bool() { Mode::Hole } else { Mode::Reset };
+            site.nodes[node].relay.set(how);
             site.nodes[node].say("burst");
             let overflown = until_lost(site, node);
+            // For as long that what tells of the first losses has to go, too.
+            let hold = Duration::from_millis(rng.u64(0..2500));
+            site.sleep(hold)?;
             site.nodes[node].say("calm");
             site.nodes[node].relay.set(Mode::Pass);
             overflown

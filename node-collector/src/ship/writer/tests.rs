@@ -175,11 +175,9 @@ fn what_went_before_a_kill_is_told_after_it() {
     }
 }
 
-#[test]
-fn a_heartbeat_is_not_after_what_a_kill_would_take_with_it() {
-    let at = |time_ns| Event { time_ns, ..event(1) };
-    let (spool, _) = open(&Sim::default());
-    let mut work = Work {
+/// Without its thread.
+fn work(spool: Arc<Spool>) -> Work {
+    Work {
         spool,
         index: Arc::default(),
         gap_log: Arc::default(),
@@ -192,7 +190,54 @@ fn a_heartbeat_is_not_after_what_a_kill_would_take_with_it() {
         last_beat: None,
         taken_ns: 0,
         failing: false,
+    }
+}
+
+#[test]
+fn what_was_told_while_the_spool_goes_on_dropping_is_not_told_again_after_a_kill() {
+    let disk = Sim::default();
+    let mut work = work(open(&disk).0);
+    let rows = Batch {
+        payload: vec![7; 10_000],
+        contents: Contents {
+            from_ns: 5,
+            to_ns: 6,
+            count: 3,
+        },
     };
+    while work.gaps.is_empty() {
+        work.append(Lane::Rows, &rows);
+    }
+    // So much that the next segment of rows has to go for it.
+    let mut random = fastrand::Rng::with_seed(1);
+    let mut noisy = event(1);
+    noisy.observation.attributes = (0..64)
+        .map(|_| ("noise", format!("{:032x}", random.u128(..)).into()))
+        .collect();
+    let mut another = || {
+        noisy.observation.attributes[0].1 = format!("{:032x}", random.u128(..)).into();
+        let mut event = noisy.clone();
+        event.observation.stack = (0..32).map(|_| format!("{:064x}", random.u128(..)).into()).collect();
+        event
+    };
+    work.events = (0..200).map(|_| another()).collect();
+    work.flush();
+    let untold: u64 = work.gaps.iter().map(|gap| gap.count).sum();
+    assert!(untold > 0, "the events made it drop more");
+    drop(work);
+    let (_, recovery) = open(&disk);
+    let again: u64 = recovery
+        .dropped
+        .iter()
+        .map(|dropped| u64::from(dropped.contents.count))
+        .sum();
+    assert_eq!(again, untold);
+}
+
+#[test]
+fn a_heartbeat_is_not_after_what_a_kill_would_take_with_it() {
+    let at = |time_ns| Event { time_ns, ..event(1) };
+    let mut work = work(open(&Sim::default()).0);
     let before = now_ns();
     assert!(work.reached_ns() >= before, "with nothing in memory it is now");
     // One was taken and is gathered, others wait behind it.

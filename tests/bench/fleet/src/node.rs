@@ -88,7 +88,6 @@ impl Node {
             born: 0,
             flood: BatchBody::default(),
         };
-        // Times of life are known from the start of a node on; those of the epoch are its own.
         for slot in 0..shape.pods {
             let pod = node.new_pod(slot, now_ns);
             node.reading.pods.push(pod);
