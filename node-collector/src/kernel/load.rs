@@ -242,7 +242,9 @@ impl Object {
                 patiently(|| program.load()).map_err(refused)?;
                 first(functions, |function| program.attach(function, 0).map(drop)).map_err(attach)
             }
-            (Program::SchedClassifier(program), Attach::Tcx) => patiently(|| program.load()).map_err(refused),
+            (Program::SchedClassifier(program), Attach::Tcx | Attach::Clsact) => {
+                patiently(|| program.load()).map_err(refused)
+            }
             _ => Err(LoadError::NoProgram(name)),
         }
     }
@@ -332,6 +334,12 @@ impl Object {
             sum.run_time_ns += one.run_time_ns;
         }
         Ok(sum)
+    }
+
+    /// Whether a program for devices was loaded.
+    pub(super) fn is_for_devices(&self) -> bool {
+        let loaded = |program: &Program| matches!(program, Program::SchedClassifier(program) if program.fd().is_ok());
+        self.ebpf.programs().any(|(_, program)| loaded(program))
     }
 
     /// A program for devices, to attach it; `None`: it was not loaded.

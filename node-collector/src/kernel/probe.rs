@@ -213,6 +213,11 @@ pub(crate) trait Reader: Send {
         Ok(())
     }
 
+    /// Where it could not see something since it was asked last, and what that was. Asked after each reading.
+    fn missed(&mut self) -> Vec<(NetnsKey, &'static str)> {
+        Vec::new()
+    }
+
     /// These are the pods' network namespaces now: what was left in others is not wanted any more.
     fn stay_in(&mut self, _live: &[NetnsKey]) {}
 

@@ -219,6 +219,11 @@ impl Scene {
     pub(super) fn end(mut self) -> Result<()> {
         let status = self.collector.terminate()?;
         anyhow::ensure!(status.success(), "the collector ended with {status}: {}", self.log());
+        for pod in [&self.client, &self.server] {
+            let left = pod.tc("qdisc show dev eth0")? + &pod.tc("filter show dev eth0 ingress")?;
+            let is_clean = !left.contains("clsact") && !left.contains("sonde");
+            anyhow::ensure!(is_clean, "the collector left on a device: {left}");
+        }
         Ok(())
     }
 }
