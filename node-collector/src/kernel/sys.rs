@@ -160,13 +160,19 @@ pub(super) fn program_counters(program: BorrowedFd<'_>) -> io::Result<ProgramCou
 /// Attaches a program before all others to what comes into a device of the calling thread's network namespace, until the
 /// link is closed or the device goes.
 pub(super) fn attach_first(program: BorrowedFd<'_>, ifindex: u32) -> io::Result<OwnedFd> {
-    const BPF_TCX_INGRESS: u32 = 46;
     const BPF_F_BEFORE: u32 = 1 << 3;
+    attach_to_device(program, ifindex, BPF_F_BEFORE)
+}
+
+pub(super) const BPF_TCX_INGRESS: u32 = 46;
+
+/// Without `flags`, behind all others.
+pub(super) fn attach_to_device(program: BorrowedFd<'_>, ifindex: u32, flags: u32) -> io::Result<OwnedFd> {
     let link = Link {
         program: program.as_raw_fd() as u32,
         ifindex,
         at: BPF_TCX_INGRESS,
-        flags: BPF_F_BEFORE,
+        flags,
         relative: 0,
         pad: 0,
         revision: 0,
@@ -308,7 +314,7 @@ pub(super) fn bpf_new<T>(command: bpf_cmd, attr: &T) -> io::Result<OwnedFd> {
 }
 
 /// For commands that write into the attributes too.
-fn bpf_mut<T>(command: bpf_cmd, attr: &mut T) -> io::Result<()> {
+pub(super) fn bpf_mut<T>(command: bpf_cmd, attr: &mut T) -> io::Result<()> {
     // SAFETY: as in `bpf`; the kernel writes no further than the size given.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command as libc::c_long, attr, size_of::<T>()) };
     if result < 0 {
