@@ -39,7 +39,7 @@ mod plan;
 mod probe;
 pub(crate) mod probes;
 mod reasons;
-mod record;
+pub(crate) mod record;
 mod ring;
 mod sites;
 pub(crate) mod symbols;
