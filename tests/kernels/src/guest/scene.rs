@@ -19,7 +19,7 @@ use super::receiver::{Event, Receiver};
 use super::runs::{RUNS, Run};
 
 /// Generous: it only bounds a failure, and this machine is emulated.
-pub(super) const LIMIT: Duration = Duration::from_secs(60);
+pub(super) const LIMIT: Duration = Duration::from_secs(240);
 
 const HTTP: ([u8; 4], u16) = ([127, 0, 0, 1], 9642);
 pub(super) const GRPC: ([u8; 4], u16) = ([127, 0, 0, 1], 9641);
