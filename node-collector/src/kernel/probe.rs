@@ -272,5 +272,5 @@ pub(crate) fn key_budget(cpus: usize, value: usize) -> u32 {
 
 /// Entries of a map of counts: each takes 16 bytes or more on every CPU.
 pub(crate) fn count_keys(cpus: usize) -> u32 {
-    if cpus > 64 { 4096 } else { 8192 }
+    if cpus > 16 { 4096 } else { 8192 }
 }
