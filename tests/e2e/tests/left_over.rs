@@ -115,11 +115,9 @@ fn what_a_killed_collector_left_on_pods_is_gone_after_the_next_start_and_nothing
 
     // The next one has its own, and no other is there.
     let mut collector = filtered.site.collector()?;
-    let second = filtered.await_shown("filters of the second collector", |shown| {
+    filtered.await_shown("filters of the second collector", |shown| {
         one(shown) && first.iter().all(|before| before.names != shown.names)
     })?;
-    // One that runs is not one that left something, whoever starts beside it.
-    ensure!(filtered.shown()? == second, "{:?}", filtered.shown()?);
     collector.kill()?;
 
     // One that hangs up none takes away those all the same.
