@@ -33,7 +33,7 @@ static FLOW_USED: HashMap<u32, u64> = HashMap::with_max_entries(1, 0);
 #[map]
 static FLOW_DEVICES: LruHashMap<DeviceKey, [u64; 2]> = LruHashMap::with_max_entries(1, 0);
 
-/// Devices of which [`flow_tc`] counts what they receive, written by user space when that is attached there.
+/// Devices of which [`on_device`] counts what they receive, written by user space when that is attached there.
 #[map]
 static FLOW_BY_TC: HashMap<DeviceKey, u32> = HashMap::with_max_entries(1, 0);
 
@@ -92,10 +92,21 @@ fn received<A: Access>(context: *const u64) -> i32 {
     count::<A>(skb, SKB_DEV.pointer::<A>(skb), Way::Received)
 }
 
+#[classifier]
+pub fn flow_tcx(ctx: TcContext) -> i32 {
+    on_device(&ctx)
+}
+
+#[classifier]
+pub fn flow_clsact(ctx: TcContext) -> i32 {
+    on_device(&ctx)
+}
+
 /// On a device, before all other programs there: packets come here too that another program took from a device of the
 /// host's and gave to this one.
-#[classifier]
-pub fn flow_tc(ctx: TcContext) -> i32 {
+#[inline(always)]
+fn on_device(ctx: &TcContext) -> i32 {
+    /// TCX_NEXT, and TC_ACT_UNSPEC of filters.
     const NEXT: i32 = -1;
     // The context is the kernel's packet; as a number, as its members are not those that the verifier has for it.
     let context = ctx.as_ptr();
@@ -185,7 +196,7 @@ fn count<A: Access>(skb: *const u8, device: *const u8, way: Way) -> i32 {
     0
 }
 
-/// Whether what the device receives is counted by [`flow_tc`], and not at the tracepoint.
+/// Whether what the device receives is counted by [`on_device`], and not at the tracepoint.
 #[inline(always)]
 fn is_by_tc<A: Access>(device: *const u8) -> bool {
     let place = place::of_device::<A>(device);

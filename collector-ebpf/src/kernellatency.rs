@@ -164,19 +164,9 @@ fn arrive<A: Access>(context: *const u64, of: &Setting<u32>, stage: u32) -> i32 
             }
             return 0;
         }
-        arrival.write(Arrival {
-            skb: number,
-            since_ns: generated::bpf_ktime_get_ns(),
-            owner: device_number,
-            stage,
-            ifindex: DEV_IFINDEX.read::<A>(device).unwrap_or(0),
-            ip_ns: 0,
-            delivered_ns: 0,
-            hooks_ns: 0,
-            hooked_ns: 0,
-            hook_depth: 0,
-            hook_runs: 0,
-        });
+        let since_ns = generated::bpf_ktime_get_ns();
+        let ifindex = DEV_IFINDEX.read::<A>(device).unwrap_or(0);
+        arrival.write(Arrival::new(number, since_ns, device_number, stage, ifindex));
     }
     0
 }
@@ -414,7 +404,7 @@ struct Long {
 impl Long {
     #[inline(always)]
     fn tell<A: Access, const TYPE: usize>(&self, context: *const u64, skb: *const u8, place: &Place) {
-        if !limit::take_token(place.netns, TYPE, self.now) {
+        if !limit::of_netns(place.netns).is_some_and(|of| limit::take_token(of, TYPE, self.now)) {
             return;
         }
         let event = ring::Event {

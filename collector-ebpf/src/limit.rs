@@ -41,20 +41,35 @@ static EVENT_INTERVAL_NS: Live<u64> = Live::new(10_000_000);
 #[unsafe(link_section = ".data.EVENT_BURST_NS")]
 static EVENT_BURST_NS: Live<u64> = Live::new(1_990_000_000);
 
-/// The key under which the place is known; `None`: not ours. A packet that does not tell its namespace may be
-/// anybody's, so everybody keeps it.
+/// Whose events are held back together: a namespace, or all that nobody listed.
+#[derive(Clone, Copy)]
+pub struct Listed {
+    key: u32,
+    namespace: *mut Namespace,
+}
+
+/// Under what the place is known; `None`: not ours. A packet that does not tell its namespace may be anybody's, so
+/// everybody keeps it.
 #[inline(always)]
-pub fn listed(place: &Place) -> Option<u32> {
-    if place.netns != 0
-        && let Some(known) = unsafe { NAMESPACES.get(place.netns) }
-        && (known.cookie == place.cookie || known.cookie == 0)
-    {
-        return Some(place.netns);
+pub fn listed(place: &Place) -> Option<Listed> {
+    if place.netns != 0 {
+        if let Some(listed) = of_netns(place.netns) {
+            let cookie = unsafe { (*listed.namespace).cookie };
+            if cookie == place.cookie || cookie == 0 {
+                return Some(listed);
+            }
+        }
+        if ONLY_LISTED.get() != 0 {
+            return None;
+        }
     }
-    if place.netns != 0 && ONLY_LISTED.get() != 0 {
-        return None;
-    }
-    Some(UNKNOWN)
+    of_netns(UNKNOWN)
+}
+
+#[inline(always)]
+pub fn of_netns(key: u32) -> Option<Listed> {
+    let namespace = NAMESPACES.get_ptr_mut(key)?;
+    Some(Listed { key, namespace })
 }
 
 /// Whether [`wanted`] can be false.
@@ -66,7 +81,7 @@ pub fn some_are_unwanted() -> bool {
 /// For counting, which needs no key: no look-up where everything is counted.
 #[inline(always)]
 pub fn wanted(place: &Place) -> bool {
-    ONLY_LISTED.get() == 0 || listed(place).is_some()
+    ONLY_LISTED.get() == 0 || place.netns == 0 || is_in_list(place)
 }
 
 /// For probes of every packet, which look at nobody's but the listed ones'.
@@ -108,14 +123,11 @@ fn is_in_list(place: &Place) -> bool {
 /// Takes a token (GCRA). Without compare-and-swap, which kernels before 5.12 do not load: two CPUs at the same instant may
 /// both pass where one token was left, but each then pays, so the rate holds.
 #[inline(always)]
-pub fn take_token(key: u32, kind: usize, now: u64) -> bool {
-    let Some(namespace) = NAMESPACES.get_ptr_mut(key) else {
-        return false;
-    };
-    let tat = unsafe { addr_of_mut!((*namespace).tat[kind]) };
+pub fn take_token(of: Listed, kind: usize, now: u64) -> bool {
+    let tat = unsafe { addr_of_mut!((*of.namespace).tat[kind]) };
     let full_at = unsafe { tat.read_volatile() };
     if full_at > now + EVENT_BURST_NS.get() {
-        hold(key, kind);
+        hold(of.key, kind);
         return false;
     }
     if full_at < now {

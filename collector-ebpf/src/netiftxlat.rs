@@ -328,7 +328,7 @@ fn is_long(ns: u64) -> bool {
 
 #[inline(always)]
 fn event<const TYPE: usize>(context: *const u64, kind: u32, of: *const InDriver, place: &Place, now: u64, ns: u64) {
-    if !limit::take_token(place.netns, TYPE, now) {
+    if !limit::of_netns(place.netns).is_some_and(|of| limit::take_token(of, TYPE, now)) {
         return;
     }
     let event = ring::Event {

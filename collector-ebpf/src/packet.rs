@@ -7,7 +7,7 @@ use sonde_ebpf_common::drop::detail;
 
 use crate::access::{
     Access, Probed, SHARED_GSO_SEGS, SKB_DATA_LEN, SKB_END, SKB_HEAD, SKB_LEN, SKB_NETWORK_HEADER, SKB_PKT_TYPE,
-    SKB_PROTOCOL,
+    SKB_PROTOCOL, SKB_TAIL,
 };
 
 pub const ETH_P_IP: u16 = 0x0800u16.to_be();
@@ -52,16 +52,19 @@ fn transport<A: Access>(skb: *const u8, head: *const u8) -> u32 {
     if network == UNSET || network == 0 {
         return detail::OTHER;
     }
+    // What lies behind is of packets that had the buffer before.
+    let available = SKB_TAIL.read::<A>(skb).unwrap_or(0).saturating_sub(network as u32);
     let network = head.wrapping_add(network as usize);
     // The first 20 bytes hold all that is needed of either header.
-    let Some(ip) = read::<20>(network) else {
+    let ip = read::<20>(network).filter(|_| available >= 20);
+    let Some(ip) = ip else {
         return detail::OTHER;
     };
     let (protocol, length) = if ethertype == ETH_P_IP && ip[0] >> 4 == 4 {
         if (ip[6] & 0x1f) | ip[7] != 0 {
             return detail::OTHER; // not the first fragment
         }
-        (ip[9], ((ip[0] & 0xf) as usize) * 4)
+        (ip[9], ((ip[0] & 0xf) as u32) * 4)
     } else if ethertype == ETH_P_IPV6 && ip[0] >> 4 == 6 {
         // MLD messages have a hop-by-hop option before them, always 8 bytes.
         if ip[6] == 0 {
@@ -75,7 +78,15 @@ fn transport<A: Access>(skb: *const u8, head: *const u8) -> u32 {
     } else {
         return detail::OTHER;
     };
-    let transport = network.wrapping_add(length);
+    let transport = network.wrapping_add(length as usize);
+    let needed = match protocol {
+        detail::TCP => 14,
+        detail::ICMP | detail::ICMPV6 => 1,
+        _ => 0,
+    };
+    if length + needed > available {
+        return detail::OTHER;
+    }
     let value = match protocol {
         detail::TCP => {
             let Some([flags]) = read::<1>(transport.wrapping_add(13)) else {

@@ -10,19 +10,19 @@ use aya_ebpf::macros::{btf_tracepoint, map, raw_tracepoint};
 use aya_ebpf::maps::{HashMap, PerCpuHashMap};
 use aya_ebpf::programs::{BtfTracePointContext, RawTracePointContext};
 use core::ptr::addr_of_mut;
-use sonde_ebpf_common::drop::{Count, CountKey, NO_REASON, PACKET_BYTES, Record, RecordWithStack, Site, flag, verdict};
+use sonde_ebpf_common::drop::{Count, CountKey, NO_REASON, PACKET_BYTES, Record, Site, flag, verdict};
 use sonde_ebpf_common::limit::{PACKETLOSS, PACKETLOSS_NEW_SITE};
 use sonde_ebpf_common::lost;
-use sonde_ebpf_common::record::{STACK_FRAMES, kind};
+use sonde_ebpf_common::record::kind;
 
 use crate::access::{
-    Access, DEV_IFINDEX, DEV_NAME, KFREE_SKB_LOCATION, KFREE_SKB_REASON, KFREE_SKB_RX_SK, KFREE_SKB_SKB, Live, Probed,
-    SKB_DATA, SKB_IIF, SKB_LEN, SKB_MAC_HEADER, SKB_NETWORK_HEADER, SKB_PKT_TYPE, SKB_PROTOCOL, SKB_TAIL,
-    SKB_TRANSPORT_HEADER, Typed, add, argument, nullable_argument,
+    Access, DEV_IFINDEX, KFREE_SKB_LOCATION, KFREE_SKB_REASON, KFREE_SKB_RX_SK, KFREE_SKB_SKB, Live, Probed, SKB_DATA,
+    SKB_IIF, SKB_LEN, SKB_MAC_HEADER, SKB_NETWORK_HEADER, SKB_PKT_TYPE, SKB_PROTOCOL, SKB_TAIL, SKB_TRANSPORT_HEADER,
+    Typed, add, argument, nullable_argument,
 };
 use crate::per_packet::{ETHERNET_HEADER, VLAN};
 use crate::place::{self, Place};
-use crate::{limit, packet, ring};
+use crate::{limit, packet, per_packet, ring};
 
 #[map]
 static PACKETLOSS_COUNTS: PerCpuHashMap<CountKey, Count> = PerCpuHashMap::with_max_entries(8192, 0);
@@ -189,33 +189,20 @@ fn event<A: Access>(context: *const u64) -> i32 {
         return 0;
     }
     let flags = if class == verdict::BY_SITE { flag::NEW_SITE } else { 0 };
-    let wakeup = ring::wakeup(now);
-    if PACKETLOSS_STACKS.get() != 0 {
-        let Some(mut entry) = ring::EVENTS.reserve::<RecordWithStack>(0) else {
-            return ring::lose(bucket);
-        };
-        let whole = entry.as_mut_ptr();
-        unsafe {
-            fill::<A>(addr_of_mut!((*whole).record), &drop, &place, now, flags);
-            let stack = addr_of_mut!((*whole).stack);
-            let bytes = generated::bpf_get_stack(context.cast_mut().cast(), stack.cast(), (STACK_FRAMES * 8) as u32, 0);
-            addr_of_mut!((*whole).record.stack_bytes).write(bytes as i32);
-            addr_of_mut!((*whole).record.size).write(size_of::<RecordWithStack>() as u32);
-        }
-        entry.submit(wakeup);
-    } else {
-        let Some(mut entry) = ring::EVENTS.reserve::<Record>(0) else {
-            return ring::lose(bucket);
-        };
-        unsafe { fill::<A>(entry.as_mut_ptr(), &drop, &place, now, flags) };
-        entry.submit(wakeup);
-    }
-    0
+    let event = ring::Event {
+        ring: &ring::EVENTS,
+        kind: kind::DROP,
+        bucket,
+        place: &place,
+        now,
+        stack: PACKETLOSS_STACKS.get() != 0,
+    };
+    event.write::<Record>(context, |record| unsafe { fill::<A>(record, &drop, &place, flags) })
 }
 
-/// Everything but the stack.
+/// Everything but the head.
 #[inline(always)]
-unsafe fn fill<A: Access>(record: *mut Record, drop: &Drop, place: &Place, now: u64, flags: u16) {
+unsafe fn fill<A: Access>(record: *mut Record, drop: &Drop, place: &Place, flags: u16) {
     let skb = drop.skb;
     let offset = |field: &crate::access::KernelField<u16>| field.read::<A>(skb).unwrap_or(u16::MAX);
     let network = offset(&SKB_NETWORK_HEADER);
@@ -226,29 +213,21 @@ unsafe fn fill<A: Access>(record: *mut Record, drop: &Drop, place: &Place, now: 
             flags |= flag::NO_DEVICE;
         }
         // The pointer is only believed where it led to a namespace.
-        let name = addr_of_mut!((*record).device).cast::<u8>();
-        const { assert!(core::mem::offset_of!(Record, device).is_multiple_of(8)) };
-        crate::access::clear::<2>(name.cast());
+        let mut name = [0; 2];
         if place.from == place::from::DEVICE || place.from == place::from::RECEIVER && !place.device.is_null() {
             ifindex = DEV_IFINDEX.read::<A>(place.device).unwrap_or(0);
-            if let Some(from) = DEV_NAME.address(place.device) {
-                generated::bpf_probe_read_kernel(name.cast(), 16, from.cast());
-            }
+            name = per_packet::name::<A>(place.device);
         }
-        addr_of_mut!((*record).kind).write(kind::DROP);
-        addr_of_mut!((*record).size).write(size_of::<Record>() as u32);
-        addr_of_mut!((*record).ktime_ns).write(now);
-        addr_of_mut!((*record).cookie).write(place.cookie);
+        const { assert!(core::mem::offset_of!(Record, device).is_multiple_of(8)) };
+        let device = addr_of_mut!((*record).device).cast::<u64>();
+        device.write_volatile(name[0]);
+        device.add(1).write_volatile(name[1]);
         addr_of_mut!((*record).site).write(drop.site);
         addr_of_mut!((*record).route_input).write(place::route_input::<A>(skb));
-        addr_of_mut!((*record).netns).write(place.netns);
         addr_of_mut!((*record).ifindex).write(ifindex);
         addr_of_mut!((*record).iif).write(SKB_IIF.read::<A>(skb).unwrap_or(0));
         addr_of_mut!((*record).len).write(SKB_LEN.read::<A>(skb).unwrap_or(0));
         addr_of_mut!((*record).segments).write(packet::segments::<A>(skb, drop.head) as u32);
-        addr_of_mut!((*record).tgid).write((generated::bpf_get_current_pid_tgid() >> 32) as u32);
-        addr_of_mut!((*record).cpu).write(generated::bpf_get_smp_processor_id());
-        addr_of_mut!((*record).stack_bytes).write(0);
         addr_of_mut!((*record).protocol).write(SKB_PROTOCOL.read::<A>(skb).unwrap_or(0));
         addr_of_mut!((*record).mac_header).write(offset(&SKB_MAC_HEADER));
         addr_of_mut!((*record).network_header).write(network);
@@ -266,7 +245,7 @@ unsafe fn fill<A: Access>(record: *mut Record, drop: &Drop, place: &Place, now: 
 }
 
 /// Copies from the network header on, or from where the data begins if that header is not set; with tags in the packet from
-/// the first of them on, as some paths let the network header point behind them. A fixed length, which
+/// the first of them on, as some paths let the network header point behind them. Of fixed lengths, which
 /// every verifier can follow: behind the packet's own bytes lies `skb_shared_info`, so it stays within the buffer;
 /// `captured` says how much of it is the packet's.
 #[inline(always)]
@@ -294,7 +273,12 @@ unsafe fn copy_packet<A: Access>(record: *mut Record, drop: &Drop, network: u16)
     unsafe {
         let packet = addr_of_mut!((*record).packet);
         let from = drop.head.wrapping_add(start as usize);
-        if generated::bpf_probe_read_kernel(packet.cast(), PACKET_BYTES as u32, from.cast()) != 0 {
+        let failed = if captured <= PACKET_BYTES as u32 / 2 {
+            generated::bpf_probe_read_kernel(packet.cast(), PACKET_BYTES as u32 / 2, from.cast())
+        } else {
+            generated::bpf_probe_read_kernel(packet.cast(), PACKET_BYTES as u32, from.cast())
+        };
+        if failed != 0 {
             captured = 0;
         }
         addr_of_mut!((*record).start).write(start as u16);

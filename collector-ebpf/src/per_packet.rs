@@ -40,7 +40,9 @@ pub fn is_its_turn(left: &PerCpuArray<u32>, sample: u32) -> bool {
 #[inline(always)]
 pub fn name<A: Access>(device: *const u8) -> [u64; 2] {
     match DEV_NAME.address(device) {
-        Some(name) => unsafe { [A::load(name), A::load(name.wrapping_add(8))] },
+        // A typed load is of one word at most.
+        Some(name) if A::IS_TYPED => unsafe { [A::load(name), A::load(name.wrapping_add(8))] },
+        Some(name) => unsafe { A::load(name) },
         None => [0; 2],
     }
 }

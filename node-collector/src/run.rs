@@ -81,7 +81,7 @@ pub async fn run(mut config: Config, file: Option<PathBuf>, mut shutdown: Shutdo
         spawn_blocking(move || Kernel::start(&config, index, observed)).await?
     };
     say_missing(&signals, &missing);
-    let attaches = kernel.attaches_to_devices();
+    let visits_due = kernel.visits_due();
     let kernel = Arc::new(Mutex::new(kernel));
 
     let cri = start_cri(&config, &index, &missing).await;
@@ -99,10 +99,11 @@ pub async fn run(mut config: Config, file: Option<PathBuf>, mut shutdown: Shutdo
             let kernel = Arc::clone(&kernel);
             move |live| kernel.lock().netns_changed(live)
         }),
-        visit: attaches.then(|| {
+        visit: Some(Box::new({
             let kernel = Arc::clone(&kernel);
-            Box::new(move |netns| kernel.lock().visit(netns)) as netns::Visit
-        }),
+            move |netns| kernel.lock().visit(netns)
+        })),
+        visits_due,
         paths,
     };
     let source = {

@@ -57,6 +57,7 @@ impl Watched {
             pod: Wanted::of(PROBES),
             node: Wanted::of(PROBES),
             keep_handles,
+            visits_due: Arc::default(),
             visit: Some(Box::new({
                 let visits = Arc::clone(&visits);
                 move |netns| visits.lock().push(visited(netns))

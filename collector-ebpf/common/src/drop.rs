@@ -1,6 +1,6 @@
 //! Probe `packetloss`: map keys, counts and the event record.
 
-use crate::record::STACK_FRAMES;
+use crate::record::Head;
 
 record! {
     /// What drops are counted by. 32 bytes.
@@ -106,16 +106,11 @@ pub mod flag {
 record! {
     /// One dropped packet.
     pub struct Record {
-        pub kind: u32,
-        /// Size of the whole record, stack included.
-        pub size: u32,
-        /// CLOCK_MONOTONIC.
-        pub ktime_ns: u64,
-        pub cookie: u64,
+        /// The running task is often the sender on a veth pair, while the receiver drops.
+        pub head: Head,
         pub site: Site,
         /// Function that the route hands an incoming packet to (`ip_forward`, `ip_local_deliver`), 0: no route yet.
         pub route_input: u64,
-        pub netns: u32,
         /// Of `skb->dev`, 0 without one.
         pub ifindex: u32,
         /// Interface that the packet came in by, 0: made here.
@@ -123,11 +118,6 @@ record! {
         /// All of the packet from the header that the layer at work looks at.
         pub len: u32,
         pub segments: u32,
-        /// Of the running task, which on a veth pair is often the sender while the receiver drops.
-        pub tgid: u32,
-        pub cpu: u32,
-        /// What bpf_get_stack returned: bytes, or a negative error; 0: no stack was asked for.
-        pub stack_bytes: i32,
         /// EtherType, network byte order.
         pub protocol: u16,
         /// Offsets from the start of the buffer; 0xffff: not set.
@@ -147,14 +137,5 @@ record! {
     }
 }
 
-record! {
-    /// A record and its stack, innermost frame first.
-    pub struct RecordWithStack {
-        pub record: Record,
-        pub stack: [u64; STACK_FRAMES],
-    }
-}
-
 const _: () = assert!(size_of::<CountKey>() == 32);
 const _: () = assert!(size_of::<Record>() == 256);
-const _: () = assert!(size_of::<RecordWithStack>() == 256 + 512);

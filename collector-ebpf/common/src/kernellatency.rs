@@ -33,6 +33,25 @@ record! {
     }
 }
 
+impl Arrival {
+    /// Before it was anywhere.
+    pub const fn new(skb: u64, since_ns: u64, owner: u64, stage: u32, ifindex: u32) -> Self {
+        Self {
+            skb,
+            since_ns,
+            owner,
+            stage,
+            ifindex,
+            ip_ns: 0,
+            delivered_ns: 0,
+            hooks_ns: 0,
+            hooked_ns: 0,
+            hook_depth: 0,
+            hook_runs: 0,
+        }
+    }
+}
+
 /// `Arrival::stage`.
 pub mod stage {
     /// Put into the queue of a CPU (netif_rx): the stack has not seen it yet.

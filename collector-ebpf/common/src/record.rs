@@ -29,7 +29,7 @@ record! {
 }
 
 record! {
-    /// How records begin (those of drops have a layout of their own behind the first two words). 40 bytes.
+    /// How records begin. 40 bytes.
     #[derive(Debug)]
     pub struct Head {
         pub kind: u32,

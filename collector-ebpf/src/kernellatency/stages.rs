@@ -137,21 +137,8 @@ fn send(_context: *const u64, skb: u64) -> i32 {
     }
     let number = number(skb);
     let Some(arrival) = arrival(number) else { return 0 };
-    unsafe {
-        arrival.write(Arrival {
-            skb: number,
-            since_ns: now(),
-            owner: self::number(sk as u64),
-            stage: stage::SENT,
-            ifindex: 0,
-            ip_ns: 0,
-            delivered_ns: 0,
-            hooks_ns: 0,
-            hooked_ns: 0,
-            hook_depth: 0,
-            hook_runs: 0,
-        });
-    }
+    let owner = self::number(sk as u64);
+    unsafe { arrival.write(Arrival::new(number, now(), owner, stage::SENT, 0)) };
     0
 }
 

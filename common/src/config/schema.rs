@@ -153,12 +153,21 @@ pub enum Rung {
     Fentry,
     /// Entry and exit of functions, by breakpoint.
     Kprobe,
-    /// Programs on the devices of pods, beside whatever else is there.
+    /// Programs on the devices of pods, beside whatever else is there (Linux 6.6).
     Tcx,
+    /// The same as filters of the devices' clsact qdisc.
+    Clsact,
 }
 
 impl Rung {
-    pub const ALL: [Self; 5] = [Self::TpBtf, Self::RawTracepoint, Self::Fentry, Self::Kprobe, Self::Tcx];
+    pub const ALL: [Self; 6] = [
+        Self::TpBtf,
+        Self::RawTracepoint,
+        Self::Fentry,
+        Self::Kprobe,
+        Self::Tcx,
+        Self::Clsact,
+    ];
 
     pub const fn name(self) -> &'static str {
         match self {
@@ -167,6 +176,7 @@ impl Rung {
             Self::Fentry => "fentry",
             Self::Kprobe => "kprobe",
             Self::Tcx => "tcx",
+            Self::Clsact => "clsact",
         }
     }
 }
@@ -404,7 +414,7 @@ pub struct Probe {
     pub ports: bool,
     /// Whether the rule of nftables that dropped a packet is asked of the kernel, for probe `packetloss`: a table `sonde_trace` is put into the network namespace for at most ten seconds, which marks a few packets of that connection to be traced (Linux 5.12). Its next events tell the rule.
     pub nft_trace: bool,
-    /// Whether packets that come into pods are counted by a program on their devices (tcx, Linux 6.6), which also sees those that the tracepoint does not: moved past the host's side by another program (bpf_redirect_peer, as Cilium's host routing does), or taken from the device below (macvlan, ipvlan, VLAN). For probe `flow`.
+    /// Whether packets that come into pods are counted by a program on their devices (tcx from Linux 6.6 on, else a filter named `sonde_flow:...` of their clsact qdisc), which also sees those that the tracepoint does not: moved past the host's side by another program (bpf_redirect_peer, as Cilium's host routing does), or taken from the device below (macvlan, ipvlan, VLAN). For probe `flow`.
     pub tc: bool,
 }
 

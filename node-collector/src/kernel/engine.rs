@@ -270,6 +270,9 @@ impl Engine {
                 Ok(table) => tables.push(table),
                 Err(error) => gaps.read_failed(running.probe.spec.name, &error),
             }
+            for (netns, what) in running.reader.missed() {
+                gaps.missed(running.probe.spec.name, index.by_netns(netns, time_ns), what);
+            }
         }
         self.observe(&mut gaps);
         let mut now = self.totals(time_ns, running, &last);
@@ -294,6 +297,11 @@ impl Engine {
         for running in &mut self.readers {
             running.reader.stay_in(live);
         }
+    }
+
+    /// Whether it has programs for devices of pods.
+    pub(super) fn is_for_devices(&self) -> bool {
+        self.object.is_for_devices()
     }
 
     /// The calling thread is in that namespace, a pod's, whose devices are new or have changed.

@@ -71,6 +71,10 @@ impl Gaps {
         self.push(probe, gap::READ_FAILED, 0, Subject::Node, &detail);
     }
 
+    pub(super) fn missed(&mut self, probe: &'static str, whose: Subject, detail: &str) {
+        self.push(probe, gap::PROGRAM_SKIPPED, 0, whose, detail);
+    }
+
     fn grown(&mut self, probe: &'static str, cause: &'static str, before: u64, now: u64, detail: &str) {
         if now > before {
             self.push(probe, cause, now - before, Subject::Node, detail);

@@ -255,6 +255,13 @@ impl Live {
         rows
     }
 
+    /// What a signal runs on.
+    fn rung(&self, signal: &str) -> Option<&'static str> {
+        let status = self.kernel.status();
+        let mut signals = status.signals.into_iter();
+        signals.find(|report| report.signal.name == signal)?.signal.rung
+    }
+
     /// Of the probe that runs.
     fn report(&self) -> ProbeReport {
         let status = self.kernel.status();

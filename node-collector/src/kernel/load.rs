@@ -50,8 +50,8 @@ impl Settings {
             events |= makes_events && probe.settings(config).events;
         }
         settings.common = live(config);
-        // 512 KiB for each CPU hold some 700 events with stacks.
-        let ring = (cpus.next_power_of_two() << 19).clamp(LEAST_RING as usize, 16 << 20) as u32;
+        // 512 KiB for each CPU hold some 700 events with stacks; see `memory` for why no more than 8 MiB.
+        let ring = (cpus.next_power_of_two() << 19).clamp(LEAST_RING as usize, 8 << 20) as u32;
         let (ring, rare) = match (events, may_be) {
             (true, _) => (ring, RARE_BYTES),
             // Should they be switched on: enough until the next start.
@@ -60,7 +60,7 @@ impl Settings {
         };
         settings.maps.extend([("EVENTS", ring), ("RARE", rare)]);
         // More pods than a node has; what the last ones cannot have is said when they are listed.
-        let namespaces = if cpus > 64 { 1024 } else { 2048 };
+        let namespaces = if cpus > 16 { 1024 } else { 2048 };
         settings.maps.extend([("NAMESPACES", namespaces), ("HELD", namespaces)]);
         settings
     }
@@ -242,7 +242,9 @@ impl Object {
                 patiently(|| program.load()).map_err(refused)?;
                 first(functions, |function| program.attach(function, 0).map(drop)).map_err(attach)
             }
-            (Program::SchedClassifier(program), Attach::Tcx) => patiently(|| program.load()).map_err(refused),
+            (Program::SchedClassifier(program), Attach::Tcx | Attach::Clsact) => {
+                patiently(|| program.load()).map_err(refused)
+            }
             _ => Err(LoadError::NoProgram(name)),
         }
     }
@@ -332,6 +334,12 @@ impl Object {
             sum.run_time_ns += one.run_time_ns;
         }
         Ok(sum)
+    }
+
+    /// Whether a program for devices was loaded.
+    pub(super) fn is_for_devices(&self) -> bool {
+        let loaded = |program: &Program| matches!(program, Program::SchedClassifier(program) if program.fd().is_ok());
+        self.ebpf.programs().any(|(_, program)| loaded(program))
     }
 
     /// A program for devices, to attach it; `None`: it was not loaded.
@@ -462,6 +470,9 @@ fn chain(error: &dyn std::error::Error) -> String {
     }
     text.lines().map(str::trim).collect::<Vec<_>>().join(" ")
 }
+
+#[cfg(test)]
+mod memory;
 
 #[cfg(test)]
 mod tests {

@@ -2,7 +2,9 @@
 //!
 //! Not here: what a probe's records mean (`crate::probes`), whose they are (`crate::pods`).
 
+use std::collections::HashSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::Serialize;
 use sonde_common::config::Config;
@@ -37,7 +39,7 @@ mod plan;
 mod probe;
 pub(crate) mod probes;
 mod reasons;
-mod record;
+pub(crate) mod record;
 mod ring;
 mod sites;
 pub(crate) mod symbols;
@@ -155,6 +157,9 @@ pub struct Kernel {
     governor: governor::State,
     /// Since when probes, or their events, are off as the configuration has it so.
     switched: Switched,
+    visits_due: Arc<AtomicBool>,
+    /// Namespaces that have been looked at for what others left.
+    swept: HashSet<NetnsKey>,
 }
 
 impl Kernel {
@@ -183,6 +188,8 @@ impl Kernel {
             config: config.clone(),
             governor: governor::State::default(),
             switched: Switched::default(),
+            visits_due: Arc::default(),
+            swept: HashSet::new(),
         };
         let mut wanted = Vec::new();
         for signal in probes::signals() {
@@ -197,6 +204,8 @@ impl Kernel {
             }
         }
         let results = kernel.begin(config, &facts, btf, wanted);
+        // Pods are found after this.
+        kernel.visits_due.store(false, Ordering::Release);
         kernel.signals.extend(results);
         kernel.signals.sort_by_key(|(signal, _, _)| signal.name);
         change::note(&mut kernel.switched, config, now_ns());
@@ -235,6 +244,9 @@ impl Kernel {
             later: !self.engines.is_empty(),
         };
         let (engine, outcomes) = Engine::start(&around, btf, wanted);
+        if engine.as_ref().is_some_and(Engine::is_for_devices) {
+            self.visits_due.store(true, Ordering::Release);
+        }
         self.engines.extend(engine);
         results.extend(outcomes.into_iter().map(with_status));
         results
@@ -247,22 +259,30 @@ impl Kernel {
     /// The network namespaces of all pods that are there now; the host's is added here when `pods.include_host`.
     /// Cheap when nothing changed.
     pub fn netns_changed(&mut self, live: &[NetnsKey]) {
+        self.swept.retain(|netns| live.contains(netns));
         for engine in &mut self.engines {
             engine.netns_changed(live);
         }
     }
 
-    /// Whether anything here is attached to devices of pods: see [`Self::visit`].
-    pub fn attaches_to_devices(&self) -> bool {
-        self.signals
-            .iter()
-            .filter_map(|(signal, step, _)| Some(&signal.steps[(*step)?]))
-            .any(|step| step.rung == plan::Rung::Tcx)
+    /// Becomes true when all pods are to be visited once more: see [`Self::visit`].
+    pub fn visits_due(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.visits_due)
     }
 
-    /// Attaches programs to the devices of a pod. To be called by a thread that is in the pod's network namespace, when the
-    /// pod is found and each time that its devices have changed.
+    /// Attaches programs to the devices of a pod, and takes away those that a collector left there which was killed. To be
+    /// called by a thread that is in the pod's network namespace, when the pod is found and each time that its devices have
+    /// changed.
     pub fn visit(&mut self, netns: NetnsKey) {
+        if self.swept.insert(netns) {
+            match probes::sweep() {
+                Ok(0) => {}
+                Ok(devices) => tracing::info!(inode = netns.inode, devices, "took away what another collector left"),
+                Err(error) => {
+                    tracing::warn!(inode = netns.inode, %error, "what another collector may have left could not be taken away");
+                }
+            }
+        }
         for engine in &mut self.engines {
             engine.visit(netns);
         }

@@ -17,8 +17,9 @@ pub(crate) enum Attach {
     Fexit(&'static [&'static str]),
     Kprobe(&'static [&'static str]),
     Kretprobe(&'static [&'static str]),
-    /// Only loaded: who reads the probe's maps attaches it to devices as they come.
+    /// Only loaded: who reads the probe's maps attaches it to devices as they come. So with the next.
     Tcx,
+    Clsact,
 }
 
 /// A program of the object by name, and where it goes.
@@ -304,10 +305,11 @@ fn cannot_hook(attach: Attach, btf: &BtfFacts, facts: &Facts) -> Option<String> 
             )),
             _ => None,
         },
+        // Since long before the ring buffer.
+        Attach::Clsact => None,
     }
 }
 
-/// Before it a program on a device would be a qdisc and a filter that somebody must take away again.
 const TCX: Release = Release(6, 6);
 
 /// A typed load from a bad pointer is a fault that the kernel looks up in a table of the program. Before 6.5
@@ -637,7 +639,7 @@ mod tests {
     }
 
     #[test]
-    fn what_an_option_asks_for_is_off_without_it_and_on_kernels_that_lack_it() {
+    fn what_an_option_asks_for_is_off_without_it_and_takes_another_way_on_older_kernels() {
         let signal = signal("flow.tc");
         let with = |tc: bool, release: Release| {
             let mut config = Config::default();
@@ -656,10 +658,13 @@ mod tests {
         let off = with(false, Release(6, 12));
         assert!(off.chosen && off.candidates.is_empty());
         assert_eq!(off.reason(signal, None), "probes.flow.tc is false");
-        assert_eq!(rungs(signal, &with(true, Release(6, 6))), [Rung::Tcx]);
+        assert_eq!(rungs(signal, &with(true, Release(6, 6))), [Rung::Tcx, Rung::Clsact]);
         let old = with(true, Release(6, 5));
-        assert!(!old.chosen && old.candidates.is_empty());
-        assert!(old.reason(signal, None).contains("Linux 6.6"), "{old:?}");
+        assert_eq!(rungs(signal, &old), [Rung::Clsact]);
+        assert!(
+            old.reason(signal, Some(1)).contains("tcx: programs on devices"),
+            "{old:?}"
+        );
     }
 
     #[test]

@@ -213,6 +213,11 @@ pub(crate) trait Reader: Send {
         Ok(())
     }
 
+    /// Where it could not see something since it was asked last, and what that was. Asked after each reading.
+    fn missed(&mut self) -> Vec<(NetnsKey, &'static str)> {
+        Vec::new()
+    }
+
     /// These are the pods' network namespaces now: what was left in others is not wanted any more.
     fn stay_in(&mut self, _live: &[NetnsKey]) {}
 
@@ -267,5 +272,5 @@ pub(crate) fn key_budget(cpus: usize, value: usize) -> u32 {
 
 /// Entries of a map of counts: each takes 16 bytes or more on every CPU.
 pub(crate) fn count_keys(cpus: usize) -> u32 {
-    if cpus > 64 { 4096 } else { 8192 }
+    if cpus > 16 { 4096 } else { 8192 }
 }

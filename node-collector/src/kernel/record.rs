@@ -8,7 +8,7 @@ use std::sync::Arc;
 use crate::event::NetnsKey;
 
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum RecordError {
+pub enum RecordError {
     #[error("record of {0} bytes is no record")]
     Short(usize),
     #[error("record says it has {said} bytes, it has {have}")]
@@ -24,7 +24,7 @@ pub(crate) enum RecordError {
 const STACK_BYTES: usize = STACK_FRAMES * 8;
 
 /// The kind of a record whose size is as it says.
-pub(super) fn kind(bytes: &[u8]) -> Result<u32, RecordError> {
+pub(crate) fn kind(bytes: &[u8]) -> Result<u32, RecordError> {
     let (start, _) = Start::read_from_prefix(bytes).map_err(|_| RecordError::Short(bytes.len()))?;
     if start.size as usize != bytes.len() {
         return Err(RecordError::SaidSize {

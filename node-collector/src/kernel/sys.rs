@@ -4,7 +4,7 @@
 use std::io;
 use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 
-use aya_obj::generated::{bpf_cmd, bpf_link_info, bpf_prog_info};
+use aya_obj::generated::{bpf_cmd, bpf_link_info, bpf_map_info, bpf_map_type, bpf_prog_info};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 pub(super) const BPF_ANY: u64 = 0;
@@ -160,31 +160,24 @@ pub(super) fn program_counters(program: BorrowedFd<'_>) -> io::Result<ProgramCou
 /// Attaches a program before all others to what comes into a device of the calling thread's network namespace, until the
 /// link is closed or the device goes.
 pub(super) fn attach_first(program: BorrowedFd<'_>, ifindex: u32) -> io::Result<OwnedFd> {
-    const BPF_TCX_INGRESS: u32 = 46;
     const BPF_F_BEFORE: u32 = 1 << 3;
+    attach_to_device(program, ifindex, BPF_F_BEFORE)
+}
+
+pub(super) const BPF_TCX_INGRESS: u32 = 46;
+
+/// Without `flags`, behind all others.
+pub(super) fn attach_to_device(program: BorrowedFd<'_>, ifindex: u32, flags: u32) -> io::Result<OwnedFd> {
     let link = Link {
         program: program.as_raw_fd() as u32,
         ifindex,
         at: BPF_TCX_INGRESS,
-        flags: BPF_F_BEFORE,
+        flags,
         relative: 0,
         pad: 0,
         revision: 0,
     };
-    // SAFETY: a member of union bpf_attr, which the command only reads.
-    let made = unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            bpf_cmd::BPF_LINK_CREATE as libc::c_long,
-            &raw const link,
-            size_of::<Link>(),
-        )
-    };
-    if made < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: just made, and nobody else's.
-    Ok(unsafe { OwnedFd::from_raw_fd(made as i32) })
+    bpf_new(bpf_cmd::BPF_LINK_CREATE, &link)
 }
 
 /// The device that such a link is on, by its index; 0: it is gone.
@@ -199,6 +192,38 @@ pub(super) fn device_of(link: BorrowedFd<'_>) -> io::Result<u32> {
     bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &request)?;
     // SAFETY: the kernel has written it, as the link's kind is that.
     Ok(unsafe { info.__bindgen_anon_1.tcx.ifindex })
+}
+
+/// An object that goes with the descriptor, and its number: as long as the kernel has something of that number, whoever made
+/// it runs. Numbers are not given again until all others were.
+pub(super) fn sign_of_life() -> io::Result<(OwnedFd, u32)> {
+    let map = Array {
+        kind: bpf_map_type::BPF_MAP_TYPE_ARRAY as u32,
+        key_size: 4,
+        value_size: 4,
+        entries: 1,
+        flags: 0,
+    };
+    let map = bpf_new(bpf_cmd::BPF_MAP_CREATE, &map)?;
+    // SAFETY: all zero is a valid value: numbers and addresses as numbers.
+    let mut info: bpf_map_info = unsafe { std::mem::zeroed() };
+    let request = Info {
+        fd: map.as_raw_fd() as u32,
+        len: size_of::<bpf_map_info>() as u32,
+        info: &raw mut info as u64,
+    };
+    bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &request)?;
+    Ok((map, info.id))
+}
+
+/// Whether whoever made the sign of life of that number runs.
+pub(super) fn lives(sign: u32) -> io::Result<bool> {
+    let number = Number {
+        id: sign,
+        next: 0,
+        flags: 0,
+    };
+    found(bpf_new(bpf_cmd::BPF_MAP_GET_FD_BY_ID, &number).map(drop))
 }
 
 /// The members of `union bpf_attr` (linux/bpf.h) that are used here. Addresses are numbers there too.
@@ -235,6 +260,22 @@ struct Link {
 }
 
 #[repr(C)]
+struct Array {
+    kind: u32,
+    key_size: u32,
+    value_size: u32,
+    entries: u32,
+    flags: u32,
+}
+
+#[repr(C)]
+struct Number {
+    id: u32,
+    next: u32,
+    flags: u32,
+}
+
+#[repr(C)]
 struct Info {
     fd: u32,
     len: u32,
@@ -261,8 +302,19 @@ fn bpf<T>(command: bpf_cmd, attr: &T) -> io::Result<()> {
     }
 }
 
+/// For commands that give a descriptor.
+pub(super) fn bpf_new<T>(command: bpf_cmd, attr: &T) -> io::Result<OwnedFd> {
+    // SAFETY: as in `bpf`.
+    let made = unsafe { libc::syscall(libc::SYS_bpf, command as libc::c_long, attr, size_of::<T>()) };
+    if made < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: just made, and nobody else's.
+    Ok(unsafe { OwnedFd::from_raw_fd(made as i32) })
+}
+
 /// For commands that write into the attributes too.
-fn bpf_mut<T>(command: bpf_cmd, attr: &mut T) -> io::Result<()> {
+pub(super) fn bpf_mut<T>(command: bpf_cmd, attr: &mut T) -> io::Result<()> {
     // SAFETY: as in `bpf`; the kernel writes no further than the size given.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command as libc::c_long, attr, size_of::<T>()) };
     if result < 0 {

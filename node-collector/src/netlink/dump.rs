@@ -8,6 +8,7 @@ use super::message::{attributes_of, messages_of, request};
 use super::socket::Transport;
 
 pub(super) const NLM_F_REQUEST: u16 = 1;
+const NLM_F_ACK: u16 = 4;
 const NLM_F_DUMP_INTR: u16 = 0x10;
 const NLM_F_DUMP: u16 = 0x300;
 const NLMSG_NOOP: u16 = 1;
@@ -193,6 +194,37 @@ pub fn ask(
                         .map_err(|Malformed(what)| DumpError::Malformed(what));
                 }
                 _ => {}
+            }
+        }
+    }
+}
+
+/// Has something done, and waits for the word that it was.
+pub fn order(
+    transport: &dyn Transport,
+    kind: u16,
+    flags: u16,
+    payload: &[u8],
+    buffer: &mut [u8],
+) -> Result<(), DumpError> {
+    let sequence = next_sequence();
+    let flags = NLM_F_REQUEST | NLM_F_ACK | flags;
+    transport.send(&request(kind, flags, sequence, payload, &[]))?;
+    loop {
+        let len = match transport.receive(buffer) {
+            Ok(len) => len.min(buffer.len()),
+            // News had no room; the answer may still come.
+            Err(e) if e.raw_os_error() == Some(libc::ENOBUFS) => continue,
+            // It is done, or not, within send(): when nothing is there, the answer is lost.
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Err(DumpError::Truncated),
+            Err(e) => return Err(e.into()),
+        };
+        for (header, payload) in messages_of(&buffer[..len]).map_while(Result::ok) {
+            if header.sequence == sequence && header.kind == NLMSG_ERROR {
+                return match code(payload) {
+                    0 => Ok(()),
+                    code => Err(io::Error::from_raw_os_error(code.saturating_neg()).into()),
+                };
             }
         }
     }

@@ -7,7 +7,7 @@ use sonde_mutate::Target;
 
 use super::message::{attributes, attributes_of, messages, messages_of, request};
 use super::socket::Transport;
-use super::{qdisc, rdma, route, tcp};
+use super::{filter, qdisc, rdma, route, tcp};
 
 pub(crate) const TARGETS: [Target; 2] = [
     Target {
@@ -71,6 +71,15 @@ fn dump(answer: &[u8]) {
     if let Ok(true) = qdisc::read(&tape, &mut qdisc::Memory::default(), &mut buffer, &mut roots) {
         assert!(roots.iter().all(|root| !root.kind.contains('\0')));
     }
+    if let Ok(all) = filter::filters(&tape, 7, filter::Side::Ingress, &mut buffer) {
+        assert!(
+            all.iter()
+                .all(|one| !one.kind.contains('\0') && !one.name.contains('\0'))
+        );
+    }
+    if let Ok(all) = filter::devices(&tape, &mut buffer) {
+        assert!(all.len() <= answer.len() / 16);
+    }
     let mut resources = rdma::Resources::default();
     if let Ok(true) = rdma::read(&tape, &mut buffer, &mut resources) {
         assert!(resources.iter().all(|one| !one.device.contains('\0')));
@@ -115,7 +124,11 @@ fn dumps() -> Vec<Vec<u8>> {
     let summary = nested(&[(16, &resource)]);
     let mut socket = [0; 72];
     (socket[0], socket[1], socket[4]) = (2, 1, 80);
+    let program = nested(&[(7, b"sonde_flow:7:qdisc\0"), (8, &[1, 0, 0, 0])]);
+    let mut filter = [0; 20];
+    filter[8..20].copy_from_slice(&[0xde, 0x50, 0, 0, 0xf2, 0xff, 0xff, 0xff, 0, 3, 10, 0]);
     let all = [
+        request(44, 2, 1, &filter, &[(1, b"bpf\0"), (11, &[0; 4]), (2, &program)]),
         request(36, 2, 1, &root, &[(1, b"fq_codel\0"), (7, &statistics)]),
         request((5 << 10) + 9, 2, 1, &[], &[(2, b"mlx5_0\0"), (15, &summary)]),
         request(18, 2, 1, &socket, &[(2, &[9; 240]), (7, &[1; 36])]),

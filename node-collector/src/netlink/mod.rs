@@ -1,6 +1,7 @@
 //! Netlink, as far as the collector asks it. Readers here know namespaces and devices, not pods.
 
 pub mod dump;
+pub mod filter;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
 mod message;

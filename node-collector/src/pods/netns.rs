@@ -49,6 +49,8 @@ pub struct Settings {
     pub on_change: OnChange,
     /// `None`: nobody has anything to do in there.
     pub visit: Option<Visit>,
+    /// True: all are to be visited once more.
+    pub visits_due: Arc<AtomicBool>,
 }
 
 impl std::fmt::Debug for Settings {

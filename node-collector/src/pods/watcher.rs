@@ -9,6 +9,7 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
@@ -225,6 +226,22 @@ impl Watcher {
         let after = self.keys();
         if before != after || first {
             (self.settings.on_change)(&after);
+        }
+        if self.settings.visits_due.swap(false, Ordering::AcqRel) {
+            for known in self.known.values() {
+                self.visit(known);
+            }
+        }
+    }
+
+    /// Lets others do what they have to do in a pod's namespace.
+    fn visit(&self, Known { pod, own }: &Known) {
+        if let (Some(visit), Some(netns)) = (
+            &self.settings.visit,
+            own.as_ref().and_then(|own| own.target.netns.as_ref()),
+        ) && let Err(error) = self.home.leave_for(netns.as_fd(), || visit(pod.netns))
+        {
+            self.missing.say("entering network namespaces", &error);
         }
     }
 
@@ -587,11 +604,6 @@ impl Watcher {
         }
         self.index.add(Arc::clone(&pod));
         self.index.set_facts(Some(&pod), facts, now_ns());
-        if let Some(visit) = &self.settings.visit
-            && let Err(error) = self.home.leave_for(netns.as_fd(), || visit(key))
-        {
-            self.missing.say("entering network namespaces", &error);
-        }
         let target = Arc::new(Target {
             subject: Subject::Pod(Arc::clone(&pod)),
             handles,
@@ -604,7 +616,9 @@ impl Watcher {
             route,
             token,
         };
-        Ok(Known { pod, own: Some(own) })
+        let known = Known { pod, own: Some(own) };
+        self.visit(&known);
+        Ok(known)
     }
 
     fn say_found(&self, known: &Known) {
@@ -636,17 +650,15 @@ impl Watcher {
     }
 
     fn pod_facts(&mut self, token: u64) {
-        let known = self
-            .known
-            .values_mut()
-            .find_map(|known| Some((&known.pod, known.own.as_mut().filter(|own| own.token == token)?)));
-        let Some((pod, own)) = known else { return };
-        if let Some(facts) = ask_if_changed(own.route.as_mut(), &self.home, &mut self.buffer) {
-            self.index.set_facts(Some(pod), facts, now_ns());
-            if let (Some(visit), Some(netns)) = (&self.settings.visit, &own.target.netns)
-                && let Err(error) = self.home.leave_for(netns.as_fd(), || visit(pod.netns))
-            {
-                self.missing.say("entering network namespaces", &error);
+        let is_it = |known: &Known| known.own.as_ref().is_some_and(|own| own.token == token);
+        let Some(known) = self.known.values_mut().find(|known| is_it(known)) else {
+            return;
+        };
+        let route = known.own.as_mut().and_then(|own| own.route.as_mut());
+        if let Some(facts) = ask_if_changed(route, &self.home, &mut self.buffer) {
+            self.index.set_facts(Some(&known.pod), facts, now_ns());
+            if let Some(known) = self.known.values().find(|known| is_it(known)) {
+                self.visit(known);
             }
         }
     }

@@ -75,6 +75,7 @@ impl Watched {
             node: Wanted::of(PROBES),
             keep_handles: usize::MAX,
             visit: None,
+            visits_due: Arc::default(),
             on_change: Box::new({
                 let keys = Arc::clone(&keys);
                 move |live| *keys.lock() = live.to_vec()

@@ -1,7 +1,7 @@
 //! What a dropped packet costs in our eBPF programs, by the kernel's own statistics (`kernel.bpf_stats_enabled`).
 
 use std::collections::BTreeMap;
-use std::net::UdpSocket;
+use std::net::{SocketAddr, UdpSocket};
 
 use anyhow::{Context as _, ensure};
 use sonde_lab::{Family, Lab, Pod};
@@ -9,7 +9,10 @@ use sonde_lab::{Family, Lab, Pod};
 use crate::programs::{self, Program};
 use crate::report::{Report, mebibytes};
 
-const PACKETS: u64 = 200_000;
+const PACKETS: u64 = 60_000;
+/// They are sent in turns of so many, for which the ring has room, and the cheapest turn counts: what else runs on the machine
+/// can only make a program dearer.
+const TURN: u64 = 1000;
 pub(crate) const PORT: u16 = 7001;
 
 /// Settings under which the same drops are made.
@@ -40,7 +43,7 @@ pub(crate) fn run(report: &mut Report) -> anyhow::Result<()> {
     ))?;
     report.section(
         "Kernel side",
-        &format!("{PACKETS} UDP packets into an nft drop rule; time a run of each program, by `kernel.bpf_stats_enabled` (which itself costs some 20 ns a run)."),
+        &format!("{PACKETS} UDP packets into an nft drop rule; time a run of each program, the least of all turns of {TURN}, by `kernel.bpf_stats_enabled` (which itself costs some 20 ns a run)."),
     );
     for (name, probes, rate) in CASES {
         let dir = tempfile::tempdir()?;
@@ -63,18 +66,14 @@ pub(crate) fn run(report: &mut Report) -> anyhow::Result<()> {
         // The first drops teach the collector the site; they are not measured.
         flood(&client, &server, 1000)?;
         std::thread::sleep(std::time::Duration::from_secs(2));
-        let before = ours()?;
-        flood(&client, &server, PACKETS)?;
-        let after = ours()?;
-        for ((id, program), (runs, nanos)) in after.into_iter().filter(|((id, _), _)| !others.contains(id)) {
-            let (runs_before, nanos_before) = before.get(&(id, program.clone())).copied().unwrap_or_default();
-            let (runs, nanos) = (runs - runs_before, nanos - nanos_before);
-            if runs >= PACKETS {
-                report.row(
-                    &format!("{name}: `{program}`"),
-                    format!("{:.0} ns", nanos as f64 / runs as f64),
-                );
-            }
+        let turn = || {
+            let before = events(http)?;
+            flood(&client, &server, TURN)?;
+            // An event that found no room cost less.
+            Ok(rate == "1" || all_came(http, before)?)
+        };
+        for (program, nanos) in cheapest(&others, turn)? {
+            report.row(&format!("{name}: `{program}`"), format!("{nanos:.0} ns"));
         }
         report.row(
             &format!("{name}: resident memory of the collector"),
@@ -115,20 +114,51 @@ pub(crate) fn per_packet(report: &mut Report) -> anyhow::Result<()> {
         let others: Vec<u32> = ours()?.into_keys().map(|(id, _)| id).collect();
         let _collector = Program::start("sonde-collector", "run", http, dir.path(), &env)?;
         flood(&client, &server, 1000)?;
-        let before = ours()?;
-        flood(&client, &server, PACKETS)?;
-        for ((id, program), (runs, nanos)) in ours()?.into_iter().filter(|((id, _), _)| !others.contains(id)) {
-            let (runs_before, nanos_before) = before.get(&(id, program.clone())).copied().unwrap_or_default();
-            let (runs, nanos) = (runs - runs_before, nanos - nanos_before);
-            if runs >= PACKETS {
-                report.row(
-                    &format!("{probe}: `{program}`"),
-                    format!("{:.0} ns", nanos as f64 / runs as f64),
-                );
-            }
+        for (program, nanos) in cheapest(&others, || flood(&client, &server, TURN).map(|()| true))? {
+            report.row(&format!("{probe}: `{program}`"), format!("{nanos:.0} ns"));
         }
     }
     Ok(())
+}
+
+/// Events of drops that the collector has read.
+fn events(http: SocketAddr) -> anyhow::Result<u64> {
+    let status: serde_json::Value = serde_json::from_slice(&crate::http::get(http, "/status")?.body)?;
+    let signals = status["kernel"]["signals"].as_array().context("no signals")?;
+    let events = signals.iter().find(|signal| signal["name"] == "packetloss.events");
+    Ok(events.and_then(|signal| signal["events"].as_u64()).unwrap_or(0))
+}
+
+/// Waits for the events of a turn; `false`: some were lost.
+fn all_came(http: SocketAddr, before: u64) -> anyhow::Result<bool> {
+    for _ in 0..30 {
+        if events(http)? >= before + TURN {
+            return Ok(true);
+        }
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    Ok(false)
+}
+
+/// Nanoseconds a run of each program but `others` that ran for every packet, in its cheapest turn that is good for that.
+fn cheapest(others: &[u32], mut turn: impl FnMut() -> anyhow::Result<bool>) -> anyhow::Result<BTreeMap<String, f64>> {
+    let mut least = BTreeMap::new();
+    let mut before = ours()?;
+    for _ in 0..PACKETS / TURN {
+        let is_good = turn()?;
+        let after = ours()?;
+        for (of, (runs, nanos)) in after.iter().filter(|((id, _), _)| !others.contains(id)) {
+            let (runs_before, nanos_before) = before.get(of).copied().unwrap_or_default();
+            let (runs, nanos) = (runs - runs_before, nanos - nanos_before);
+            if is_good && runs >= TURN {
+                let mean = nanos as f64 / runs as f64;
+                let known = least.entry(of.1.clone()).or_insert(mean);
+                *known = known.min(mean);
+            }
+        }
+        before = after;
+    }
+    Ok(least)
 }
 
 pub(crate) fn flood(client: &Pod, server: &Pod, packets: u64) -> anyhow::Result<()> {

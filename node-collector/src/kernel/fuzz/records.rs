@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::{Arc, LazyLock};
 
 use parking_lot::Mutex;
-use sonde_ebpf_common::record::{STACK_FRAMES, Start, kind};
+use sonde_ebpf_common::record::{Head, STACK_FRAMES, Start, kind};
 use sonde_ebpf_common::{
     drop, kernellatency, netiftxlat, packet::Packet, reset, retransmit, socklat, softirq, virtcmd,
 };
@@ -135,14 +135,18 @@ fn acceptable(body: &v1::BatchBody, (saddr, sport, daddr, dport): Ends) {
 }
 
 fn seeds() -> Vec<Vec<u8>> {
+    let head = Head {
+        netns: 0xf000_0001,
+        ..Head::new_zeroed()
+    };
     let drop = drop::Record {
+        head,
         protocol: 0x0800u16.to_be(),
         mac_header: 64,
         network_header: 78,
         transport_header: 98,
         start: 78,
         captured: 28,
-        netns: 0xf000_0001,
         ifindex: 2,
         comm: *b"curl\0\0\0\0\0\0\0\0\0\0\0\0",
         device: *b"eth0\0\0\0\0\0\0\0\0\0\0\0\0",

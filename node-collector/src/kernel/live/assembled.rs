@@ -2,9 +2,11 @@
 
 use std::ffi::CString;
 use std::io;
-use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 
 use aya_obj::generated::{bpf_cmd, bpf_map_type, bpf_prog_type};
+
+use super::super::sys::{BPF_TCX_INGRESS, attach_to_device, bpf_mut, bpf_new};
 
 /// Registers, as far as they are used here: results, arguments, and the frame.
 pub(super) const R0: u8 = 0;
@@ -79,7 +81,7 @@ pub(super) mod helper {
 /// A hash of u32 to u64.
 pub(super) fn hash(entries: u32) -> io::Result<OwnedFd> {
     let attr = [bpf_map_type::BPF_MAP_TYPE_HASH as u32, 4, 8, entries, 0];
-    bpf(bpf_cmd::BPF_MAP_CREATE, &attr)
+    bpf_new(bpf_cmd::BPF_MAP_CREATE, &attr)
 }
 
 #[repr(C)]
@@ -106,7 +108,7 @@ pub(super) fn load(kind: bpf_prog_type, program: &[Instruction]) -> io::Result<O
         log_size: log.len() as u32,
         log: log.as_mut_ptr() as u64,
     };
-    bpf(bpf_cmd::BPF_PROG_LOAD, &attr).map_err(|error| {
+    bpf_new(bpf_cmd::BPF_PROG_LOAD, &attr).map_err(|error| {
         io::Error::other(format!(
             "{error}: {}",
             String::from_utf8_lossy(&log).trim_end_matches('\0')
@@ -118,7 +120,7 @@ pub(super) fn load(kind: bpf_prog_type, program: &[Instruction]) -> io::Result<O
 pub(super) fn attach(tracepoint: &str, program: &OwnedFd) -> io::Result<OwnedFd> {
     let name = CString::new(tracepoint)?;
     let attr = [name.as_ptr() as u64, program.as_raw_fd() as u64];
-    bpf(bpf_cmd::BPF_RAW_TRACEPOINT_OPEN, &attr)
+    bpf_new(bpf_cmd::BPF_RAW_TRACEPOINT_OPEN, &attr)
 }
 
 impl Instruction {
@@ -130,43 +132,9 @@ impl Instruction {
     }
 }
 
-/// For commands that make something.
-pub(super) fn bpf<T>(command: bpf_cmd, attr: &T) -> io::Result<OwnedFd> {
-    // SAFETY: `attr` is the beginning of a member of union bpf_attr; the addresses in it are of live buffers of the sizes
-    // given, see the callers.
-    let made = unsafe { libc::syscall(libc::SYS_bpf, command as libc::c_long, attr, size_of::<T>()) };
-    if made < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: just made, and nobody else's.
-    Ok(unsafe { OwnedFd::from_raw_fd(made as i32) })
-}
-
-#[repr(C)]
-struct Link {
-    program: u32,
-    ifindex: u32,
-    at: u32,
-    flags: u32,
-    relative: u32,
-    pad: u32,
-    revision: u64,
-}
-
-const BPF_TCX_INGRESS: u32 = 46;
-
 /// Behind all others on what a device of the calling thread's network namespace receives.
 pub(super) fn attach_last(program: &OwnedFd, ifindex: u32) -> io::Result<OwnedFd> {
-    let link = Link {
-        program: program.as_raw_fd() as u32,
-        ifindex,
-        at: BPF_TCX_INGRESS,
-        flags: 0,
-        relative: 0,
-        pad: 0,
-        revision: 0,
-    };
-    bpf(bpf_cmd::BPF_LINK_CREATE, &link)
+    attach_to_device(program.as_fd(), ifindex, 0)
 }
 
 #[repr(C)]
@@ -200,17 +168,6 @@ pub(super) fn attached(ifindex: u32) -> io::Result<Vec<u32>> {
         link_flags: 0,
         revision: 0,
     };
-    // SAFETY: a member of union bpf_attr; the address in it is of a live buffer with room for `count`.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            bpf_cmd::BPF_PROG_QUERY as libc::c_long,
-            &raw mut query,
-            size_of::<Query>(),
-        )
-    };
-    if result < 0 {
-        return Err(io::Error::last_os_error());
-    }
+    bpf_mut(bpf_cmd::BPF_PROG_QUERY, &mut query)?;
     Ok(ids[..query.count as usize].to_vec())
 }

@@ -1,6 +1,7 @@
 //! Packets that are not plain TCP or UDP over IPv4: what is said of each is right, or is not said. They are made byte by
 //! byte and sent by a packet socket; rules that drop them count them too.
 
+mod cut;
 mod frames;
 mod table;
 

@@ -31,6 +31,7 @@ use crate::catalogue::{ColumnSpec, LabelSpec, ProbeSpec};
 use crate::event::NetnsKey;
 use crate::kernel::Gauge;
 use crate::kernel::counted::{self, Counted};
+use crate::kernel::load::LoadError;
 use crate::kernel::packets;
 use crate::kernel::plan::{Attach, Hook, Rung, Signal, Step};
 use crate::kernel::probe::{Defaults, Host, KernelProbe, Opened, Reader, Round, Setup, Standing};
@@ -52,7 +53,7 @@ const SPEC: ProbeSpec = ProbeSpec {
     help: "Traffic by address; an estimate where probes.flow.sample is above 1",
     source: "eBPF on tracepoints net:net_dev_start_xmit and net:netif_receive_skb (Linux net/core/dev.c), skb:kfree_skb, \
              tcp:tcp_retransmit_skb and tcp:tcp_retransmit_synack; with probes.flow.tc also a program before all others on what \
-             pods' devices receive (tcx, Linux 6.6), without which nothing is counted that macvlan, ipvlan and VLAN devices \
+             pods' devices receive (tcx from Linux 6.6 on, else a filter of their clsact qdisc), without which nothing is counted that macvlan, ipvlan and VLAN devices \
              receive or that bpf_redirect_peer gives to a pod",
     labels: &[
         LabelSpec {
@@ -108,6 +109,8 @@ const SPEC: ProbeSpec = ProbeSpec {
     ],
     event_types: &[],
 };
+
+pub(in crate::kernel) use devices::sweep;
 
 pub(super) const PROBE: KernelProbe = KernelProbe {
     spec: &SPEC,
@@ -205,7 +208,10 @@ const BY_TC: Signal = Signal {
     probe: SPEC.name,
     rows: true,
     buckets: &[],
-    steps: &[Step::new(Rung::Tcx, &[Hook(ON_DEVICES, Attach::Tcx)])],
+    steps: &[
+        Step::new(Rung::Tcx, &[Hook(BY_TCX, Attach::Tcx)]),
+        Step::new(Rung::Clsact, &[Hook(BY_CLSACT, Attach::Clsact)]),
+    ],
     needs: &[],
     missed: "packets that were not counted on pods' devices",
     provoke: None,
@@ -213,7 +219,8 @@ const BY_TC: Signal = Signal {
     ..Signal::PLAIN
 };
 
-const ON_DEVICES: &str = "flow_tc";
+const BY_TCX: &str = "flow_tcx";
+const BY_CLSACT: &str = "flow_clsact";
 
 fn by_tc(config: &Config) -> bool {
     config.probes.get(SPEC.name).is_some_and(|settings| settings.tc)
@@ -231,13 +238,19 @@ fn prepare(host: &Host<'_>) -> Setup {
     let backlog = backlog.map_or(NO_REASON, |(number, _)| number);
     let symbols = Arc::clone(&host.symbols);
     Setup::new(move |object| {
-        let devices = match object.for_devices(ON_DEVICES) {
-            Some(program) => Some(Devices::new(program, object.map("FLOW_BY_TC")?)),
-            None => None,
+        let by_tc = || object.map("FLOW_BY_TC");
+        let devices = if let Some(program) = object.for_devices(BY_TCX) {
+            Some(Devices::by_tcx(program, by_tc()?))
+        } else if let Some(program) = object.for_devices(BY_CLSACT) {
+            let devices = Devices::by_clsact(program, by_tc()?);
+            Some(devices.map_err(|error| LoadError::Map("FLOW_BY_TC", error))?)
+        } else {
+            None
         };
         Ok(Opened {
             reader: Box::new(Flows {
                 devices,
+                disturbed: HashSet::new(),
                 counts: Counted::new(object.map("FLOW_COUNTS")?).forgets_idle(IDLE),
                 used: object.map("FLOW_USED")?,
                 known: HashMap::new(),
@@ -285,6 +298,8 @@ struct Flows {
     known: HashMap<u32, u64>,
     undecided: Undecided,
     devices: Option<Devices>,
+    /// Where its program was gone, or was not the first, since the last round.
+    disturbed: HashSet<NetnsKey>,
 }
 
 /// Drops that came before their site had a class. What is in the map stays there for as long as the flow: the kernel
@@ -355,6 +370,9 @@ impl Flows {
 
 impl Reader for Flows {
     fn read(&mut self, round: &Round<'_>) -> io::Result<Table> {
+        if let Some(devices) = &mut self.devices {
+            self.disturbed.extend(devices.put_back());
+        }
         let Self { counts, undecided, .. } = self;
         let sums = counts.read_with(round, labels, || undecided.read())?;
         undecided.forget(counts.deleted())?;
@@ -372,6 +390,13 @@ impl Reader for Flows {
             Some(devices) => devices.visit(netns),
             None => Ok(()),
         }
+    }
+
+    fn missed(&mut self) -> Vec<(NetnsKey, &'static str)> {
+        const DETAIL: &str = "somebody took the program away that counts what the pod's devices receive, or put another one \
+                              before it: until it was back, packets are in no row";
+        let disturbed = std::mem::take(&mut self.disturbed).into_iter();
+        disturbed.map(|netns| (netns, DETAIL)).collect()
     }
 
     fn stay_in(&mut self, live: &[NetnsKey]) {

@@ -12,6 +12,8 @@ mod tcpreset;
 mod tcpretrans;
 mod virtcmdlatency;
 
+pub(super) use flow::sweep;
+
 use super::plan::Signal;
 use super::probe::KernelProbe;
 

@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use sonde_ebpf_common::drop::{Record, RecordWithStack, Site, flag};
-use sonde_ebpf_common::record::{STACK_FRAMES, kind};
-use zerocopy::FromBytes as _;
+use sonde_ebpf_common::drop::{Record, Site, flag};
+use sonde_ebpf_common::record::kind;
 
 use super::headers::{self, Headers};
 use crate::event::{Direction, NetnsKey, Observation};
+use crate::kernel::record::{self, RecordError};
 use crate::kernel::symbols::tracing_frames;
 
 /// What the kernel's numbers are called. A test has its own.
@@ -19,16 +19,12 @@ pub trait Names {
 
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeError {
-    #[error("record of {0} bytes, expected {min} or {max}", min = size_of::<Record>(), max = size_of::<RecordWithStack>())]
-    Size(usize),
+    #[error(transparent)]
+    Record(#[from] RecordError),
     #[error("record of unknown kind {0}")]
     Kind(u32),
-    #[error("record says it has {said} bytes, it has {have}")]
-    SaidSize { said: u32, have: usize },
     #[error("record says it captured {0} bytes")]
     Captured(u16),
-    #[error("record says its stack has {0} bytes")]
-    Stack(i32),
 }
 
 /// A record as the kernel wrote it, checked.
@@ -39,35 +35,15 @@ pub struct Raw {
 
 impl Raw {
     pub fn parse(bytes: &[u8]) -> Result<Self, DecodeError> {
-        let (record, rest) = Record::read_from_prefix(bytes).map_err(|_| DecodeError::Size(bytes.len()))?;
-        if record.kind != kind::DROP {
-            return Err(DecodeError::Kind(record.kind));
+        match record::kind(bytes)? {
+            kind::DROP => {}
+            other => return Err(DecodeError::Kind(other)),
         }
-        if bytes.len() != size_of::<Record>() && bytes.len() != size_of::<RecordWithStack>() {
-            return Err(DecodeError::Size(bytes.len()));
-        }
-        if record.size as usize != bytes.len() {
-            return Err(DecodeError::SaidSize {
-                said: record.size,
-                have: bytes.len(),
-            });
-        }
+        let (record, stack) = record::parse::<Record>(bytes, |record| &record.head)?;
         if usize::from(record.captured) > record.packet.len() {
             return Err(DecodeError::Captured(record.captured));
         }
-        // A stack that could not be taken (negative) is none; one beyond its room cannot be.
-        let taken = usize::try_from(record.stack_bytes).unwrap_or(0);
-        if taken > rest.len() || !taken.is_multiple_of(8) {
-            return Err(DecodeError::Stack(record.stack_bytes));
-        }
-        let words = rest[..taken].chunks_exact(8).take(STACK_FRAMES);
-        let stack = words
-            .filter_map(|word| word.try_into().ok().map(u64::from_ne_bytes))
-            .take_while(|at| *at != 0);
-        Ok(Self {
-            record,
-            stack: stack.collect(),
-        })
+        Ok(Self { record, stack })
     }
 
     pub fn site(&self) -> Site {
@@ -88,12 +64,12 @@ impl Raw {
         let sender = direction == Direction::Egress && runs_in_sender(&stack);
         let location = names.symbol(record.site.location);
         Observation {
-            ktime_ns: record.ktime_ns,
+            ktime_ns: record.head.ktime_ns,
             probe: super::SPEC.name,
             kind: super::PACKETLOSS,
-            netns: (record.netns != 0).then_some(NetnsKey {
-                inode: record.netns,
-                cookie: record.cookie,
+            netns: (record.head.netns != 0).then_some(NetnsKey {
+                inode: record.head.netns,
+                cookie: record.head.cookie,
             }),
             of_socket: false,
             ifindex: if record.ifindex != 0 {
@@ -109,8 +85,8 @@ impl Raw {
             dport: headers.dport,
             direction,
             latency_ns: None,
-            cpu: Some(record.cpu),
-            pid: (sender && record.tgid != 0).then_some(record.tgid),
+            cpu: Some(record.head.cpu),
+            pid: (sender && record.head.tgid != 0).then_some(record.head.tgid),
             comm: if sender { text(&record.comm) } else { None },
             state: None,
             suppressed: 0,

@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 
-use sonde_ebpf_common::drop::{PACKET_BYTES, Record, RecordWithStack, Site, flag};
-use sonde_ebpf_common::record::{STACK_FRAMES, kind};
+use sonde_ebpf_common::drop::{PACKET_BYTES, Record, Site, flag};
+use sonde_ebpf_common::record::{Head, STACK_FRAMES, kind};
 use zerocopy::IntoBytes as _;
 
 use super::decode::{DecodeError, Names, Raw};
 use super::*;
 use crate::event::Direction;
+use crate::kernel::record::RecordError;
 
 struct TestNames;
 
@@ -51,24 +52,26 @@ fn record() -> Record {
     let mut comm = [0; 16];
     comm[..4].copy_from_slice(b"curl");
     Record {
-        kind: kind::DROP,
-        size: size_of::<Record>() as u32,
-        ktime_ns: 1_000,
-        cookie: 77,
+        head: Head {
+            kind: kind::DROP,
+            size: size_of::<Record>() as u32,
+            ktime_ns: 1_000,
+            cookie: 77,
+            netns: 4_026_532_001,
+            cpu: 1,
+            tgid: 4242,
+            stack_bytes: 0,
+        },
         site: Site {
             location: 3,
             reason: 12,
             detail: 0,
         },
         route_input: 0,
-        netns: 4_026_532_001,
         ifindex: 2,
         iif: 2,
         len: 32,
         segments: 1,
-        tgid: 4242,
-        cpu: 1,
-        stack_bytes: 0,
         protocol: 0x0800u16.to_be(),
         mac_header: 100,
         network_header: 114,
@@ -85,12 +88,12 @@ fn record() -> Record {
 }
 
 fn with_stack(mut record: Record, frames: &[u64]) -> Vec<u8> {
-    record.size = size_of::<RecordWithStack>() as u32;
-    record.stack_bytes = (frames.len() * 8) as i32;
+    record.head.size = (size_of::<Record>() + STACK_FRAMES * 8) as u32;
+    record.head.stack_bytes = (frames.len() * 8) as i32;
     // What lies behind the frames is left over from an older record.
     let mut stack = [0xdead_beef; STACK_FRAMES];
     stack[..frames.len()].copy_from_slice(frames);
-    RecordWithStack { record, stack }.as_bytes().to_vec()
+    [record.as_bytes(), stack.as_bytes()].concat()
 }
 
 fn observe(bytes: &[u8]) -> crate::event::Observation {
@@ -257,36 +260,38 @@ fn records_broken_in_any_way_are_refused() {
     for len in 0..whole.len() {
         assert!(parse(&whole[..len]).is_some(), "{len} of {} bytes", whole.len());
     }
-    assert_eq!(
-        parse(&[whole.as_slice(), &[0]].concat()),
-        Some(DecodeError::Size(whole.len() + 1))
-    );
+    let mut longer = [whole.as_slice(), &[0]].concat();
+    let (said, have) = (whole.len() as u32, longer.len());
+    assert_eq!(parse(&longer), Some(RecordError::SaidSize { said, have }.into()));
+    longer[4..8].copy_from_slice(&(have as u32).to_ne_bytes());
+    let want = size_of::<Record>();
+    assert_eq!(parse(&longer), Some(RecordError::Size { have, want }.into()));
     let broken = |change: fn(&mut Record)| {
         let mut record = record();
         change(&mut record);
         parse(record.as_bytes())
     };
-    assert_eq!(broken(|r| r.kind = 9), Some(DecodeError::Kind(9)));
+    assert_eq!(broken(|r| r.head.kind = 9), Some(DecodeError::Kind(9)));
     assert_eq!(
-        broken(|r| r.size = 1),
-        Some(DecodeError::SaidSize { said: 1, have: 256 })
+        broken(|r| r.head.size = 1),
+        Some(RecordError::SaidSize { said: 1, have: 256 }.into())
     );
     assert_eq!(broken(|r| r.captured = 129), Some(DecodeError::Captured(129)));
     assert_eq!(
-        broken(|r| r.stack_bytes = 8),
-        Some(DecodeError::Stack(8)),
+        broken(|r| r.head.stack_bytes = 8),
+        Some(RecordError::Stack(8).into()),
         "no room for a stack at all"
     );
     assert_eq!(
-        broken(|r| r.stack_bytes = -14),
+        broken(|r| r.head.stack_bytes = -14),
         None,
         "a stack that could not be taken is no fault of the record"
     );
     let mut odd = with_stack(record(), &[1, 2, 3]);
-    let at = std::mem::offset_of!(Record, stack_bytes);
+    let at = std::mem::offset_of!(Record, head.stack_bytes);
     for bytes in [12i32, 520, i32::MAX] {
         odd[at..at + 4].copy_from_slice(&bytes.to_ne_bytes());
-        assert_eq!(parse(&odd), Some(DecodeError::Stack(bytes)));
+        assert_eq!(parse(&odd), Some(RecordError::Stack(bytes).into()));
     }
 }
 

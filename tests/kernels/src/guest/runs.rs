@@ -14,12 +14,12 @@ pub struct Run {
 pub const RUNS: [Run; 6] = [
     Run {
         name: "default",
-        rungs: &["tp_btf", "raw_tracepoint", "fentry", "kprobe", "tcx"],
+        rungs: &["tp_btf", "raw_tracepoint", "fentry", "kprobe", "tcx", "clsact"],
         btf_file: false,
     },
     Run {
         name: "raw_tracepoint",
-        rungs: &["raw_tracepoint"],
+        rungs: &["raw_tracepoint", "clsact"],
         btf_file: false,
     },
     Run {
@@ -40,7 +40,7 @@ pub const RUNS: [Run; 6] = [
     },
     Run {
         name: "btf_path",
-        rungs: &["tp_btf", "raw_tracepoint", "fentry", "kprobe", "tcx"],
+        rungs: &["tp_btf", "raw_tracepoint", "fentry", "kprobe", "tcx", "clsact"],
         btf_file: true,
     },
 ];

@@ -62,6 +62,7 @@ const MODULES: &[&str] = &[
     "sch_netem",
     "sch_tbf",
     "sch_ingress",
+    "cls_bpf",
     "nf_tables",
     "nft_ct",
     "nft_limit",
@@ -181,7 +182,7 @@ impl Series {
 }
 
 /// Tells that everything is there; its name changes with what that is.
-const DONE: &str = ".done-3";
+const DONE: &str = ".done-4";
 
 /// The numbers in a version: in this order, versions of one series are older and newer.
 fn numbers(version: &str) -> Vec<u64> {

@@ -15,7 +15,7 @@ use super::kernels::Kernel;
 use crate::Line;
 
 /// For a guest that hangs. A run takes a minute or two.
-const LIMIT: Duration = Duration::from_secs(900);
+const LIMIT: Duration = Duration::from_secs(1800);
 pub(super) const QEMU: &str = "qemu-system-x86_64";
 pub(super) const SETPRIV: &str = "setpriv";
 

@@ -7,12 +7,13 @@ use crate::guest::RUNS;
 use crate::{Check, Outcome};
 
 /// Rungs as the collector names them, best first, and as they stand in a cell.
-const RUNGS: [(&str, &str); 5] = [
+const RUNGS: [(&str, &str); 6] = [
     ("tp_btf", "tp_btf"),
     ("raw_tracepoint", "raw"),
     ("fentry", "fentry"),
     ("kprobe", "kprobe"),
     ("tcx", "tcx"),
+    ("clsact", "clsact"),
 ];
 
 /// What the runs of a kernel found, or why it did not run.
@@ -73,11 +74,7 @@ impl Table {
                 faults.push(format!("{}: {why}", column.name));
             }
             if let Ok(checks) = &column.checks {
-                for signal in self
-                    .signals()
-                    .into_iter()
-                    .filter(|signal| is_due(signal, &column.version))
-                {
+                for signal in self.signals() {
                     if !checks
                         .iter()
                         .any(|check| check.signal == signal && check.rung.is_some())
@@ -301,16 +298,6 @@ On the newest kernel:
 |---|---|
 ";
 
-/// Signals whose only way came with a kernel, and that kernel.
-const SINCE: [(&str, (u32, u32)); 1] = [("flow.tc", (6, 6))];
-
-/// Whether a kernel of that version must have the signal.
-fn is_due(signal: &str, version: &str) -> bool {
-    let mut numbers = version.split('.').map_while(|number| number.parse::<u32>().ok());
-    let version = (numbers.next().unwrap_or(u32::MAX), numbers.next().unwrap_or(u32::MAX));
-    SINCE.iter().all(|(of, since)| *of != signal || version >= *since)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -373,19 +360,6 @@ mod tests {
         assert!(table.faults().is_empty());
         let document = table.document();
         assert!(document.contains("| 6.1 | none: not run: no mirror |") && document.contains("| p.count | 3 of 3 |"));
-    }
-
-    #[test]
-    fn what_came_with_a_newer_kernel_is_not_asked_of_an_older_one() {
-        for (version, due) in [
-            ("5.10.262-1", false),
-            ("6.5.13", false),
-            ("6.6.1", true),
-            ("7.3.4-1~bpo13+1", true),
-        ] {
-            assert_eq!(is_due("flow.tc", version), due, "{version}");
-            assert!(is_due("flow.count", version));
-        }
     }
 
     #[test]

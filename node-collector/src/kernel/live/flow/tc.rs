@@ -8,6 +8,8 @@ use super::super::super::sys::RawMap;
 use super::super::assembled::{self as bpf, EXIT, Instruction, R0, R1, R2, R10, helper};
 use super::*;
 
+mod clsact;
+
 const DATAGRAMS: u64 = 50;
 
 /// `return redirect_peer(ifindex, 0)`
@@ -22,8 +24,8 @@ fn redirect_to_peer_of(ifindex: u32) -> OwnedFd {
     bpf::load(BPF_PROG_TYPE_SCHED_CLS, &program).unwrap()
 }
 
-/// `map[0] += 1; return NEXT`
-fn count_and_go_on(map: &OwnedFd) -> OwnedFd {
+/// `map[0] += 1; return verdict`
+fn count_and(map: &OwnedFd, verdict: i32) -> OwnedFd {
     let [map0, map1] = bpf::map(R1, map);
     let program: [Instruction; 11] = [
         bpf::store32_number(R10, -4, 0),
@@ -35,11 +37,13 @@ fn count_and_go_on(map: &OwnedFd) -> OwnedFd {
         bpf::skip_if_zero(R0, 2),
         bpf::set(R1, 1),
         bpf::add_to(R0, R1),
-        bpf::set(R0, -1),
+        bpf::set(R0, verdict),
         EXIT,
     ];
     bpf::load(BPF_PROG_TYPE_SCHED_CLS, &program).unwrap()
 }
+
+const NEXT: i32 = -1;
 
 fn ifindex(pod: &Pod, device: &str) -> u32 {
     let json: serde_json::Value =
@@ -119,14 +123,26 @@ fn packets_that_are_redirected_past_the_host_are_counted_by_tc_and_by_nothing_el
     let Some(lab) = lab_alone("flow-peer") else {
         return;
     };
-    for (rung, tc) in [(Rung::TpBtf, true), (Rung::RawTracepoint, true), (Rung::TpBtf, false)] {
-        let mut past = Past::new(&lab, &format!("peer-{}-{tc}", rung.name().replace('_', "")));
+    for (rung, way) in [
+        (Rung::TpBtf, Some(Rung::Tcx)),
+        (Rung::RawTracepoint, Some(Rung::Tcx)),
+        (Rung::TpBtf, Some(Rung::Clsact)),
+        (Rung::RawTracepoint, Some(Rung::Clsact)),
+        (Rung::TpBtf, None),
+    ] {
+        let tc = way.is_some();
+        let name = format!(
+            "peer-{}-{}",
+            rung.name().replace('_', ""),
+            way.map_or("none", Rung::name)
+        );
+        let mut past = Past::new(&lab, &name);
         let index = index_of([&past.client, &past.server]);
-        let allowed = |step: &super::super::plan::Step| step.rung == rung || step.rung == Rung::Tcx;
+        let allowed = |step: &super::super::plan::Step| step.rung == rung || Some(step.rung) == way;
         let Some(mut live) = start_on(&with_tc(tc), index, allowed, 4096) else {
             return;
         };
-        assert_eq!(live.kernel.attaches_to_devices(), tc);
+        assert_eq!(live.rung("flow.tc"), way.map(Rung::name));
         let server = past.server.clone();
         let netns = netns_of(&server);
         server.run(|| live.kernel.visit(netns)).unwrap();
@@ -154,7 +170,7 @@ fn packets_that_are_redirected_past_the_host_are_counted_by_tc_and_by_nothing_el
         assert_eq!(
             came(&mut live),
             (times * DATAGRAMS as i64 * FRAME, times * DATAGRAMS as i64),
-            "by tc: {tc}"
+            "by tc: {way:?}"
         );
     }
 }
@@ -215,7 +231,7 @@ fn other_programs_of_a_device_keep_their_place_and_see_what_they_saw() {
         map.set(&0, &0, 0).unwrap();
     }
     let others = counts.each_ref().map(|map| {
-        let program = count_and_go_on(map);
+        let program = count_and(map, NEXT);
         server.run(move || bpf::attach_last(&program, on)).unwrap().unwrap()
     });
     server.ip("link add copies type bridge").unwrap();

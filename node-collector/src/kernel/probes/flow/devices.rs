@@ -1,86 +1,108 @@
 //! The program on devices of pods, where `probes.flow.tc` asks for it.
 //!
-//! It lies before all others on what a device receives, and hands every packet on. A link that is closed takes it away, so
-//! nothing is left when the collector ends, however it does. A device that it is not on, as one of the host's, is counted at the
-//! tracepoint; the entry in the kernel side's map decides which of the two it is, so that none counts twice.
+//! It is asked before all others about what a device receives, and hands every packet on. A device that it is not on, as one of
+//! the host's, is counted at the tracepoint; the entry in the kernel side's map decides which of the two it is, so that none
+//! counts twice.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::io;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::OwnedFd;
 
 use nix::net::if_::if_nameindex;
 use sonde_ebpf_common::flow::DeviceKey;
 
 use crate::event::NetnsKey;
-use crate::kernel::sys::{BPF_ANY, RawMap, attach_first, device_of};
+use crate::kernel::sys::{BPF_ANY, RawMap};
+
+mod clsact;
+mod owner;
+mod tcx;
+
+pub(in crate::kernel) use clsact::sweep;
 
 pub(super) struct Devices {
-    program: OwnedFd,
-    by_tc: RawMap<DeviceKey, u32>,
-    /// By namespace and index.
-    links: HashMap<NetnsKey, HashMap<u32, OwnedFd>>,
+    way: Way,
+    counts: Counts,
 }
 
+enum Way {
+    Tcx(tcx::Links),
+    Clsact(clsact::Filters),
+}
+
+/// Devices of which the program counts what they receive. An entry is made after the program is there and goes before it: until
+/// then, and from then on, the tracepoint counts.
+struct Counts(RawMap<DeviceKey, u32>);
+
 impl Devices {
-    pub(super) fn new(program: OwnedFd, by_tc: RawMap<DeviceKey, u32>) -> Self {
+    /// A link for each device (Linux 6.6).
+    pub(super) fn by_tcx(program: OwnedFd, by_tc: RawMap<DeviceKey, u32>) -> Self {
         Self {
-            program,
-            by_tc,
-            links: HashMap::new(),
+            way: Way::Tcx(tcx::Links::new(program)),
+            counts: Counts(by_tc),
         }
+    }
+
+    /// A filter for each device.
+    pub(super) fn by_clsact(program: OwnedFd, by_tc: RawMap<DeviceKey, u32>) -> io::Result<Self> {
+        Ok(Self {
+            way: Way::Clsact(clsact::Filters::new(program)?),
+            counts: Counts(by_tc),
+        })
     }
 
     /// In the network namespace of the calling thread, which is that one. What fails for one device leaves it to the
     /// tracepoint, and is tried again the next time.
     pub(super) fn visit(&mut self, netns: NetnsKey) -> io::Result<()> {
-        let there: HashSet<u32> = if_nameindex()?
+        let there: Vec<u32> = if_nameindex()?
             .iter()
             .filter(|device| device.name() != c"lo")
             .map(|device| device.index())
             .collect();
-        let links = self.links.entry(netns).or_default();
-        let mut result = Ok(());
-        // A new device may have the index of one that is gone.
-        links.retain(|ifindex, link| {
-            let stays = there.contains(ifindex) && device_of(link.as_fd()).is_ok_and(|on| on == *ifindex);
-            if !stays && let Err(error) = self.by_tc.delete(&key(netns, *ifindex)) {
-                result = Err(error);
-            }
-            stays
-        });
-        for ifindex in there {
-            if links.contains_key(&ifindex) {
-                continue;
-            }
-            // First the program, which counts nothing yet; then what lets it count, and the tracepoint no more.
-            let attached = attach_first(self.program.as_fd(), ifindex)
-                .and_then(|link| self.by_tc.set(&key(netns, ifindex), &1, BPF_ANY).map(|()| link));
-            match attached {
-                Ok(link) => drop(links.insert(ifindex, link)),
-                // Gone meanwhile: the next visit is on its way.
-                Err(error) if error.raw_os_error() == Some(libc::ENODEV) => {}
-                Err(error) => result = Err(io::Error::new(error.kind(), format!("device {ifindex}: {error}"))),
-            }
+        match &mut self.way {
+            Way::Tcx(links) => links.visit(netns, &there, &self.counts),
+            Way::Clsact(filters) => filters.visit(netns, &there, &self.counts),
         }
-        result
     }
 
     /// Takes the program away from namespaces that are no pod's any more.
     pub(super) fn stay_in(&mut self, live: &[NetnsKey]) {
-        let by_tc = &self.by_tc;
-        self.links.retain(|netns, links| {
-            let stays = live.contains(netns);
-            if !stays {
-                for ifindex in links.keys() {
-                    let _ = by_tc.delete(&key(*netns, *ifindex));
-                }
-            }
-            stays
-        });
+        match &mut self.way {
+            Way::Tcx(links) => links.stay_in(live, &self.counts),
+            Way::Clsact(filters) => filters.stay_in(live, &self.counts),
+        }
+    }
+
+    /// Puts the program back where somebody took it away, or put another one before it, and gives on in which namespaces.
+    pub(super) fn put_back(&mut self) -> HashSet<NetnsKey> {
+        match &mut self.way {
+            // A link stays first, and nobody else can take it away.
+            Way::Tcx(_) => HashSet::new(),
+            Way::Clsact(filters) => filters.put_back(&self.counts),
+        }
     }
 
     pub(super) fn count(&self) -> usize {
-        self.links.values().map(HashMap::len).sum()
+        match &self.way {
+            Way::Tcx(links) => links.count(),
+            Way::Clsact(filters) => filters.count(),
+        }
+    }
+}
+
+impl Drop for Devices {
+    fn drop(&mut self) {
+        self.stay_in(&[]);
+    }
+}
+
+impl Counts {
+    fn begin(&self, netns: NetnsKey, ifindex: u32) -> io::Result<()> {
+        self.0.set(&key(netns, ifindex), &1, BPF_ANY)
+    }
+
+    fn end(&self, netns: NetnsKey, ifindex: u32) -> io::Result<()> {
+        self.0.delete(&key(netns, ifindex)).map(drop)
     }
 }
 
@@ -90,4 +112,8 @@ const fn key(netns: NetnsKey, ifindex: u32) -> DeviceKey {
         netns: netns.inode,
         ifindex,
     }
+}
+
+fn of_device(ifindex: u32, error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("device {ifindex}: {error}"))
 }

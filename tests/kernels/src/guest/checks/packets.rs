@@ -17,13 +17,33 @@ pub(super) const FLOW: Check = Check {
     // Each counts a part of the same packets, so they are right together or not at all.
     run: |scene| {
         let counted = flow(scene);
-        let by_tc = counted
-            .as_ref()
-            .map(String::clone)
-            .map_err(|error| anyhow::anyhow!("{error:#}"));
+        let by_tc = match &counted {
+            Ok(_) => on_devices(scene),
+            Err(error) => Err(anyhow::anyhow!("{error:#}")),
+        };
         vec![("flow.count", counted), ("flow.tc", by_tc)]
     },
 };
+
+/// That the packets were counted by programs on the pods' devices: what receives them is not counted by anything else then.
+fn on_devices(scene: &Scene) -> Result<String> {
+    let status = scene.status()?;
+    let probes = status["kernel"]["probes"].as_array().context("no probes")?;
+    let flow = probes.iter().find(|probe| probe["probe"] == "flow");
+    let gauges = flow.and_then(|flow| flow["gauges"].as_array()).context("no gauges")?;
+    let devices = gauges
+        .iter()
+        .find(|gauge| gauge["name"] == "sonde_collector_ebpf_flow_devices");
+    let devices = devices
+        .and_then(|gauge| gauge["value"].as_u64())
+        .context("no devices")?;
+    // Where the kernel has tunnels, each namespace has a device of every kind of them.
+    let all = [&scene.client, &scene.server].map(|pod| pod.ip("-o link show"));
+    let all = all.into_iter().collect::<Result<Vec<_>, _>>()?.concat();
+    let others = all.lines().filter(|line| !line.contains("LOOPBACK")).count();
+    same("devices with a program", devices, others as u64)?;
+    Ok("the same, with a program on each pod's device, and nothing of it is left at the end".into())
+}
 
 fn flow(scene: &Scene) -> Result<String> {
     const TO: u16 = 7_501;
