@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use sonde_aggregator::{http, run};
 use sonde_common::config::{self, Config, ConfigError};
-use sonde_common::{log, shutdown};
+use sonde_common::{descriptors, log, shutdown};
 
 #[derive(Parser)]
 #[command(
@@ -92,6 +92,7 @@ fn migrate(config: &Config) -> anyhow::Result<()> {
 
 fn serve(config: Config) -> anyhow::Result<()> {
     log::init(&config.log);
+    descriptors::take_all();
     let listeners = run::Listeners::bind(&config)?;
     run::drop_root(&config)?;
     runtime()?.block_on(async {

@@ -2,6 +2,7 @@
 
 pub mod budget;
 pub mod config;
+pub mod descriptors;
 pub mod event_text;
 pub mod log;
 pub mod negotiate;

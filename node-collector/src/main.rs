@@ -9,7 +9,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use sonde_collector::catalogue::{Kind, ProbeSpec};
 use sonde_collector::{doctor, probes};
 use sonde_common::config::{self, Config};
-use sonde_common::{log, shutdown};
+use sonde_common::{descriptors, log, shutdown};
 
 /// Reads what the kernel knows of every pod's network, and sends it to the aggregator
 #[derive(Parser)]
@@ -86,6 +86,7 @@ fn load(cli: &Cli) -> anyhow::Result<Config> {
 
 fn run(config: Config, file: Option<PathBuf>) -> anyhow::Result<()> {
     log::init(&config.log);
+    descriptors::take_all();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()

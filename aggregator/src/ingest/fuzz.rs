@@ -180,7 +180,7 @@ static STREAM: LazyLock<Arc<Stream>> = LazyLock::new(|| {
         .map(|probe| {
             let said = Definition::from_proto(probe);
             let table = Arc::new(Definition::from_proto(probe));
-            (probe.name.clone(), StreamProbe::new(said, table))
+            (probe.name.clone(), StreamProbe::new(Arc::new(said), table))
         })
         .collect();
     Stream::new("n1", 1, Uuid::from_u128(2), probes, 0)

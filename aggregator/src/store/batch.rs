@@ -28,7 +28,7 @@ pub struct Stream {
 #[derive(Clone, Debug, PartialEq)]
 pub struct StreamProbe {
     /// As this collector said it.
-    pub said: Definition,
+    pub said: Arc<Definition>,
     /// The table, with what all collectors said.
     pub table: Arc<Definition>,
     /// For each label of the table, its place in this stream's rows.
@@ -69,7 +69,7 @@ pub struct Batch {
 }
 
 impl StreamProbe {
-    pub fn new(said: Definition, table: Arc<Definition>) -> Self {
+    pub fn new(said: Arc<Definition>, table: Arc<Definition>) -> Self {
         let label_at = |name: &str| said.labels.iter().position(|l| l.name == name);
         let column_at = |stored: &Column| said.columns.iter().position(|c| stored.means_the_same(c));
         Self {

@@ -185,10 +185,16 @@ impl Store {
             // Another stream may have widened it since we read it: columns are only added, so the longer one is newer.
             let table = tables.entry(probe.name.clone()).or_default();
             let size = |d: &Definition| d.labels.len() + d.columns.len();
-            if size(&definition) >= size(table) {
+            if size(&definition) >= size(table) && definition != **table {
                 *table = Arc::new(definition);
             }
+            // A thousand collectors of one version hold one copy of what they all say.
             let said = Definition::from_proto(probe);
+            let said = if said == **table {
+                Arc::clone(table)
+            } else {
+                Arc::new(said)
+            };
             probes.insert(probe.name.clone(), StreamProbe::new(said, Arc::clone(table)));
         }
         let stream = Stream::new_in(generation, &newcomer.node, node_id, newcomer.epoch, probes, durable);

@@ -89,7 +89,7 @@ async fn a_restart_leaves_no_hole() {
     again.live.restore(&again.store).await;
     // Series of one family have no order.
     let lines = |text: &str| -> BTreeSet<String> { text.lines().map(String::from).collect() };
-    assert_eq!(lines(&again.get(ALL).await.text()), lines(&before.text()));
+    assert_eq!(lines(again.get(ALL).await.text()), lines(before.text()));
 }
 
 #[tokio::test]

@@ -211,7 +211,7 @@ impl Client {
         self.spool.acked(durable)?;
         let appended = self.spool.appended();
         let mut flow = Flow {
-            reader: Some(self.spool.reader(durable)),
+            reader: Some(self.spool.sender(durable)),
             appended,
             window: VecDeque::new(),
             bytes: 0,

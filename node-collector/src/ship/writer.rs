@@ -236,13 +236,13 @@ impl Work {
     fn flush(&mut self) {
         self.since = None;
         let pods = std::mem::take(&mut self.pods);
-        if !self.append_all(&batch::events(&[], &[], &pods, &self.index)) {
+        if !self.append_all(Lane::Events, &batch::events(&[], &[], &pods, &self.index)) {
             self.pods.splice(0..0, pods);
         }
         // What tells of losses is not lost with them.
         let mut unwritten = Vec::new();
         for gaps in std::mem::take(&mut self.gaps).chunks(BATCH_GAPS) {
-            if !self.append_all(&batch::events(&[], gaps, &[], &self.index)) {
+            if !self.append_all(Lane::Gaps, &batch::events(&[], gaps, &[], &self.index)) {
                 unwritten.extend_from_slice(gaps);
             }
         }
@@ -257,7 +257,7 @@ impl Work {
             tracing::debug!(%error, "what was told is not noted as told");
         }
         let events = std::mem::take(&mut self.events);
-        self.append_all(&batch::events(&events, &[], &[], &self.index));
+        self.append_all(Lane::Events, &batch::events(&events, &[], &[], &self.index));
         if !self.gaps.is_empty() || !self.pods.is_empty() {
             // Tried again whether or not anything else comes.
             self.since.get_or_insert_with(Instant::now);
@@ -265,10 +265,10 @@ impl Work {
     }
 
     /// Whether all of them are in the spool.
-    fn append_all(&mut self, batches: &[Batch]) -> bool {
+    fn append_all(&mut self, lane: Lane, batches: &[Batch]) -> bool {
         let mut all = true;
         for batch in batches {
-            all &= self.append(Lane::Events, batch);
+            all &= self.append(lane, batch);
         }
         all
     }

@@ -14,6 +14,8 @@ use crate::store::partitions::Day;
 /// Values that a chunk is meant to have: its rows then mostly fit into a page several times, and are not compressed.
 const CHUNK_VALUES: usize = 1600;
 const CHUNK_SLOTS: std::ops::RangeInclusive<usize> = 16..=128;
+/// Slots of a chunk for series that come later.
+const ROOM_TO_GROW: usize = 6;
 /// Empty slots that may always be.
 const FEW: usize = 8;
 
@@ -45,7 +47,7 @@ impl Layout {
         let mut new = Self {
             day: reading.day,
             shape: (reading.stride, cells),
-            chunk_slots: (CHUNK_VALUES / cells.max(1)).clamp(*CHUNK_SLOTS.start(), *CHUNK_SLOTS.end()),
+            chunk_slots: chunk_slots(reading.rows, cells),
             slots: HashMap::with_capacity(reading.rows),
             chunks: Vec::new(),
             last: Default::default(),
@@ -175,6 +177,14 @@ impl Layout {
         let at = chunk.push(table, reading, row, before, out.keys);
         ((chunks - 1) * self.chunk_slots + at) as u32
     }
+}
+
+/// Few enough for an array of each cell, and for a node of few series hardly more than these: slots take memory, whether
+/// they are used or not.
+fn chunk_slots(rows: usize, cells: usize) -> usize {
+    let most = (CHUNK_VALUES / cells.max(1)).clamp(*CHUNK_SLOTS.start(), *CHUNK_SLOTS.end());
+    let chunks = rows.div_ceil(most).max(1);
+    (rows.div_ceil(chunks) + ROOM_TO_GROW).clamp(*CHUNK_SLOTS.start(), most)
 }
 
 fn series_of(reading: &Reading<'_>) -> Vec<Series> {

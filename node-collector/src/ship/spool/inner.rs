@@ -1,4 +1,4 @@
-//! What a spool holds, behind its lock: the segments of both lanes, their sequence, and what went wrong with them.
+//! What a spool holds, behind its lock: the segments of all lanes, their sequence, and what went wrong with them.
 
 use std::collections::VecDeque;
 use std::io;
@@ -7,14 +7,16 @@ use std::path::{Path, PathBuf};
 use super::disk::Disk;
 use super::losses::Losses;
 use super::segment::Segment;
-use super::{Contents, Dropped, Heartbeat, JUMP, Lane, Recovery, Spool, SpoolError, fail, frame};
+use super::{Contents, Dropped, Heartbeat, JUMP, LANES, Lane, Recovery, Spool, SpoolError, fail, frame};
 
 #[derive(Debug)]
 pub(super) struct Inner {
     /// By [`Lane`]; never empty, the last one is written to.
-    pub lanes: [VecDeque<Segment>; 2],
+    pub lanes: [VecDeque<Segment>; LANES],
     pub next: u64,
     pub acked: u64,
+    /// Up to here batches were handed to a stream: until that says what of it arrived, nobody knows.
+    pub handed_out: u64,
     pub unsynced: bool,
     pub losses: Losses,
     pub errors: Errors,
@@ -142,15 +144,20 @@ impl Inner {
         Ok(())
     }
 
-    /// Drops the oldest segment of rows, or of events where no rows are left. `None` when it was acked anyway.
+    /// The segment that goes first: of rows, then of events, then of gaps the oldest. What was handed out may have arrived, and
+    /// would be told as missing although it is not: that is kept while its lane has something else.
+    fn victim(&self) -> (Lane, usize) {
+        let is_filled = |lane: &Lane| self.lanes[*lane as usize].iter().any(|s| s.len > 0);
+        let lane = Lane::ALL.into_iter().find(is_filled).unwrap_or(Lane::Gaps);
+        let certain = |s: &Segment| s.len > 0 && s.first > self.handed_out;
+        (lane, self.lanes[lane as usize].iter().position(certain).unwrap_or(0))
+    }
+
+    /// Drops a segment. `None` when it was acked anyway.
     fn evict(&mut self, spool: &Spool) -> io::Result<Option<Dropped>> {
-        let lane = if self.lanes[Lane::Rows as usize].iter().any(|s| s.len > 0) {
-            Lane::Rows
-        } else {
-            Lane::Events
-        };
-        if self.lanes[lane as usize].len() == 1 {
-            // The only one is also the one that is written to.
+        let (lane, at) = self.victim();
+        if at + 1 == self.lanes[lane as usize].len() {
+            // It is the one that is written to.
             let first = self.next;
             if self.active(lane).first == first {
                 return Err(io::Error::from(io::ErrorKind::QuotaExceeded));
@@ -158,7 +165,7 @@ impl Inner {
             self.roll(spool, lane)?;
         }
         let chain = &mut self.lanes[lane as usize];
-        let Some(oldest) = chain.front() else {
+        let Some(oldest) = chain.get(at) else {
             return Ok(None);
         };
         let lost = (oldest.last > self.acked).then(|| Dropped {
@@ -171,7 +178,7 @@ impl Inner {
         }
         // What is still there is not told as gone.
         oldest.remove(&*spool.disk)?;
-        chain.pop_front();
+        chain.remove(at);
         if let Some(lost) = lost {
             self.losses.gone(lost);
             // Else a power cut might bring back what was told as gone.

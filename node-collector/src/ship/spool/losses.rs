@@ -8,7 +8,7 @@ use std::io;
 use std::path::Path;
 
 use super::disk::{Disk, DiskFile, Open};
-use super::{Contents, Dropped, Lane};
+use super::{Contents, Dropped, LANES, Lane};
 
 const SLOT: usize = 512;
 
@@ -22,7 +22,7 @@ pub(super) struct Losses {
 struct Record {
     generation: u64,
     /// By lane.
-    gone: [Contents; 2],
+    gone: [Contents; LANES],
     /// A segment that is about to go: it is gone if its file is.
     going: Option<(Dropped, u64)>,
 }

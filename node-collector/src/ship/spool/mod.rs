@@ -1,6 +1,6 @@
 //! The log on disk between the collector and the aggregator.
 //!
-//! Two lanes, rows and events, share one sequence. Each is a chain of segment files that only grow at their end; the
+//! Three lanes, rows, events and gaps, share one sequence. Each is a chain of segment files that only grow at their end; the
 //! aggregator's acks delete segments from the front. When there is no room, the oldest segment of rows goes, then
 //! of events, and what goes is told, to become a gap.
 //!
@@ -52,21 +52,27 @@ use losses::Losses;
 use segment::Segment;
 use state::Meta;
 
+pub(crate) const LANES: usize = 3;
+
 /// Rows can be read again in a moment and go first; events happen once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(usize)]
 pub enum Lane {
     Rows,
     Events,
+    /// What tells of losses is small, and must not be lost with what comes after them.
+    Gaps,
 }
 
 impl Lane {
-    pub const ALL: [Self; 2] = [Self::Rows, Self::Events];
+    /// In the order in which they make room.
+    pub const ALL: [Self; LANES] = [Self::Rows, Self::Events, Self::Gaps];
 
     pub const fn name(self) -> &'static str {
         match self {
             Self::Rows => "rows",
             Self::Events => "events",
+            Self::Gaps => "gaps",
         }
     }
 }
@@ -191,9 +197,10 @@ impl Spool {
         }
         recovery.dropped = losses.untold();
         let mut inner = Inner {
-            lanes: [VecDeque::new(), VecDeque::new()],
+            lanes: Default::default(),
             next: 1,
             acked: 0,
+            handed_out: 0,
             unsynced: false,
             losses,
             errors: Errors::default(),
@@ -266,7 +273,14 @@ impl Spool {
 
     /// All frames above `after`, in the order of their sequence, those to come included.
     pub fn reader(&self, after: u64) -> Reader {
-        Reader::new(after)
+        Reader::new(after, false)
+    }
+
+    /// The same for a stream to an aggregator that has all up to `durable` and nothing else. What it is handed is not
+    /// dropped while there is something else to drop: it may arrive, and would be missed in what is told as gone.
+    pub fn sender(&self, durable: u64) -> Reader {
+        self.inner.lock().handed_out = durable;
+        Reader::new(durable, true)
     }
 
     /// The aggregator has everything up to `sequence` in its tables. A number beyond ours means that this spool was

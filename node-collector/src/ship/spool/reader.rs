@@ -1,16 +1,18 @@
-//! Walks both lanes in the order of the sequence, also while they are written to and trimmed.
+//! Walks all lanes in the order of the sequence, also while they are written to and trimmed.
 
 use std::collections::VecDeque;
 use std::io;
 
 use super::inner::Inner;
 use super::segment::{Segment, is_unreadable};
-use super::{Cut, Frame, Lane, Spool};
+use super::{Cut, Frame, LANES, Lane, Spool};
 
 #[derive(Debug)]
 pub struct Reader {
     after: u64,
-    cursors: [Cursor; 2],
+    /// To a stream.
+    hands_out: bool,
+    cursors: [Cursor; LANES],
 }
 
 /// A place in a lane.
@@ -31,10 +33,11 @@ pub enum Next {
 }
 
 impl Reader {
-    pub(super) fn new(after: u64) -> Self {
+    pub(super) fn new(after: u64, hands_out: bool) -> Self {
         Self {
             after,
-            cursors: [Cursor::default(); 2],
+            hands_out,
+            cursors: [Cursor::default(); LANES],
         }
     }
 
@@ -59,6 +62,9 @@ impl Reader {
         match readable(read.map(|frame| frame.ok_or(Damage::Content)))? {
             Ok(frame) => {
                 self.after = frame.sequence;
+                if self.hands_out {
+                    inner.handed_out = inner.handed_out.max(frame.sequence);
+                }
                 Ok(Next::Frame(frame))
             }
             Err(damage) => inner.damaged(spool, lane, cursor, damage).map(Next::Damaged),

@@ -459,3 +459,42 @@ fn no_ack_makes_the_numbers_run_out() {
     spool.acked(frame::LAST_SEQUENCE / 2).unwrap();
     assert_eq!(append(&spool, Lane::Rows, b"y"), frame::LAST_SEQUENCE / 2 + 1);
 }
+
+#[test]
+fn what_may_be_on_its_way_is_dropped_last() {
+    let dir = tempfile::tempdir().unwrap();
+    let (spool, _) = Spool::open(dir.path(), 1 << 20, BOOT).unwrap();
+    let payload = vec![7; 10_000];
+    let rows = |from: u64, count: u64| {
+        let mut gone = 0;
+        for at in from..from + count {
+            let (result, dropped) = spool.append(Lane::Rows, contents(at), &payload);
+            result.unwrap();
+            gone += dropped.iter().map(|d| d.contents.count).sum::<u32>();
+        }
+        gone
+    };
+    assert_eq!(rows(0, 20), 0);
+    let mut sender = spool.sender(0);
+    let mut sent = 0;
+    for _ in 0..5 {
+        let Next::Frame(frame) = sender.next(&spool).unwrap() else {
+            panic!("nothing to send");
+        };
+        sent = frame.sequence;
+    }
+    let gone = rows(20, 200);
+    assert!(gone > 0);
+    let kept: Vec<u64> = all(&spool, 0).into_iter().map(|(sequence, _)| sequence).collect();
+    assert_eq!(kept[..sent as usize], (1..=sent).collect::<Vec<_>>());
+    assert_eq!(
+        gone as usize,
+        2 * (220 - kept.len()),
+        "all that went is told, and nothing else"
+    );
+
+    // The aggregator has none of it: now they are as any other.
+    drop(spool.sender(0));
+    assert!(rows(220, 200) > 0);
+    assert!(all(&spool, sent).len() == all(&spool, 0).len(), "the oldest went");
+}
