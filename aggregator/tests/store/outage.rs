@@ -376,7 +376,7 @@ async fn an_older_state_with_fewer_columns_is_written_as_it_is_then() {
     plain.acked(1).await;
     // As after a restore from before the wider collector came: its columns are gone, the cursors are as they were.
     aggregator
-        .execute("drop view sonde.netdev; drop table sonde_store.probe_netdev cascade; delete from sonde_store.probes")
+        .execute("drop table sonde_store.key_netdev, sonde_store.delta_netdev cascade; delete from sonde_store.probes")
         .await;
     plain.send(2, &batch(1, 0)).await;
     assert_eq!(plain.refused().await.code(), Code::Unavailable);

@@ -4,7 +4,8 @@ use std::net::TcpListener;
 use std::path::Path;
 use std::process::Command;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
+use sonde_e2e::http;
 use sonde_e2e::process::{Process, command, output};
 use sonde_e2e::site::Site;
 use sonde_lab::Lab;
@@ -122,8 +123,25 @@ fn ends_with_one_line(process: &mut Process, parts: &[&str]) -> Result<()> {
     Ok(())
 }
 
+/// The aggregator serves without a database that takes batches, and says why it is not ready.
+fn is_not_ready(site: &Site, aggregator: &mut Process, why: &str) -> Result<()> {
+    site.until("the reason on /-/ready", || {
+        if let Some(status) = aggregator.ended()? {
+            bail!("it ended, {status}: {}", aggregator.log());
+        }
+        Ok(match http::get(site.http, "/-/ready", &[]) {
+            Ok(response) if response.status == 503 && response.body.contains(why) => Ok(()),
+            Ok(response) => Err(format!("{}: {}", response.status, response.body)),
+            Err(error) => Err(format!("{error:#}")),
+        })
+    })?;
+    ensure!(aggregator.log().contains(why), "{}", aggregator.log());
+    ensure!(aggregator.terminate()?.success(), "{}", aggregator.log());
+    Ok(())
+}
+
 #[test]
-fn a_database_that_refuses_is_named() -> Result<()> {
+fn a_database_that_refuses_is_named_and_waited_for() -> Result<()> {
     let Some(lab) = Lab::for_test("database") else {
         return Ok(());
     };
@@ -134,10 +152,10 @@ fn a_database_that_refuses_is_named() -> Result<()> {
         .args(["serve", "--database-url", "postgres://sonde:secret@127.0.0.1:1/sonde"])
         .env("SONDE_AGGREGATOR_HTTP", site.http.to_string())
         .env("SONDE_AGGREGATOR_GRPC", site.grpc.to_string());
-    let (code, stdout, stderr) = output(command)?;
-    ensure!(code == Some(1), "{code:?}: {stdout}{stderr}");
-    ensure!(last_line(&stderr).contains("127.0.0.1:1"), "{stderr}");
-    ensure!(!stderr.contains("secret"), "the password is in the log: {stderr}");
+    let mut aggregator = Process::start(&lab, "sonde-aggregator", command, &site.path().join("aggregator.log"))?;
+    is_not_ready(&site, &mut aggregator, "127.0.0.1:1")?;
+    let log = aggregator.log();
+    ensure!(!log.contains("secret"), "the password is in the log: {log}");
     Ok(())
 }
 
@@ -172,7 +190,7 @@ fn the_whole_system_ends_on_sigterm_starts_again_and_refuses_a_directory_of_anot
     )?;
     ensure!(aggregator.terminate()?.success(), "{}", aggregator.log());
     std::fs::remove_file(site.path().join("aggregator.log"))?;
-    ends_with_one_line(&mut site.spawn_aggregator()?, &["9999"])?;
+    is_not_ready(&site, &mut site.spawn_aggregator()?, "9999")?;
 
     std::fs::remove_file(site.path().join("aggregator.log"))?;
     let version = site.data_dir().join("aggregator/postgres/data/PG_VERSION");
