@@ -299,7 +299,7 @@ fn by_lane(counts: impl Iterator<Item = (Lane, u32)>) -> [u64; LANES] {
 }
 
 fn sum(a: [u64; LANES], b: [u64; LANES]) -> [u64; LANES] {
-    [a[0] + b[0], a[1] + b[1]]
+    std::array::from_fn(|lane| a[lane] + b[lane])
 }
 
 /// Always the same inputs: a test that fails now and then is no test. `PROPTEST_CASES` looks further.

@@ -292,7 +292,7 @@ fn segments_of_an_unknown_epoch_are_set_aside() {
     let (spool, recovery) = open(dir.path());
     assert!(!recovery.resumed && spool.epoch() != epoch && all(&spool, 0).is_empty());
     let aside = recovery.set_aside.unwrap();
-    assert_eq!(std::fs::read_dir(aside).unwrap().count(), 2);
+    assert_eq!(std::fs::read_dir(aside).unwrap().count(), 3);
 }
 
 #[test]
