@@ -175,6 +175,9 @@ impl Target {
                     host,
                     read_only,
                 },
+                Err(sqlx::Error::Io(error)) if count == 1 => {
+                    return Err(Trial::error(format!("{}: {error}", host_name(&options))));
+                }
                 Err(error) if count == 1 => return Err(error),
                 Err(error) => {
                     said.push(format!("{}: {}", host_name(&self.inner.hosts[host]), describe(&error)));
