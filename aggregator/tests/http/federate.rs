@@ -1,7 +1,6 @@
 //! `/federate`, asked by hand, by promtool and by a real Prometheus.
 
 use std::collections::BTreeSet;
-
 use std::io::{Read as _, Write as _};
 use std::process::{Command, Stdio};
 use std::time::Duration;
