@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use sonde_aggregator::push::Pushes;
 use sonde_aggregator::{http, run};
 use sonde_common::config::{self, Config, ConfigError};
 use sonde_common::{descriptors, log, shutdown};
@@ -44,8 +45,9 @@ const BAD_CONFIG: u8 = 2;
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let loaded = load(&cli).map_err(|e| e.to_string()).and_then(|config| {
-        let target = run::target(&config).map_err(|e| format!("storage.database_url: {e}"));
-        target.map(|_| config)
+        run::target(&config).map_err(|e| format!("storage.database_url: {e}"))?;
+        Pushes::new(&config.push).map_err(|e| e.to_string())?;
+        Ok(config)
     });
     let config = match loaded {
         Ok(config) => config,

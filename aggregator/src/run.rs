@@ -15,6 +15,7 @@ use crate::ingest;
 use crate::kubernetes::{Kubernetes, Pace};
 use crate::live::LiveTable;
 use crate::metrics::Metrics;
+use crate::push::Pushes;
 use crate::store::{self, BadUrl, Parts, Store, Target};
 
 /// What is queued at the end may take this long to be stored; what is not is sent again by the collectors.
@@ -111,8 +112,9 @@ pub async fn migrate(config: &Config) -> anyhow::Result<()> {
 pub async fn serve(config: Config, listeners: Listeners, shutdown: Shutdown) -> anyhow::Result<()> {
     // Before the database: a bad kubeconfig ends the start at once.
     let kubernetes = Kubernetes::new(&config.kubernetes, Pace::default()).await?;
+    let pushes = Pushes::new(&config.push)?;
     let (target, cluster) = database(&config).await?;
-    let result = serve_with(&config, target, listeners, kubernetes, shutdown).await;
+    let result = serve_with(&config, target, listeners, (kubernetes, pushes), shutdown).await;
     stop(cluster).await?;
     result
 }
@@ -128,7 +130,7 @@ async fn serve_with(
     config: &Config,
     target: Target,
     listeners: Listeners,
-    kubernetes: Kubernetes,
+    (kubernetes, pushes): (Kubernetes, Pushes),
     shutdown: Shutdown,
 ) -> anyhow::Result<()> {
     let (live, metrics) = (
@@ -157,9 +159,11 @@ async fn serve_with(
     // One part that fails ends the others too.
     let (trigger, both) = shutdown::channel();
     let ingest = ingest::Service::new(store.clone(), live.clone(), metrics.clone(), both.clone());
-    let state =
-        http::AppState::new(store.clone(), live, metrics, both.clone()).with_kubernetes(kubernetes.status.clone());
+    let state = http::AppState::new(store.clone(), live, metrics, both.clone())
+        .with_kubernetes(kubernetes.status.clone())
+        .with_pushes(pushes.status.clone());
     let watch = tokio::spawn(kubernetes.run(store.clone(), both.clone()));
+    let pushing = tokio::spawn(pushes.run(store.clone(), both.clone()));
     let mut ingest = tokio::spawn(ingest.serve(grpc));
     let mut http = tokio::spawn(http::serve(state, http, both));
     let mut stop = shutdown;
@@ -172,6 +176,7 @@ async fn serve_with(
     ready.abort();
     // It hears the same shutdown; what it has not written is read again from the API.
     let _ = watch.await;
+    let _ = pushing.await;
     tasks.finish(LAST_WRITES).await;
     ingest?.context("grpc")?;
     http?.context("http")?;

@@ -8,7 +8,10 @@ use std::path::Path;
 use serde_json::Value;
 use sonde_common::config::Config;
 
-const SCHEMA: &str = include_str!("../src/config/schema.rs");
+const SCHEMA: [&str; 2] = [
+    include_str!("../src/config/schema.rs"),
+    include_str!("../src/config/outlets.rs"),
+];
 
 struct Field {
     name: String,
@@ -20,7 +23,7 @@ struct Field {
 fn structs() -> HashMap<String, (String, Vec<Field>)> {
     let mut all = HashMap::new();
     let (mut doc, mut current) = (String::new(), None);
-    for line in SCHEMA.lines().map(str::trim) {
+    for line in SCHEMA.iter().flat_map(|file| file.lines()).map(str::trim) {
         if let Some(text) = line.strip_prefix("///") {
             let _ = write!(doc, "{}{}", if doc.is_empty() { "" } else { " " }, text.trim());
         } else if let Some(name) = line.strip_prefix("pub struct ").and_then(|l| l.strip_suffix(" {")) {
@@ -30,7 +33,7 @@ fn structs() -> HashMap<String, (String, Vec<Field>)> {
             && let Some((field, kind)) = field.trim_end_matches(',').split_once(": ")
         {
             let field = Field {
-                name: field.into(),
+                name: field.trim_start_matches("r#").into(),
                 kind: kind.into(),
                 doc: std::mem::take(&mut doc),
             };

@@ -8,7 +8,8 @@ use crate::pods::names::{BadGlob, Globs};
 use crate::probes;
 use crate::serve::metrics::kubeskoop;
 use crate::serve::metrics::labels::{ExtraLabels, LabelProblem};
-use crate::sinks::{self, BadSink};
+use crate::sinks;
+use sonde_push::BadSetting;
 
 /// Key, value and what was expected, in one line.
 #[derive(Debug, thiserror::Error)]
@@ -24,7 +25,7 @@ pub enum Problem {
     #[error(transparent)]
     Label(#[from] LabelProblem),
     #[error(transparent)]
-    Sink(#[from] BadSink),
+    Sink(#[from] BadSetting),
 }
 
 pub fn check(config: &Config) -> Result<(), Problem> {

@@ -151,10 +151,17 @@ impl Http {
     /// Any 2xx: sent. 408, 429, 5xx, and no answer at all: again, not before `Retry-After` if the answer has one. All
     /// else: refused, with what the server said.
     pub async fn post(&self, kind: &'static str, body: Bytes) -> Outcome {
+        self.ask(kind, body)
+            .await
+            .map_or_else(|outcome| outcome, |_| Outcome::Sent)
+    }
+
+    /// The same, with the beginning of what a server says that took it.
+    pub async fn ask(&self, kind: &'static str, body: Bytes) -> Result<Bytes, Outcome> {
         let auth = match self.auth.header().await {
             Ok(auth) => auth,
             // A file that is being replaced.
-            Err(why) => return Outcome::retry(format!("no credentials: {why}")),
+            Err(why) => return Err(Outcome::retry(format!("no credentials: {why}"))),
         };
         let mut request = Request::new(Full::new(body));
         *request.method_mut() = http::Method::POST;
@@ -167,13 +174,13 @@ impl Http {
         }
         let response = match self.client.request(request).await {
             Ok(response) => response,
-            Err(error) => return Outcome::retry(chain(&error)),
+            Err(error) => return Err(Outcome::retry(chain(&error))),
         };
         let (head, body) = response.into_parts();
         if head.status.is_success() {
             // Read to its end, so that the connection can be used again.
-            let _ = Limited::new(body, ANSWER_BYTES).collect().await;
-            return Outcome::Sent;
+            let said = Limited::new(body, ANSWER_BYTES).collect().await;
+            return Ok(said.map(|said| said.to_bytes()).unwrap_or_default());
         }
         let said = match Limited::new(body, ANSWER_BYTES).collect().await {
             Ok(said) => one_line(&String::from_utf8_lossy(&said.to_bytes())),
@@ -185,9 +192,9 @@ impl Http {
                 .headers
                 .get(RETRY_AFTER)
                 .and_then(|value| retry_after(value.to_str().ok()?));
-            return Outcome::Retry { done: 0, why, after };
+            return Err(Outcome::Retry { done: 0, why, after });
         }
-        Outcome::Refused { why }
+        Err(Outcome::Refused { why })
     }
 }
 

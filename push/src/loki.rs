@@ -85,6 +85,19 @@ pub fn labels<'a>(labels: impl IntoIterator<Item = (&'a str, &'a str)>) -> Strin
     text
 }
 
+/// Puts what `part` gives for each `${NAME}` of a label's text, as `labels` in the configuration has them.
+pub fn fill<'a>(text: &str, part: impl Fn(&str) -> &'a str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some((before, after)) = rest.split_once("${") {
+        let (name, next) = after.split_once('}').unwrap_or((after, ""));
+        out.push_str(before);
+        out.push_str(part(name));
+        rest = next;
+    }
+    out + rest
+}
+
 /// The items as one request, in the order of time within each stream.
 pub fn request<L: Lines>(lines: &L, items: &[L::Item]) -> PushRequest {
     let mut streams: BTreeMap<String, Vec<(u64, String)>> = BTreeMap::new();

@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
+use tokio::sync::watch;
 
 use crate::Timed;
 
@@ -54,6 +55,8 @@ pub struct Stats {
     last_error: Mutex<String>,
     /// Not yet told, by reason.
     losses: Mutex<Vec<Loss>>,
+    /// Items whose fate is known, one way or the other.
+    settled: watch::Sender<u64>,
 }
 
 /// A look at [`Stats`].
@@ -86,8 +89,18 @@ impl Stats {
         std::mem::take(&mut self.losses.lock())
     }
 
-    pub(crate) fn sent(&self, count: usize) {
-        self.sent.fetch_add(count as u64, Ordering::Relaxed);
+    pub(crate) fn sent(&self, items: &[impl Timed]) {
+        let count = items.iter().map(Timed::count).sum();
+        self.sent.fetch_add(count, Ordering::Relaxed);
+        self.settle(items.len());
+    }
+
+    fn settle(&self, items: usize) {
+        self.settled.send_modify(|settled| *settled += items as u64);
+    }
+
+    pub(crate) fn settled(&self) -> watch::Receiver<u64> {
+        self.settled.subscribe()
     }
 
     pub(crate) fn retried(&self) {
@@ -105,12 +118,25 @@ impl Stats {
         self.failing.swap(false, Ordering::Relaxed)
     }
 
+    /// Sent, without `rejected` of what is counted.
+    pub(crate) fn sent_partly(&self, items: &[impl Timed], rejected: u64, why: &str) {
+        let count: u64 = items.iter().map(Timed::count).sum();
+        self.sent.fetch_add(count.saturating_sub(rejected), Ordering::Relaxed);
+        self.note(items, rejected, Reason::Refused, why);
+        self.settle(items.len());
+    }
+
     pub(crate) fn lose(&self, items: &[impl Timed], reason: Reason, detail: &str) {
+        self.note(items, items.iter().map(Timed::count).sum(), reason, detail);
+        self.settle(items.len());
+    }
+
+    /// Of these items, so much is lost.
+    fn note(&self, items: &[impl Timed], count: u64, reason: Reason, detail: &str) {
         let times = || items.iter().map(Timed::time_ns);
         let (Some(from_ns), Some(to_ns)) = (times().min(), times().max()) else {
             return;
         };
-        let count = items.len() as u64;
         self.dropped[reason as usize].fetch_add(count, Ordering::Relaxed);
         let mut losses = self.losses.lock();
         match losses.iter_mut().find(|loss| loss.reason == reason) {

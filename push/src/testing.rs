@@ -32,7 +32,8 @@ pub struct Received {
     pub request: String,
     /// Names in small letters.
     pub headers: Vec<(String, String)>,
-    pub push: PushRequest,
+    /// As it was sent.
+    pub body: Vec<u8>,
 }
 
 impl Received {
@@ -40,6 +41,23 @@ impl Received {
     pub fn header(&self, name: &str) -> &str {
         let found = self.headers.iter().find(|(key, _)| key == name);
         found.map_or("", |(_, value)| value)
+    }
+
+    /// What was sent to Loki.
+    pub fn loki(&self) -> std::io::Result<PushRequest> {
+        Ok(PushRequest::decode(self.unsnapped()?.as_slice())?)
+    }
+
+    /// The body out of its snappy block.
+    pub fn unsnapped(&self) -> std::io::Result<Vec<u8>> {
+        Ok(snap::raw::Decoder::new().decompress_vec(&self.body)?)
+    }
+
+    /// The body out of its gzip member.
+    pub fn ungzipped(&self) -> std::io::Result<Vec<u8>> {
+        let mut message = Vec::new();
+        std::io::Read::read_to_end(&mut flate2::read::GzDecoder::new(self.body.as_slice()), &mut message)?;
+        Ok(message)
     }
 }
 
@@ -101,8 +119,9 @@ impl Server {
 
     /// All lines that came in requests, those that were refused included.
     pub fn lines(&self) -> Vec<String> {
-        let entries = self.received().into_iter().flat_map(|received| received.push.streams);
-        entries
+        let pushes = self.received().into_iter().filter_map(|received| received.loki().ok());
+        pushes
+            .flat_map(|push| push.streams)
             .flat_map(|stream| stream.entries)
             .map(|entry| entry.line)
             .collect()
@@ -161,8 +180,10 @@ async fn read(stream: &mut (impl AsyncBufRead + Unpin)) -> std::io::Result<Optio
     let length: usize = length.and_then(|(_, value)| value.parse().ok()).unwrap_or(0);
     let mut body = vec![0; length];
     stream.read_exact(&mut body).await?;
-    let message = snap::raw::Decoder::new().decompress_vec(&body)?;
-    let push = PushRequest::decode(message.as_slice())?;
     let request = request.trim_end().trim_end_matches(" HTTP/1.1").to_owned();
-    Ok(Some(Received { request, headers, push }))
+    let received = Received { request, headers, body };
+    if received.request.ends_with(crate::loki::PATH) {
+        received.loki()?;
+    }
+    Ok(Some(received))
 }

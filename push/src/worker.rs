@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -28,6 +29,11 @@ pub enum Outcome {
         done: usize,
         why: String,
         after: Option<Duration>,
+    },
+    /// Sent, but so much of it was left out by the other side.
+    Partial {
+        rejected: u64,
+        why: String,
     },
     /// Never: it is as it should not be.
     Refused {
@@ -72,6 +78,8 @@ pub struct Pusher<T> {
     name: &'static str,
     queue: Arc<Queue<T>>,
     stats: Arc<Stats>,
+    /// Items that were handed over.
+    pushed: AtomicU64,
     end: watch::Sender<Option<Instant>>,
     task: JoinHandle<()>,
 }
@@ -94,6 +102,7 @@ impl<T: Timed + Send + Sync + 'static> Pusher<T> {
             name,
             queue,
             stats,
+            pushed: AtomicU64::new(0),
             end,
             task: tokio::spawn(worker.run()),
         }
@@ -105,10 +114,20 @@ impl<T: Timed + Send + Sync + 'static> Pusher<T> {
 
     /// Never waits. What has no room is counted, and so is what it drives out.
     pub fn push(&self, items: impl IntoIterator<Item = T>) {
+        let items = items.into_iter().inspect(|_| {
+            self.pushed.fetch_add(1, Ordering::Relaxed);
+        });
         let gone = self.queue.push(items);
         if !gone.is_empty() {
             self.stats.lose(&gone, Reason::Full, &self.stats.state().last_error);
         }
+    }
+
+    /// Resolves when all that was pushed until now is sent, or counted as lost.
+    pub async fn settled(&self) {
+        let pushed = self.pushed.load(Ordering::Relaxed);
+        // The sender is in the statistics, which live as long as we do.
+        let _ = self.stats.settled().wait_for(|settled| *settled >= pushed).await;
     }
 
     pub fn stats(&self) -> &Arc<Stats> {
@@ -163,10 +182,16 @@ impl<G: Target> Worker<G> {
             };
             match outcome {
                 Outcome::Sent => {
-                    self.stats.sent(batch.len() - from);
+                    self.stats.sent(&batch[from..]);
                     if self.stats.worked() {
                         tracing::info!(to = self.name, "can be sent again");
                     }
+                    return true;
+                }
+                Outcome::Partial { rejected, why } => {
+                    self.stats.sent_partly(&batch[from..], rejected, &why);
+                    self.stats.worked();
+                    tracing::warn!(to = self.name, count = rejected, %why, "some of it was left out");
                     return true;
                 }
                 Outcome::Refused { why } => {
@@ -180,7 +205,7 @@ impl<G: Target> Worker<G> {
                 }
                 Outcome::Retry { done, why, after } => {
                     let done = done.min(batch.len() - from);
-                    self.stats.sent(done);
+                    self.stats.sent(&batch[from..from + done]);
                     from += done;
                     if !self.stats.failed(&why) {
                         tracing::warn!(to = self.name, %why, "cannot be sent, is tried again");
@@ -341,6 +366,19 @@ mod tests {
         pusher.end(Duration::from_secs(2)).await;
         assert_eq!(stats.state().dropped, [2, 0, 2, 4], "nothing is left uncounted");
         assert_eq!(stats.state().sent, 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_pushed_is_settled_when_it_is_sent_or_lost() {
+        let told = Told::default();
+        *told.answers.lock() = [Outcome::retry("down"), Outcome::Refused { why: "bad".into() }].into();
+        let pusher = Pusher::start("test", told.clone(), PACE);
+        pusher.settled().await;
+        // Six for four places and a batch of two: what has no room is settled too.
+        pusher.push((1..=6).map(At));
+        pusher.settled().await;
+        let state = pusher.stats().state();
+        assert_eq!(state.sent + state.dropped.iter().sum::<u64>(), 6, "{state:?}");
     }
 
     #[tokio::test(start_paused = true)]

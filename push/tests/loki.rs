@@ -82,8 +82,8 @@ async fn a_request_is_what_loki_takes() {
     assert_eq!(received.header("content-type"), "application/x-protobuf");
     assert_eq!(received.header("x-scope-orgid"), "team-a");
     assert_eq!(received.header("authorization"), "");
-    let streams: Vec<_> = received
-        .push
+    let push = received.loki().unwrap();
+    let streams: Vec<_> = push
         .streams
         .iter()
         .map(|stream| {

@@ -67,6 +67,7 @@ pub(crate) async fn page(State(state): State<AppState>) -> Response {
         page.sample(folded, &[("probe", &probe)], rows);
     }
     state.kubernetes.render(&mut page);
+    state.pushes.render(&mut page);
     let open = super::MAX_STREAMS - state.streams.available_permits();
     page.single(
         "sonde_aggregator_http_event_streams",

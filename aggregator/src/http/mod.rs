@@ -26,11 +26,13 @@ use tokio::sync::Semaphore;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::compression::{CompressionLayer, CompressionLevel};
 
+pub(crate) use api::events::Event;
 pub use openapi::openapi;
 
 use crate::kubernetes;
 use crate::live::LiveTable;
 use crate::metrics::Metrics;
+use crate::push;
 use crate::store::Store;
 use metrics::Requests;
 use problem::Problem;
@@ -51,6 +53,7 @@ pub struct AppState {
     streams: Arc<Semaphore>,
     shutdown: Shutdown,
     kubernetes: Arc<kubernetes::Status>,
+    pushes: Arc<push::Status>,
 }
 
 impl AppState {
@@ -63,6 +66,7 @@ impl AppState {
             streams: Arc::new(Semaphore::new(MAX_STREAMS)),
             shutdown,
             kubernetes: kubernetes::Status::new(kubernetes::Role::Off("it was not started".into())),
+            pushes: Arc::default(),
         }
     }
 
@@ -70,6 +74,12 @@ impl AppState {
     #[must_use]
     pub fn with_kubernetes(self, kubernetes: Arc<kubernetes::Status>) -> Self {
         Self { kubernetes, ..self }
+    }
+
+    /// How sending on to other systems is doing.
+    #[must_use]
+    pub fn with_pushes(self, pushes: Arc<push::Status>) -> Self {
+        Self { pushes, ..self }
     }
 }
 

@@ -17,6 +17,7 @@ pub(crate) mod fuzz;
 mod keeper;
 mod partitions;
 mod pods;
+mod push_cursor;
 pub mod query;
 mod queue;
 mod register;
@@ -48,6 +49,7 @@ use status::Health;
 use transaction::{Keep, Session, Tables};
 use writer::Writer;
 
+pub(crate) use push_cursor::{PushCursor, PushTarget};
 pub use register::{Newcomer, RegisterError, Registered};
 pub use rollup::Rolled;
 pub use status::{Problem, ProblemKind, StoreStatus};

@@ -21,4 +21,5 @@ mod pages;
 mod pods;
 mod probe_rows;
 mod probes;
+mod push;
 mod services;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use super::{Config, MaxSeries, sinks};
+use super::{Config, MaxSeries, outlets_check};
 use crate::time::Span;
 
 /// What is wrong, where, and what was expected. One line.
@@ -22,11 +22,7 @@ pub enum ConfigError {
         what: String,
     },
     #[error("{key}: `{value}`: {what}")]
-    Value {
-        key: &'static str,
-        value: String,
-        what: String,
-    },
+    Value { key: String, value: String, what: String },
 }
 
 /// `file` may be absent; `env` is the process's environment, or a test's.
@@ -110,7 +106,13 @@ fn one_line(message: &str) -> String {
 }
 
 /// Keys that hold a map of the user's own: a variable replaces it whole.
-const MAPS: [&[&str]; 3] = [&["probes"], &["metrics", "labels"], &["sinks", "loki", "labels"]];
+const MAPS: [&[&str]; 5] = [
+    &["probes"],
+    &["metrics", "labels"],
+    &["sinks", "loki", "labels"],
+    &["push", "loki", "labels"],
+    &["push", "remote_write", "labels"],
+];
 
 /// Paths of all keys that hold a value.
 fn leaves(node: &Value, path: &mut Vec<String>, out: &mut Vec<Vec<String>>) {
@@ -144,9 +146,9 @@ fn hostname() -> String {
 
 /// What the types cannot say.
 fn check(config: &Config) -> Result<(), ConfigError> {
-    let fail = |key, value: &dyn std::fmt::Display, what: &str| {
+    let fail = |key: &str, value: &dyn std::fmt::Display, what: &str| {
         Err(ConfigError::Value {
-            key,
+            key: key.to_owned(),
             value: value.to_string(),
             what: what.to_owned(),
         })
@@ -184,7 +186,8 @@ fn check(config: &Config) -> Result<(), ConfigError> {
             "expected rate and burst of at least 1",
         );
     }
-    sinks::check(&config.sinks)?;
+    outlets_check::check(&config.sinks)?;
+    outlets_check::check_push(&config.push)?;
     if config.metrics.names.is_empty() {
         return fail("metrics.names", &"[]", "expected `sonde`, `kubeskoop` or both");
     }
@@ -267,9 +270,13 @@ mod tests {
     use super::*;
     use crate::config::MetricNames;
     use std::collections::HashMap;
+    use std::sync::atomic::{AtomicU32, Ordering};
 
     fn load_text(text: &str, env: &[(&str, &str)]) -> Result<Config, String> {
-        let dir = std::env::temp_dir().join(format!("sonde-config-{}-{:p}", std::process::id(), text));
+        // Tests run at the same time.
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let dir = std::env::temp_dir().join(format!("sonde-config-{}-{number}", std::process::id()));
         std::fs::write(&dir, text).unwrap();
         let env: HashMap<String, String> = env.iter().map(|(k, v)| ((*k).into(), (*v).into())).collect();
         let result = load(Some(&dir), |key| env.get(key).cloned()).map_err(|e| e.to_string());

@@ -5,9 +5,11 @@
 //! Variables that begin with `SONDE_` and name no key are left alone: Kubernetes makes such ones for services.
 
 mod load;
+mod outlets;
+mod outlets_check;
 mod schema;
-mod sinks;
 
 pub use load::{ConfigError, load};
+pub use outlets::*;
+pub use outlets_check::LOKI_PARTS;
 pub use schema::*;
-pub use sinks::LOKI_PARTS;

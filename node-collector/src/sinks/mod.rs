@@ -11,7 +11,7 @@ use std::time::Duration;
 use parking_lot::{Mutex, RwLock};
 use sonde_common::config::{self, EventFormat};
 use sonde_proto::gap;
-use sonde_push::{HttpError, Loss, Pace, Pusher, Reason, State, Stats, Timed};
+use sonde_push::{BadSetting, Loss, Pace, Pusher, Reason, State, Stats, Timed};
 
 use crate::event::{Event, Gap, Subject};
 use crate::ship::writer::Shipper;
@@ -37,15 +37,6 @@ impl Timed for Shared {
     fn time_ns(&self) -> u64 {
         self.0.time_ns
     }
-}
-
-/// What is wrong with a sink as it is configured.
-#[derive(Debug, thiserror::Error)]
-#[error("{key}: `{value}`: {what}")]
-pub struct BadSink {
-    key: &'static str,
-    value: String,
-    what: String,
 }
 
 /// A sink and how it fares, for `/status` and metrics.
@@ -82,41 +73,16 @@ pub struct Sinks {
 }
 
 /// What can be known before anything is opened.
-pub fn check(settings: &config::Sinks) -> Result<(), BadSink> {
+pub fn check(settings: &config::Sinks) -> Result<(), BadSetting> {
     if settings.loki.url.is_empty() {
         return Ok(());
     }
-    loki::http(&settings.loki)
-        .map(drop)
-        .map_err(|error| bad(&settings.loki, &error))
-}
-
-fn bad(loki: &config::LokiSink, error: &HttpError) -> BadSink {
-    let (key, value) = match error {
-        HttpError::Url(_) => ("sinks.loki.url", without_credentials(&loki.url)),
-        HttpError::Ca { .. } | HttpError::NoRoots(_) => ("sinks.loki.ca_file", loki.ca_file.display().to_string()),
-        HttpError::NoVariable(name) if *name == loki.password_env => ("sinks.loki.password_env", name.clone()),
-        HttpError::NoVariable(name) => ("sinks.loki.bearer_token_env", name.clone()),
-        HttpError::Header(value) => ("sinks.loki.tenant", value.clone()),
-    };
-    let what = match error {
-        HttpError::NoVariable(_) => "expected a variable of the environment, and there is none of that name".to_owned(),
-        error => error.to_string(),
-    };
-    BadSink { key, value, what }
-}
-
-/// A URL that is refused for what must not be shown.
-fn without_credentials(url: &str) -> String {
-    match url.rsplit_once('@') {
-        Some((_, host)) => format!("...@{host}"),
-        None => url.to_owned(),
-    }
+    loki::http(&settings.loki).map(drop)
 }
 
 impl Sinks {
     /// On the runtime of the caller.
-    pub fn start(settings: &config::Sinks, node: &str, shipper: Shipper) -> Result<Self, BadSink> {
+    pub fn start(settings: &config::Sinks, node: &str, shipper: Shipper) -> Result<Self, BadSetting> {
         let node: Arc<str> = node.into();
         let running = start(settings, &node, &["stderr", "file", "loki"])?;
         Ok(Self {
@@ -150,7 +116,7 @@ impl Sinks {
 
     /// Those whose settings changed end, with what they have sent or counted, after new ones began. What cannot be is
     /// refused, and all stay as they are.
-    pub async fn apply(&self, settings: &config::Sinks) -> Result<(), BadSink> {
+    pub async fn apply(&self, settings: &config::Sinks) -> Result<(), BadSetting> {
         let changed = changed(&self.settings.lock(), settings);
         if changed.is_empty() {
             return Ok(());
@@ -303,7 +269,7 @@ fn changed(before: &config::Sinks, now: &config::Sinks) -> Vec<&'static str> {
 }
 
 /// Those of `names` that are on.
-fn start(settings: &config::Sinks, node: &Arc<str>, names: &[&'static str]) -> Result<Vec<Running>, BadSink> {
+fn start(settings: &config::Sinks, node: &Arc<str>, names: &[&'static str]) -> Result<Vec<Running>, BadSetting> {
     let config::Sinks {
         queue,
         stderr,
@@ -327,7 +293,7 @@ fn start(settings: &config::Sinks, node: &Arc<str>, names: &[&'static str]) -> R
     let mut running = Vec::new();
     // First the one that may be refused.
     if names.contains(&"loki") && !loki.url.is_empty() {
-        let target = loki::target(loki, format(loki.format)).map_err(|error| bad(loki, &error))?;
+        let target = loki::target(loki, format(loki.format))?;
         let pace = Pace {
             // About half a megabyte, well below what Loki takes at once from one tenant.
             linger: loki.linger.0,
@@ -345,8 +311,8 @@ fn start(settings: &config::Sinks, node: &Arc<str>, names: &[&'static str]) -> R
         });
     }
     if names.contains(&"stderr") && stderr.enabled {
-        let target = stderr::Stderr::new(format(stderr.format)).map_err(|error| BadSink {
-            key: "sinks.stderr.enabled",
+        let target = stderr::Stderr::new(format(stderr.format)).map_err(|error| BadSetting {
+            key: "sinks.stderr.enabled".to_owned(),
             value: "true".to_owned(),
             what: format!("standard error cannot be had: {error}"),
         })?;

@@ -396,7 +396,7 @@ async fn every_sink_gets_every_event_and_a_change_loses_none() {
     until("loki", || site.sent("loki") == count).await;
     let received = server.received();
     assert!(received.iter().all(|one| one.header("x-scope-orgid") == "team"));
-    let streams: Vec<_> = received.iter().flat_map(|one| one.push.streams.clone()).collect();
+    let streams: Vec<_> = received.iter().flat_map(|one| one.loki().unwrap().streams).collect();
     let drops = streams
         .iter()
         .find(|stream| stream.labels.contains("PACKETLOSS"))

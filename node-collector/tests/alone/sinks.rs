@@ -80,7 +80,7 @@ fn a_real_drop_is_told_by_every_sink_and_no_spool_grows() {
         (running.metric("sonde_collector_sink_sent_total", &["loki"]) >= count as f64).then_some(())
     });
     let received = server.received();
-    let streams = &received.last().unwrap().push.streams;
+    let streams = received.last().unwrap().loki().unwrap().streams;
     assert_eq!(streams[0].labels, r#"{instance="alone", job="kubeskoop"}"#);
     let taken: Vec<&str> = streams[0].entries.iter().map(|entry| entry.line.as_str()).collect();
     let start = format!(

@@ -1,0 +1,113 @@
+//! Sending on to those who keep data elsewhere: events to Grafana Loki and OTLP, metrics by remote-write and OTLP.
+//!
+//! Events wait in the database: how far they were sent is kept there, so neither a receiver that is away nor a restart costs
+//! one. Metrics are the newest values at an interval; what cannot be sent in time makes room for newer ones, and is counted.
+
+mod events;
+mod loki;
+mod otlp;
+mod status;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use sonde_common::config;
+use sonde_common::shutdown::Shutdown;
+use sonde_push::loki::Loki;
+use sonde_push::otlp::OtlpLogs;
+use sonde_push::{BadSetting, Http, Pace, Pusher, Target, server};
+use tokio::task::JoinSet;
+
+use crate::store::{PushTarget, Store};
+use events::{Stored, Tail};
+pub use status::Status;
+
+/// Events read, and sent, at once: some hundred kilobytes.
+const PAGE: usize = 500;
+
+const FIRST_WAIT: Duration = Duration::from_millis(500);
+const LONGEST_WAIT: Duration = Duration::from_secs(30);
+
+/// What is to be sent where, as far as the configuration tells.
+#[derive(Debug)]
+pub struct Pushes {
+    pub status: Arc<Status>,
+    loki: Option<(Loki<loki::Streams>, Pace)>,
+    otlp_events: Option<(OtlpLogs<otlp::Records>, Pace)>,
+}
+
+impl Pushes {
+    /// Nothing is connected. What is wrong is said with its key.
+    pub fn new(settings: &config::Push) -> Result<Self, BadSetting> {
+        let config::Push { loki, otlp, .. } = settings;
+        let mut pushes = Self {
+            status: Arc::default(),
+            loki: None,
+            otlp_events: None,
+        };
+        if !loki.url.is_empty() {
+            let http = server("push.loki", &loki.access(), sonde_push::loki::PATH)?;
+            let mut pace = pace(&loki.access());
+            pace.linger = loki.linger.0;
+            pushes.loki = Some((Loki::new(http, loki::Streams::new(loki)), pace));
+        }
+        if !otlp.url.is_empty() && otlp.events {
+            let http = otlp_server(otlp, sonde_push::otlp::LOGS_PATH)?;
+            pushes.otlp_events = Some((OtlpLogs::new(http, otlp::Records), pace(&otlp.access())));
+        }
+        Ok(pushes)
+    }
+
+    /// Until the shutdown. What is not sent then is sent after the next start.
+    pub async fn run(self, store: Store, shutdown: Shutdown) {
+        let mut tasks = JoinSet::new();
+        if let Some((target, pace)) = self.loki {
+            tasks.spawn(tail(PushTarget::Loki, target, pace, &store, &self.status, &shutdown).run());
+        }
+        if let Some((target, pace)) = self.otlp_events {
+            tasks.spawn(tail(PushTarget::Otlp, target, pace, &store, &self.status, &shutdown).run());
+        }
+        while tasks.join_next().await.is_some() {}
+    }
+}
+
+fn tail(
+    to: PushTarget,
+    target: impl Target<Item = Stored>,
+    pace: Pace,
+    store: &Store,
+    status: &Arc<Status>,
+    shutdown: &Shutdown,
+) -> Tail {
+    let pusher = Pusher::start(to.name(), target, pace);
+    status.add(to.name(), "events", Arc::clone(pusher.stats()));
+    Tail {
+        to,
+        pusher,
+        store: store.clone(),
+        status: Arc::clone(status),
+        shutdown: shutdown.clone(),
+    }
+}
+
+fn pace(access: &config::Access<'_>) -> Pace {
+    Pace {
+        queue: PAGE,
+        batch: PAGE,
+        linger: Duration::ZERO,
+        timeout: Some(access.timeout.0),
+        first_wait: FIRST_WAIT,
+        longest_wait: LONGEST_WAIT,
+        retry_for: Some(access.retry_for.0),
+    }
+}
+
+fn otlp_server(otlp: &config::OtlpPush, path: &str) -> Result<Http, BadSetting> {
+    let url = sonde_push::otlp::url(&otlp.url, path);
+    let access = config::Access {
+        url: &url,
+        ..otlp.access()
+    };
+    let http = server("push.otlp", &access, path)?;
+    Ok(sonde_push::otlp::prepared(http).expect("a constant header"))
+}
