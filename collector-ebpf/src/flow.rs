@@ -14,7 +14,7 @@ use sonde_ebpf_common::lost;
 use crate::access::{
     Access, DEV_IFINDEX, Live, Probed, RECEIVE_SKB, SHARED_GSO_SEGS, SHARED_GSO_SIZE, SHARED_GSO_TYPE, SKB_DATA,
     SKB_DATA_LEN, SKB_DEV, SKB_ENCAPSULATION, SKB_END, SKB_INNER_TRANSPORT, SKB_LEN, SKB_MAC_HEADER, START_XMIT_DEV,
-    START_XMIT_SKB, Setting, Typed, add, argument,
+    START_XMIT_SKB, Setting, Typed, add, add_own, argument,
 };
 use crate::per_packet::{Ends, Layer3, TCP};
 use crate::place::Place;
@@ -139,27 +139,29 @@ fn count<A: Access>(skb: *const u8, device: *const u8, way: Way) -> i32 {
         return 0;
     }
     let head = packet::head::<A>(skb);
-    let data = SKB_DATA.read::<A>(skb).unwrap_or(0).wrapping_sub(head as u64) as u32;
+    let data = || SKB_DATA.read::<A>(skb).unwrap_or(0).wrapping_sub(head as u64) as u32;
     let mut bytes = SKB_LEN.read::<A>(skb).unwrap_or(0);
     let (layer3, link) = if way == Way::Received {
+        let data = data();
         let link = match SKB_MAC_HEADER.read::<A>(skb) {
             Some(mac) if (mac as u32) < data => mac as u32,
             _ => data,
         };
         bytes += data - link;
-        (per_packet::received::<A>(skb, head), link)
+        (per_packet::received::<A>(skb, head), Some(link))
     } else {
-        (per_packet::sent::<A>(skb, head), data)
+        (per_packet::sent::<A>(skb, head), None)
     };
     let direction = match way {
         Way::Sent => direction::EGRESS,
         _ => direction::INGRESS,
     };
-    let ends = per_packet::ends(layer3);
+    let ends = per_packet::ends::<A>(layer3);
     let (mut packets, mut all_bytes) = (1, bytes as u64);
     let mut pages = SKB_DATA_LEN.read::<A>(skb) != Some(0);
     pages |= bytes > 1514;
     if pages {
+        let link = link.unwrap_or_else(data);
         let segments = Segments::read::<A>(skb, head, &layer3, &ends, link, bytes);
         packets = segments.count as u64;
         all_bytes += (segments.count - 1) as u64 * segments.headers as u64;
@@ -171,8 +173,8 @@ fn count<A: Access>(skb: *const u8, device: *const u8, way: Way) -> i32 {
     let mut key = key(&place, per_packet::name::<A>(device), direction, &ends);
     if let Some(counter) = FLOW_COUNTS.get_ptr_mut(&key) {
         unsafe {
-            add(addr_of_mut!((*counter).packets), packets);
-            add(addr_of_mut!((*counter).bytes), all_bytes);
+            add_own::<A>(addr_of_mut!((*counter).packets), packets);
+            add_own::<A>(addr_of_mut!((*counter).bytes), all_bytes);
         }
         return 0;
     }
@@ -233,10 +235,16 @@ fn add_to(key: &Key, one: &Count) -> bool {
         return false;
     };
     unsafe {
-        add(addr_of_mut!((*counter).packets), one.packets);
-        add(addr_of_mut!((*counter).bytes), one.bytes);
-        add(addr_of_mut!((*counter).drops), one.drops);
-        add(addr_of_mut!((*counter).retransmits), one.retransmits);
+        for (counter, by) in [
+            (addr_of_mut!((*counter).packets), one.packets),
+            (addr_of_mut!((*counter).bytes), one.bytes),
+            (addr_of_mut!((*counter).drops), one.drops),
+            (addr_of_mut!((*counter).retransmits), one.retransmits),
+        ] {
+            if by != 0 {
+                add(counter, by);
+            }
+        }
     }
     true
 }
