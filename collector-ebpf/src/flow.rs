@@ -4,11 +4,12 @@
 
 use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
+use aya_ebpf::helpers::generated;
 use aya_ebpf::macros::{btf_tracepoint, classifier, map, raw_tracepoint};
-use aya_ebpf::maps::{HashMap, LruHashMap, PerCpuArray, PerCpuHashMap};
+use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, PerCpuHashMap};
 use aya_ebpf::programs::{BtfTracePointContext, RawTracePointContext, TcContext};
 use core::ptr::{addr_of, addr_of_mut};
-use sonde_ebpf_common::flow::{Count, DeviceKey, Key, PER_NAMESPACE, direction, family};
+use sonde_ebpf_common::flow::{Count, DeviceKey, Key, LOOK_EVERY, Look, PER_NAMESPACE, direction, family};
 use sonde_ebpf_common::lost;
 
 use crate::access::{
@@ -39,6 +40,19 @@ static FLOW_BY_TC: HashMap<DeviceKey, u32> = HashMap::with_max_entries(1, 0);
 
 #[map]
 static FLOW_TURNS: PerCpuArray<u32> = PerCpuArray::with_max_entries(1, 0);
+
+/// When the collector looked last, CLOCK_MONOTONIC.
+#[map]
+static FLOW_BEAT: Array<u64> = Array::with_max_entries(1, 0);
+
+#[map]
+static FLOW_LOOKS: PerCpuArray<Look> = PerCpuArray::with_max_entries(1, 0);
+
+/// After which time without a look of the collector's it is taken to be gone.
+#[used]
+#[unsafe(no_mangle)]
+#[unsafe(link_section = ".data.FLOW_PATIENCE_NS")]
+static FLOW_PATIENCE_NS: Live<u64> = Live::new(u64::MAX >> 1);
 
 #[used]
 #[unsafe(no_mangle)]
@@ -97,17 +111,39 @@ pub fn flow_tcx(ctx: TcContext) -> i32 {
     on_device(&ctx)
 }
 
+/// A filter stays when its collector is killed, until the next one comes: then it stands aside.
 #[classifier]
 pub fn flow_clsact(ctx: TcContext) -> i32 {
-    on_device(&ctx)
+    if is_left_behind() { NEXT } else { on_device(&ctx) }
 }
+
+/// Whether the collector has not looked for long. Asked of the clock for one packet in [`LOOK_EVERY`].
+#[inline(always)]
+fn is_left_behind() -> bool {
+    let (Some(look), Some(beat)) = (FLOW_LOOKS.get_ptr_mut(0), FLOW_BEAT.get_ptr(0)) else {
+        return false;
+    };
+    unsafe {
+        if (*look).left == 0 {
+            (*look).left = LOOK_EVERY;
+            let now = generated::bpf_ktime_get_ns();
+            (*look).gone = u32::from(now > beat.read_volatile() + FLOW_PATIENCE_NS.get());
+        }
+        (*look).left -= 1;
+        if (*look).gone != 0 {
+            (*look).passed += 1;
+        }
+        (*look).gone != 0
+    }
+}
+
+/// TCX_NEXT, and TC_ACT_UNSPEC of filters.
+const NEXT: i32 = -1;
 
 /// On a device, before all other programs there: packets come here too that another program took from a device of the
 /// host's and gave to this one.
 #[inline(always)]
 fn on_device(ctx: &TcContext) -> i32 {
-    /// TCX_NEXT, and TC_ACT_UNSPEC of filters.
-    const NEXT: i32 = -1;
     // The context is the kernel's packet; as a number, as its members are not those that the verifier has for it.
     let context = ctx.as_ptr();
     let skb: u64 = unsafe { Probed::load(addr_of!(context).cast()) };

@@ -89,6 +89,12 @@ impl Settings {
     }
 }
 
+/// How long the collector may be silent before it is taken to be gone: it looks in each round.
+fn patience_ns(config: &Config) -> u64 {
+    const LATE_NS: u64 = 60_000_000_000;
+    (3 * config.collector.interval.as_nanos()).saturating_add(LATE_NS)
+}
+
 /// What may change while programs run, by name. A probe has those of its own that it wants.
 fn live(config: &Config) -> Vec<(String, Vec<u8>)> {
     let interval = 1_000_000_000 / u64::from(config.events.rate.max(1));
@@ -96,6 +102,7 @@ fn live(config: &Config) -> Vec<(String, Vec<u8>)> {
     let mut live = vec![
         ("EVENT_INTERVAL_NS".to_owned(), interval.as_bytes().to_vec()),
         ("EVENT_BURST_NS".to_owned(), burst.as_bytes().to_vec()),
+        ("FLOW_PATIENCE_NS".to_owned(), patience_ns(config).as_bytes().to_vec()),
     ];
     for probe in probes::ALL {
         let own = probe.settings(config);
