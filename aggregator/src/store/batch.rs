@@ -16,7 +16,7 @@ pub struct Stream {
     pub node: Arc<str>,
     pub node_id: i32,
     pub epoch: Uuid,
-    pub probes: HashMap<String, StreamProbe>,
+    pub probes: Arc<HashMap<String, StreamProbe>>,
     /// Of the tables that it was registered with.
     pub(super) generation: u64,
     progress: watch::Sender<Progress>,
@@ -83,7 +83,7 @@ impl StreamProbe {
 
 impl Stream {
     pub fn new(node: &str, node_id: i32, epoch: Uuid, probes: HashMap<String, StreamProbe>, durable: u64) -> Arc<Self> {
-        Self::new_in(0, node, node_id, epoch, probes, durable)
+        Self::new_in(0, node, node_id, epoch, Arc::new(probes), durable)
     }
 
     pub(super) fn new_in(
@@ -91,7 +91,7 @@ impl Stream {
         node: &str,
         node_id: i32,
         epoch: Uuid,
-        probes: HashMap<String, StreamProbe>,
+        probes: Arc<HashMap<String, StreamProbe>>,
         durable: u64,
     ) -> Arc<Self> {
         Arc::new(Self {

@@ -29,9 +29,11 @@ mod target;
 mod transaction;
 mod writer;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use parking_lot::Mutex;
 use sonde_common::config::{Distribution, Storage};
 use sonde_common::shutdown;
 use sqlx::{Connection as _, PgPool};
@@ -40,7 +42,7 @@ use tokio::task::JoinHandle;
 
 use crate::live::LiveTable;
 use crate::metrics::Metrics;
-use batch::Batch;
+use batch::{Batch, StreamProbe};
 use database::{Pools, describe};
 use keeper::Keeper;
 use queue::Queue;
@@ -86,7 +88,7 @@ pub struct Store {
 struct Inner {
     pools: Arc<Pools>,
     queue: Arc<Queue>,
-    registering: Semaphore,
+    registering: Arc<Semaphore>,
     tables: Tables,
     streams: Streams,
     metrics: Arc<Metrics>,
@@ -97,6 +99,8 @@ struct Inner {
     distribution: Distribution,
     /// Set when this aggregator wrote facts of the cluster: the writer reads them before its next group.
     facts_changed: Arc<AtomicBool>,
+    /// The probes of the newest stream: those of most others too.
+    said: Mutex<Arc<HashMap<String, StreamProbe>>>,
 }
 
 /// The store's tasks, to be waited for at the end.
@@ -152,7 +156,7 @@ impl Store {
             inner: Arc::new(Inner {
                 pools: Arc::clone(&pools),
                 queue: Arc::clone(&queue),
-                registering: Semaphore::new(REGISTERING),
+                registering: Arc::new(Semaphore::new(REGISTERING)),
                 tables: Arc::clone(&tables),
                 streams: Streams::default(),
                 metrics: Arc::clone(&parts.metrics),
@@ -162,6 +166,7 @@ impl Store {
                 keep,
                 distribution: storage.distribution,
                 facts_changed: Arc::default(),
+                said: Mutex::default(),
             }),
         };
         let keeper = Keeper {

@@ -142,17 +142,26 @@ impl Store {
         })
     }
 
+    /// What has to be made is made to its end, also when the collector that waits for it loses its patience: it finds
+    /// it there when it asks again. Hundreds of columns may take longer than that on a slow machine.
     async fn try_register(&self, newcomer: &Newcomer) -> Result<Registered, Failure> {
-        let _turn = self.inner.registering.acquire().await;
+        let turn = Arc::clone(&self.inner.registering).acquire_owned().await;
         let mut connection = self.inner.pools.admin.acquire().await?;
-        let result = self.register_on(&mut connection, newcomer).await;
-        if let Err(Failure::Database(e)) = &result
-            && Problem::from(e).kind == ProblemKind::ReadOnly
-        {
-            // Opened while the database moved to another host: it must not serve the next one.
-            let _ = connection.close().await;
-        }
-        result
+        let (store, newcomer) = (self.clone(), newcomer.clone());
+        let registering = tokio::spawn(async move {
+            let _turn = turn;
+            let result = store.register_on(&mut connection, &newcomer).await;
+            if let Err(Failure::Database(e)) = &result
+                && Problem::from(e).kind == ProblemKind::ReadOnly
+            {
+                // Opened while the database moved to another host: it must not serve the next one.
+                let _ = connection.close().await;
+            }
+            result
+        });
+        registering
+            .await
+            .unwrap_or_else(|_| Err(Trial::error("the aggregator failed on it".into()).into()))
     }
 
     async fn register_on(&self, connection: &mut PgConnection, newcomer: &Newcomer) -> Result<Registered, Failure> {
@@ -197,6 +206,12 @@ impl Store {
             };
             probes.insert(probe.name.clone(), StreamProbe::new(said, Arc::clone(table)));
         }
+        // Nor does each hold where what it says is in the tables.
+        let mut said = self.inner.said.lock();
+        if **said != probes {
+            *said = Arc::new(probes);
+        }
+        let probes = Arc::clone(&said);
         let stream = Stream::new_in(generation, &newcomer.node, node_id, newcomer.epoch, probes, durable);
         Ok(Registered { stream })
     }
