@@ -6,6 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use sonde_common::prom::{Number, escape_help};
+use sonde_proto::ABSENT;
 
 use super::LiveTable;
 use super::meta::{ColumnMeta, ProbeMeta, Shape, Suffix};
@@ -43,6 +44,7 @@ impl LiveTable {
         let mut writer = Writer {
             piece: String::with_capacity(PIECE + 4096),
             begun: None,
+            values: Vec::new(),
             sink,
         };
         for parts in families.values() {
@@ -139,12 +141,12 @@ impl Wanted<'_> {
         if !on_node.contains(&true) {
             return None;
         }
-        let rows = snapshot.rows.iter().map(|row| {
+        let rows = (0..snapshot.rows.len()).map(|row| {
             let by: Box<[bool]> = self
                 .selectors
                 .iter()
                 .zip(&on_node)
-                .map(|(s, on)| *on && s.has_row(row))
+                .map(|(s, on)| *on && s.has_row(snapshot.labels(row)))
                 .collect();
             by.contains(&true).then_some(by)
         });
@@ -156,6 +158,8 @@ struct Writer<'a, 'p> {
     piece: String,
     /// A family whose head is written with its first sample.
     begun: Option<&'p ColumnMeta>,
+    /// Of the column that is being written.
+    values: Vec<i64>,
     sink: Sink<'a>,
 }
 
@@ -164,13 +168,17 @@ impl<'p> Writer<'_, 'p> {
     fn family(&mut self, parts: &[Part<'p>]) -> bool {
         self.begun = parts.first().map(|part| part.column.meta);
         for part in parts {
-            for (row, by) in part.rows.0.iter().enumerate() {
+            let mut values = std::mem::take(&mut self.values);
+            part.snapshot.column(part.column.index, &mut values);
+            let rows = values.chunks_exact(part.column.meta.width());
+            for (row, (by, values)) in part.rows.0.iter().zip(rows).enumerate() {
                 if let Some(by) = by
-                    && let Some(values) = part.snapshot.values(part.column.index, row)
+                    && !values.contains(&ABSENT)
                 {
                     self.row(part, row, by, values);
                 }
             }
+            self.values = values;
             if self.piece.len() >= PIECE && !self.flush() {
                 return false;
             }
@@ -222,7 +230,8 @@ impl<'p> Writer<'_, 'p> {
             escape_help(out, &column.help);
             let _ = writeln!(out, "\n# TYPE {} {}", column.family, column.kind().as_str());
         }
-        for text in [&column.family, suffix.as_str(), "{", &snapshot.rows[row].text] {
+        let [of_subject, of_row] = snapshot.labels(row).text();
+        for text in [&column.family, suffix.as_str(), "{", of_subject, of_row] {
             out.push_str(text);
         }
         if let Some(le) = le {

@@ -3,8 +3,9 @@
 use promql_parser::label::{METRIC_NAME, MatchOp, Matcher};
 use promql_parser::parser::{self, Expr};
 
+use super::labels::RowLabels;
 use super::meta::{ColumnMeta, LE, NAMESPACE, NODE, POD, ProbeMeta, Suffix};
-use super::snapshot::{RowLabels, Snapshot};
+use super::snapshot::Snapshot;
 
 /// Longer ones are refused unread.
 const MAX_LENGTH: usize = 16 << 10;
@@ -150,12 +151,12 @@ impl ForProbe<'_> {
         all(&self.node, &snapshot.node)
     }
 
-    pub(super) fn has_row(&self, row: &RowLabels) -> bool {
+    pub(super) fn has_row(&self, row: RowLabels<'_>) -> bool {
         self.rows.iter().all(|(source, matcher)| {
             matcher.is_match(match source {
                 Source::Namespace => row.namespace(),
                 Source::Pod => row.name(),
-                Source::Label(i) => &row.values[*i],
+                Source::Label(i) => row.value(*i),
             })
         })
     }
