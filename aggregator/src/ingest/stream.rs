@@ -138,8 +138,11 @@ enum Stop {
 
 impl Session {
     /// `None` where nobody is there to hear how it ended.
-    async fn run(self, service: &Service, up: Streaming<v1::Up>, out: &Out) -> Option<Status> {
-        service.live.hello(&self.stream.node, &self.catalogue, self.interval_ns);
+    async fn run(mut self, service: &Service, up: Streaming<v1::Up>, out: &Out) -> Option<Status> {
+        // Not kept: with its texts it is as large as all that is remembered of the node.
+        let catalogue = std::mem::take(&mut self.catalogue);
+        service.live.hello(&self.stream.node, &catalogue, self.interval_ns);
+        drop(catalogue);
         let _connected = Connected {
             live: &service.live,
             stream: &self.stream,

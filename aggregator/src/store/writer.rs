@@ -28,7 +28,7 @@ const PACE: Duration = Duration::from_millis(150);
 /// they are slow, as acks wait for them.
 pub(super) const FIRST_ENOUGH: usize = 8 << 20;
 const LEAST_ENOUGH: usize = 2 << 20;
-const MOST_ENOUGH: usize = 64 << 20;
+const MOST_ENOUGH: usize = 32 << 20;
 const QUICK: Duration = Duration::from_millis(400);
 const SLOW: Duration = Duration::from_secs(1);
 /// Waiting times between attempts while the database is away.
