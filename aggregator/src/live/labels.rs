@@ -258,7 +258,7 @@ impl<'a> Sets<'a> {
             Some(place) => *place,
             None => {
                 let place = self.list.len() as u32;
-                let set = self.from_before(&values);
+                let set = self.known_before(&values);
                 self.list
                     .push(set.unwrap_or_else(|| Arc::new(LabelSet::new(self.meta, &values))));
                 self.by_values.insert(values, place);
@@ -269,7 +269,7 @@ impl<'a> Sets<'a> {
         Some(place)
     }
 
-    fn from_before(&mut self, values: &[&'a str]) -> Option<Arc<LabelSet>> {
+    fn known_before(&mut self, values: &[&'a str]) -> Option<Arc<LabelSet>> {
         if let Some(set) = self.old.get(self.list.len())
             && set.is(values)
         {
