@@ -15,6 +15,7 @@ mod frames;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
 mod keeper;
+mod locks;
 mod partitions;
 mod pods;
 pub mod query;
