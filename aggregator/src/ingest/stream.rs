@@ -195,9 +195,7 @@ impl Session {
                     // Another aggregator, a newer one, may be able to take it.
                     return Some(Status::unavailable(format!("the database cannot be written: {why}")));
                 }
-                () = superseded.cancelled() => {
-                    return Some(Status::aborted("a newer stream of this spool has taken over"));
-                }
+                () = superseded.cancelled() => return Some(taken_over()),
                 () = shutdown.recv() => return Some(ending()),
                 () = out.closed() => return None,
             }
@@ -334,8 +332,13 @@ fn end_status(why: Ended) -> Status {
     match why {
         Ended::Poison { sequence, why } => poison::status(sequence, format_args!("the database refuses it: {why}")),
         Ended::Elsewhere(why) => Status::unavailable(why),
+        Ended::Superseded => taken_over(),
         Ended::StartOver => Status::unavailable("the database is not what it was: connect again"),
     }
+}
+
+fn taken_over() -> Status {
+    Status::aborted("a newer stream of this spool has taken over")
 }
 
 /// Resolves when the schema turns out to be that of another version.

@@ -232,7 +232,7 @@ impl Writer {
             match fate {
                 Fate::Stored => self.live.apply(&batch.stream.node, &batch.body),
                 Fate::Resent(_) => m.resent.add(1),
-                Fate::Skipped | Fate::Lost => {}
+                Fate::Skipped | Fate::Superseded | Fate::Lost => {}
             }
         }
         if let Some(newest) = stored.newest_event {
@@ -243,6 +243,7 @@ impl Writer {
                 Fate::Stored => batch.stream.committed(batch.sequence),
                 Fate::Resent(cursor) => batch.stream.committed(*cursor),
                 Fate::Skipped => {}
+                Fate::Superseded => batch.stream.end(Ended::Superseded),
                 Fate::Lost => batch.stream.end(Ended::StartOver),
             }
         }
