@@ -44,6 +44,9 @@ pub(crate) async fn run(report: &mut Report) -> anyhow::Result<()> {
             "select * from sonde.{probe} where namespace = '{namespace}' and pod = '{pod}' and time > now() - interval '6 hours 5 minutes'"
         );
         let (rows, time) = median(&mut database, &sql).await?;
+        if probe == "tcp" {
+            plan(&mut database, "one pod, all columns, 6 h", &sql).await?;
+        }
         // The pod may have ended and been followed by another.
         ensure!(rows > 100, "{rows} rows of {probe}");
         report.row(
@@ -56,11 +59,22 @@ pub(crate) async fn run(report: &mut Report) -> anyhow::Result<()> {
                    from sonde.netdev where time > now() - interval '5 minutes' and pod <> '' group by 1, 2, 3) devices \
                group by 1, 2 order by 3 desc limit 10";
     let (rows, time) = median(&mut database, sql).await?;
+    plan(&mut database, "top 10 of 1,000 pods, 5 minutes", sql).await?;
     ensure!(rows == 10, "{rows} rows");
     report.row(
         "top 10 of 1,000 pods by increase of a counter over 5 minutes",
         format!("{:.1} ms", time.as_secs_f64() * 1e3),
     );
+    Ok(())
+}
+
+/// How the server does it, for docs/storage.md: with `SONDE_BENCH_PLANS` set, to standard error.
+async fn plan(database: &mut PgConnection, what: &str, sql: &str) -> anyhow::Result<()> {
+    if std::env::var_os("SONDE_BENCH_PLANS").is_some() {
+        let explain = format!("explain (analyze, buffers, costs off) {sql}");
+        let lines: Vec<String> = sqlx::query_scalar(AssertSqlSafe(explain)).fetch_all(database).await?;
+        eprintln!("{what}\n{}\n", lines.join("\n"));
+    }
     Ok(())
 }
 
