@@ -10,7 +10,10 @@ use super::spool::{Frame, Spool};
 use crate::event::{Gap, Subject};
 use crate::kernel::boot_ns;
 
-pub(super) fn is_early(ns: u64) -> bool {
+const UNKNOWN: &str =
+    "rows or events of before the machine was started: its clock was not set then, and nobody knows when they were";
+
+fn is_early(ns: u64) -> bool {
     ns < EARLIEST_NS
 }
 
@@ -57,10 +60,7 @@ pub(super) fn put_right(frame: Frame, spool: &Spool) -> Put {
             to_ns: boot as u64,
             count: frame.contents.count.into(),
             subject: Subject::Node,
-            detail:
-                "rows or events of before the machine was started: its clock was not set then, and nobody knows when \
-                     they were"
-                    .to_owned(),
+            detail: UNKNOWN.to_owned(),
         };
         return Put::Lost(frame, gap);
     }
