@@ -179,7 +179,10 @@ async fn a_spool_that_is_sent_through_both_by_turns_and_at_once_is_stored_once()
     for sequence in through_b.durable + 1..=last {
         through_b.send(sequence, &batch(2, 1)).await;
     }
-    through_b.acked(last).await;
+    // The other one may have stored all of it before it was taken over.
+    if through_b.durable < last {
+        through_b.acked(last).await;
+    }
     each_is_there_once(&a, last).await;
     let missing = a.metrics.missing_sequences.get() + b.metrics.missing_sequences.get();
     assert_eq!(missing, 0, "nothing was passed over");
