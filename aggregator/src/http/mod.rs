@@ -10,7 +10,9 @@ mod metrics;
 mod openapi;
 mod pages;
 mod params;
+mod pieces;
 mod problem;
+mod tail;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,8 +37,11 @@ use crate::store::Store;
 use metrics::Requests;
 use problem::Problem;
 
-/// Event streams that may be open at once: each asks the database on its own.
-const MAX_STREAMS: usize = 128;
+/// Event streams that may be open at once: all look at what is new, each with its filter.
+const MAX_STREAMS: usize = 500;
+
+/// Exports at the same time: each asks for page after page, and searches are to come between them.
+const MAX_EXPORTS: usize = 3;
 
 /// How long answers may take to end after the shutdown.
 const LAST_ANSWERS: Duration = Duration::from_secs(5);
@@ -49,6 +54,8 @@ pub struct AppState {
     metrics: Arc<Metrics>,
     requests: Arc<Requests>,
     streams: Arc<Semaphore>,
+    exports: Arc<Semaphore>,
+    tail: tail::Tail,
     shutdown: Shutdown,
     kubernetes: Arc<kubernetes::Status>,
 }
@@ -61,6 +68,8 @@ impl AppState {
             metrics,
             requests: Arc::default(),
             streams: Arc::new(Semaphore::new(MAX_STREAMS)),
+            exports: Arc::new(Semaphore::new(MAX_EXPORTS)),
+            tail: tail::Tail::default(),
             shutdown,
             kubernetes: kubernetes::Status::new(kubernetes::Role::Off("it was not started".into())),
         }
@@ -93,6 +102,7 @@ pub async fn serve(state: AppState, listener: TcpListener, shutdown: Shutdown) -
 fn router(state: AppState) -> Router {
     let routes = Router::new()
         .route("/api/v1/events", get(api::events::list))
+        .route("/api/v1/events/export", get(api::events_export::export))
         .route("/api/v1/events/stats", get(api::events_stats::stats))
         .route("/api/v1/events/stream", get(api::events_stream::stream))
         .route("/api/v1/pods", get(api::pods::list))

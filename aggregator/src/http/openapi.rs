@@ -13,6 +13,7 @@ use super::{api, federate, health, metrics};
     ),
     paths(
         api::events::list,
+        api::events_export::export,
         api::events_stats::stats,
         api::events_stream::stream,
         api::pods::list,

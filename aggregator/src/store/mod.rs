@@ -274,8 +274,7 @@ impl Tasks {
         let _ = self.keeper.await;
         let _ = self.roller.await;
         // Otherwise a private server would have to end these sessions, and complain.
-        let close = async { tokio::join!(self.pools.admin.close(), self.pools.readers.close()) };
-        let _ = tokio::time::timeout(LAST_QUERIES, close).await;
+        let _ = tokio::time::timeout(LAST_QUERIES, self.pools.close()).await;
     }
 }
 

@@ -5,12 +5,14 @@ pub mod changes;
 pub mod events;
 pub mod filter;
 pub mod gaps;
+pub mod matches;
 pub mod newest;
 pub mod nodes;
 pub mod pods;
 pub mod probes;
 pub mod rolled;
 pub mod rows;
+pub mod search;
 pub mod services;
 pub mod stats;
 
@@ -26,6 +28,8 @@ pub type Micros = i64;
 pub enum QueryError {
     #[error("the query took too long and was ended; ask for a shorter time or with more filters")]
     TooSlow,
+    #[error("too many searches are under way; ask again in a moment")]
+    Busy,
     #[error("the database does not answer: {0}")]
     Unavailable(String),
     #[error("{0}")]
