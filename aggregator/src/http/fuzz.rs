@@ -11,6 +11,9 @@ use super::federate;
 use super::params::Params;
 use crate::ingest::fuzz::{good_body, good_hello};
 use crate::live::LiveTable;
+use crate::store::query::events::EventRow;
+use crate::store::query::filter::EventFilter;
+use crate::store::query::matches::Candidate;
 
 pub(crate) const TARGETS: [Target; 3] = [
     Target {
@@ -65,6 +68,12 @@ fn query(input: &[u8]) {
     };
     if let Ok(filter) = event_filter::read(&params) {
         assert!(filter.min_latency_ns.is_none_or(|ns| ns >= 0));
+        // As streams look at it; an event that has nothing fits what nothing is wanted of.
+        let nothing = Candidate::from(EventRow::default());
+        if filter == EventFilter::default() {
+            assert!(nothing.matches(&filter));
+        }
+        let _ = nothing.matches(&filter);
         for network in filter.ip.any.iter().chain(&filter.ip.none) {
             assert!(network.prefix <= if network.address.is_ipv4() { 32 } else { 128 });
         }

@@ -182,6 +182,15 @@ pub(super) async fn roller_connection(target: &Target) -> sqlx::Result<PgConnect
     }
 }
 
+/// The one that sums events up.
+pub(super) async fn digest_connection(target: &Target) -> sqlx::Result<PgConnection> {
+    let found = find(target, "digest").await?;
+    match found.read_only {
+        Some(why) => Err(Trial::error(why)),
+        None => Ok(found.connection),
+    }
+}
+
 /// A connection for writing. A lock that somebody holds, or a statement that hangs, is an error after a while.
 pub(super) async fn writer_connection(target: &Target) -> sqlx::Result<PgConnection> {
     let limits = [("lock_timeout", "30000"), ("statement_timeout", "60000")];

@@ -8,6 +8,7 @@ pub(crate) mod cluster;
 mod copy;
 mod database;
 mod dictionary;
+mod digest;
 mod distribution;
 mod encode;
 mod event_indexes;
@@ -105,6 +106,7 @@ pub struct Tasks {
     writer: JoinHandle<()>,
     keeper: JoinHandle<()>,
     roller: JoinHandle<()>,
+    digest: JoinHandle<()>,
     pools: Arc<Pools>,
     stop: shutdown::Trigger,
 }
@@ -197,7 +199,8 @@ impl Store {
         let tasks = Tasks {
             writer: tokio::spawn(writer.run()),
             keeper: tokio::spawn(keeper.run(stopped.clone())),
-            roller: tokio::spawn(rollup::run(store.clone(), stopped)),
+            roller: tokio::spawn(rollup::run(store.clone(), stopped.clone())),
+            digest: tokio::spawn(digest::run(store.clone(), stopped)),
             pools,
             stop,
         };
@@ -273,6 +276,7 @@ impl Tasks {
         }
         let _ = self.keeper.await;
         let _ = self.roller.await;
+        let _ = self.digest.await;
         // Otherwise a private server would have to end these sessions, and complain.
         let _ = tokio::time::timeout(LAST_QUERIES, self.pools.close()).await;
     }

@@ -14,7 +14,8 @@ use super::batch::Batch;
 use super::catalogue::Definition;
 use super::cluster::addresses::ClusterAddresses;
 use super::copy::CopyBuffer;
-use super::dictionary::{Dictionary, UNKNOWN, digest};
+use super::dictionary::{self, Dictionary, UNKNOWN};
+use super::digest;
 use super::encode::{self, Numbers};
 use super::frames::{Frames, Ids, Out, Reading};
 use super::partitions::{self, Day, leaf_name};
@@ -45,6 +46,7 @@ impl Keep {
     pub(super) fn of(&self, table: &str) -> Duration {
         match table {
             "events" | "gaps" | "changes" => self.events,
+            _ if digest::TABLES.contains(&table) => self.events,
             _ if table.starts_with("r1m_") => self.rollups_1m,
             _ if table.starts_with("r1h_") => self.rollups_1h,
             _ => self.rows,
@@ -208,7 +210,7 @@ impl Session {
             );
             let of_batch = batch.body.stacks.iter().map(|stack| {
                 let frames: Vec<&str> = stack.frames.iter().map(|f| strings[*f as usize].as_str()).collect();
-                let digest = digest(&frames);
+                let digest = dictionary::digest(&frames);
                 stacks.entry(digest).or_insert((frames, UNKNOWN));
                 digest
             });

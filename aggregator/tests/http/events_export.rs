@@ -177,7 +177,8 @@ async fn searches_have_a_number_and_end_with_those_who_asked() {
         .unwrap();
     let waiting = async || -> i64 {
         sqlx::query_scalar(
-            "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'",
+            "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock' \
+             and application_name = 'sonde-aggregator reader'",
         )
         .fetch_one(&app.db)
         .await

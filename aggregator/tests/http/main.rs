@@ -7,6 +7,7 @@ mod cluster_costs;
 mod cluster_names;
 mod cluster_restart;
 mod events;
+mod events_digest;
 mod events_export;
 mod events_page;
 mod events_stats;

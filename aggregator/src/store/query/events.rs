@@ -150,7 +150,7 @@ async fn event_slice(
     limit: u32,
 ) -> Result<Vec<EventRow>, QueryError> {
     let db = running.db();
-    let resolved = filter.resolve(db).await?;
+    let resolved = filter.resolve(db, window).await?;
     let mut way = match slice {
         Slice::ByTime(..) if resolved.is_indexed() => Way::Nearest(NEAREST),
         _ => Way::Planned,

@@ -2,6 +2,7 @@
 //! and from the catalogue. Reads go through [`Store::pool`](super::Store::pool): read-only, with a statement timeout.
 
 pub mod changes;
+mod cover;
 pub mod events;
 pub mod filter;
 pub mod gaps;

@@ -25,7 +25,7 @@ use super::{event_indexes, schema};
 use round::Round;
 
 /// Held by the session that rolls up, while it does.
-const ROLLUP_LOCK: i64 = 0x736f_6e64_6500_0003;
+const ROLLUP_LOCK: i64 = 0x736f_6e64_6500_0004;
 /// How often somebody looks whether something is due.
 const LOOK: Duration = Duration::from_secs(60);
 
@@ -60,6 +60,13 @@ impl Store {
         } else {
             Rolled::Elsewhere
         };
+        if held {
+            // Whoever looks next may come before the server notices that the session has ended.
+            sqlx::query("select pg_advisory_unlock($1)")
+                .bind(ROLLUP_LOCK)
+                .execute(&mut connection)
+                .await?;
+        }
         let _ = connection.close().await;
         Ok(rolled)
     }
