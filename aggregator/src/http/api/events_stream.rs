@@ -171,8 +171,11 @@ impl Follow {
                 },
                 Next::Nothing => {
                     let new = tokio::time::timeout(KEEP_ALIVE, changes.changed()).await;
-                    let quiet = new.is_err().then(|| place(seen, "")).unwrap_or_default();
-                    (quiet, seen)
+                    let message = match new {
+                        Ok(_) => Bytes::new(),
+                        Err(_) => place(seen, ""),
+                    };
+                    (message, seen)
                 }
             };
         }

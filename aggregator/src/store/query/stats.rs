@@ -2,7 +2,7 @@
 //! else in one pass over the events.
 
 use sonde_common::time::now_ns;
-use sqlx::{Postgres, QueryBuilder, Row as _};
+use sqlx::{PgConnection, Postgres, QueryBuilder, Row as _};
 
 use super::cover::{Piece, cover};
 use super::filter::{EventFilter, Resolved, Window};
@@ -155,6 +155,8 @@ struct Question<'a> {
     range: (Micros, Micros),
     /// Tables that answer it; none: the events do.
     levels: Vec<(&'static str, Micros)>,
+    /// Up to this id events are in them.
+    through: i64,
     by: By,
 }
 
@@ -193,18 +195,19 @@ impl Store {
             .and(by)
             .digest()
             .map_or(Vec::new(), |Digest(levels)| levels.to_vec());
-        let mut sql = if of_steps.is_empty() && of_top.is_empty() {
+        let digest = !(of_steps.is_empty() && of_top.is_empty());
+        let mut sql = if !digest {
             one_pass(&resolved, range, (first, step), by)
         } else {
+            let through = begin(db).await?;
             let question = |levels, by| Question {
                 resolved: &resolved,
                 range,
                 levels,
+                through,
                 by,
             };
-            let mut sql = QueryBuilder::new(
-                "with digest as materialized (select through from sonde_store.event_digest), steps as (",
-            );
+            let mut sql = QueryBuilder::new("with steps as (");
             question(of_steps, By::Step { first, step }).push(&mut sql);
             sql.push("), by_field as (");
             question(of_top, By::Field(by)).push(&mut sql);
@@ -228,9 +231,22 @@ impl Store {
                 counts.top.push((row.try_get("name")?, n));
             }
         }
+        if digest {
+            sqlx::raw_sql("commit").execute(&mut *db).await?;
+        }
         running.done();
         Ok(counts)
     }
+}
+
+/// What is read from now on belongs together. The id goes into the statement as a number and not as a query: the planner, which
+/// cannot know what a query will find, would take a third of all events to be newer.
+async fn begin(db: &mut PgConnection) -> Result<i64, QueryError> {
+    sqlx::raw_sql("begin isolation level repeatable read read only")
+        .execute(&mut *db)
+        .await?;
+    let through = sqlx::query_scalar("select through from sonde_store.event_digest");
+    Ok(through.fetch_one(db).await?)
 }
 
 /// Both questions at once, from the events.
@@ -290,19 +306,9 @@ impl Question<'_> {
         let lengths: Vec<Micros> = self.levels.iter().map(|(_, bucket)| *bucket).collect();
         for piece in cover(&lengths, self.range, now_micros()) {
             match piece {
-                Piece::Buckets { level, from, to } => self.piece(sql, ("sum(n)", self.levels[level].0), (from, to), ""),
-                Piece::Plus { from, to } => {
-                    let known = if self.levels.is_empty() {
-                        ""
-                    } else {
-                        " and e.id <= (select through from digest)"
-                    };
-                    self.piece(sql, ("count(*)", "events"), (from, to), known);
-                }
-                Piece::Minus { from, to } => {
-                    let known = " and e.id <= (select through from digest)";
-                    self.piece(sql, ("-count(*)", "events"), (from, to), known);
-                }
+                Piece::Buckets { level, from, to } => self.buckets(sql, self.levels[level].0, (from, to)),
+                Piece::Plus { from, to } => self.events(sql, "count(*)", (from, to), " <= "),
+                Piece::Minus { from, to } => self.events(sql, "-count(*)", (from, to), " <= "),
             }
             sql.push(" union all ");
         }
@@ -310,32 +316,53 @@ impl Question<'_> {
             // The last `union all` wants something.
             sql.push("select null, 0 where false");
         } else {
-            let new = " and e.id > (select through from digest)";
-            self.piece(sql, ("count(*)", "events"), self.range, new);
+            self.events(sql, "count(*)", self.range, " > ");
         }
         sql.push(") pieces group by k");
     }
 
-    fn piece(
+    /// Steps are told from the few times of buckets, not from each row.
+    fn buckets(&self, sql: &mut QueryBuilder<Postgres>, table: &'static str, (from, to): (Micros, Micros)) {
+        sql.push("(select ");
+        self.by.push(sql, true);
+        sql.push(" as k, sum(n) as n from ");
+        if matches!(self.by, By::Step { .. }) {
+            sql.push("(select time, sum(n) as n from ");
+        }
+        sql.push("sonde_store.").push(table).push(" e where true");
+        self.push_terms(sql, (from, to));
+        if matches!(self.by, By::Step { .. }) {
+            sql.push(" group by time) e");
+        }
+        sql.push(" group by 1)");
+    }
+
+    /// Of events that are in the digest, or that are not.
+    fn events(
         &self,
         sql: &mut QueryBuilder<Postgres>,
-        (count, table): (&'static str, &'static str),
+        count: &'static str,
         (from, to): (Micros, Micros),
-        which: &'static str,
+        through: &'static str,
     ) {
         sql.push("(select ");
         self.by.push(sql, !self.levels.is_empty());
         sql.push(" as k, ")
             .push(count)
-            .push(" as n from sonde_store.")
-            .push(table);
-        sql.push(" e where true").push(which);
+            .push(" as n from sonde_store.events e where true");
+        if !self.levels.is_empty() {
+            sql.push(" and e.id").push(through).push_bind(self.through);
+        }
+        self.push_terms(sql, (from, to));
+        sql.push(" group by 1)");
+    }
+
+    fn push_terms(&self, sql: &mut QueryBuilder<Postgres>, (from, to): (Micros, Micros)) {
         let window = Window {
             from: Some(from),
             to: Some(to),
         };
         self.resolved.push(sql, window);
-        sql.push(" group by 1)");
     }
 }
 
