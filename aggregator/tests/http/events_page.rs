@@ -145,7 +145,7 @@ async fn a_walk_during_ingest_meets_every_event_once() {
     let mut collector = app.collector("n1").await;
     let mut random = fastrand::Rng::with_seed(3);
     let now = now_ns();
-    let mut some = |random: &mut fastrand::Rng, count: usize, reason| {
+    let some = |random: &mut fastrand::Rng, count: usize, reason| {
         let mut batch = Batch::new();
         for _ in 0..count {
             batch.event(&EventSpec {
