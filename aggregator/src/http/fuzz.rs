@@ -1,7 +1,9 @@
 //! What people and Prometheus ask: query strings, cursors and selectors.
 
+use std::collections::HashSet;
 use std::sync::{Arc, LazyLock};
 
+use sonde_common::prom::{EOF, Format};
 use sonde_common::time::Span;
 use sonde_mutate::Target;
 use utoipa::IntoParams;
@@ -36,6 +38,8 @@ pub(crate) const TARGETS: [Target; 3] = [
                 "match[]={__name__=~\"sonde_.+\",k8s_pod!=\"\"}&match[]=up",
                 "match%5B%5D=sonde_lat_wait_seconds_bucket%7Ble%3D~%22%5B0-9.%5D%7B1%2C3%7D%22%7D&other=1",
                 "match[]={k8s_pod=~'a|b', le!~\"(?i)x{2}\"}",
+                "match[]={%22sonde_lat_wait_seconds_count%22,%22k8s.node%22=%22%22}&match[]={__name__!~`sonde_lat_.*_(sum|count)`,k8s_node!='\\x6e1'}",
+                "match[]=sonde_lat_wait_seconds_bucket{le=\"\\u0031\"}",
             ];
             queries.map(|query| query.as_bytes().to_vec()).into()
         },
@@ -128,17 +132,28 @@ static LIVE: LazyLock<Arc<LiveTable>> = LazyLock::new(|| {
     live
 });
 
+/// Each format is written; a page is a page of its format, whatever was asked for.
 fn selectors(input: &[u8]) {
     let Ok(selectors) = federate::selectors(&String::from_utf8_lossy(input)) else {
         return;
     };
-    LIVE.federate(&selectors, &mut |piece| {
-        assert!(
-            piece
-                .lines()
-                .all(|line| line.starts_with('#') || line.starts_with("sonde_lat_")),
-            "{piece}"
-        );
-        true
-    });
+    let mut samples = [0, 0];
+    for format in Format::ALL {
+        let mut page = String::new();
+        assert!(LIVE.federate(&selectors, format, &mut |piece| {
+            page.push_str(&piece);
+            true
+        }));
+        let lines = page.lines().filter(|line| !line.starts_with('#'));
+        let once: HashSet<&str> = lines
+            .clone()
+            .filter_map(|line| line.split_once("} "))
+            .map(|(series, _)| series)
+            .collect();
+        samples[format as usize] = once.len();
+        assert!(lines.clone().all(|line| line.starts_with("sonde_lat_")), "{page}");
+        assert_eq!(lines.count(), once.len(), "each series once: {page}");
+        assert_eq!(page.ends_with(EOF), format == Format::OpenMetrics, "{page}");
+    }
+    assert_eq!(samples[0], samples[1]);
 }

@@ -49,6 +49,7 @@ pub struct AppState {
     metrics: Arc<Metrics>,
     requests: Arc<Requests>,
     streams: Arc<Semaphore>,
+    pages: Arc<Semaphore>,
     shutdown: Shutdown,
     kubernetes: Arc<kubernetes::Status>,
 }
@@ -61,6 +62,7 @@ impl AppState {
             metrics,
             requests: Arc::default(),
             streams: Arc::new(Semaphore::new(MAX_STREAMS)),
+            pages: Arc::new(Semaphore::new(federate::MAX_PAGES)),
             shutdown,
             kubernetes: kubernetes::Status::new(kubernetes::Role::Off("it was not started".into())),
         }
@@ -114,7 +116,12 @@ fn router(state: AppState) -> Router {
         .method_not_allowed_fallback(wrong_method)
         .fallback(pages::serve);
     routes
-        .layer(CompressionLayer::new().gzip(true).quality(CompressionLevel::Fastest))
+        .layer(
+            CompressionLayer::new()
+                .gzip(true)
+                .zstd(true)
+                .quality(CompressionLevel::Fastest),
+        )
         .layer(CatchPanicLayer::custom(panicked))
         .layer(from_fn_with_state(state.clone(), metrics::count))
         .layer(from_fn(pages::guard))

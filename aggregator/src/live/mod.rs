@@ -21,7 +21,7 @@ use sonde_common::time::now_ns;
 use sonde_proto::v1;
 
 pub use rebuild::{LoadedPod, LoadedRow, LoadedTable};
-pub use selector::{Selector, SelectorError};
+pub use selector::{MAX_SELECTORS, Selector, SelectorError};
 
 use meta::ProbeMeta;
 use snapshot::Snapshot;

@@ -1,3 +1,4 @@
+use sonde_common::prom::Format;
 use sonde_proto::ABSENT;
 
 use super::*;
@@ -87,7 +88,7 @@ impl Batch {
 fn page(table: &LiveTable, matches: &[&str]) -> String {
     let selectors: Vec<Selector> = matches.iter().map(|m| m.parse().unwrap()).collect();
     let mut text = String::new();
-    table.federate(&selectors, &mut |piece| {
+    table.federate(&selectors, Format::Text, &mut |piece| {
         text.push_str(&piece);
         true
     });
@@ -459,7 +460,7 @@ fn a_reader_that_goes_away_ends_the_page() {
     let rows: Vec<_> = names.iter().map(|n| (0, n.as_str(), 1, 1)).collect();
     table.apply("n1", &Batch::at(now_ns()).netdev(&rows).body);
     let mut pieces = 0;
-    table.federate(&[ALL.parse().unwrap()], &mut |_| {
+    table.federate(&[ALL.parse().unwrap()], Format::Text, &mut |_| {
         pieces += 1;
         false
     });
