@@ -11,6 +11,7 @@ use futures::StreamExt as _;
 use sonde_common::negotiate;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use utoipa::IntoParams;
 
@@ -24,8 +25,9 @@ const MAX_REGEXES: usize = 64;
 pub(super) const MAX_PAGES: usize = 8;
 /// How long a request waits for its turn.
 const TURN: Duration = Duration::from_secs(10);
-/// How long a reader may take for a piece of the page.
+/// How long a reader may take for a piece of the page, and for all of it.
 const STALL: Duration = Duration::from_secs(30);
+const LONGEST: Duration = Duration::from_secs(300);
 
 #[derive(IntoParams)]
 #[into_params(parameter_in = Query)]
@@ -92,10 +94,10 @@ pub(crate) async fn page(
 /// of it. What is not whole ends with an error, which breaks the connection: half a page must not look like one.
 fn streamed(stall: Duration, write: impl FnOnce(&mut dyn FnMut(String) -> bool) -> bool + Send + 'static) -> Body {
     let (sender, receiver) = mpsc::channel::<String>(4);
-    let runtime = Handle::current();
+    let (runtime, ends) = (Handle::current(), Instant::now() + LONGEST);
     let writer = tokio::task::spawn_blocking(move || {
         write(&mut |piece| {
-            let sent = tokio::time::timeout(stall, sender.send(piece));
+            let sent = tokio::time::timeout_at(ends.min(Instant::now() + stall), sender.send(piece));
             runtime.block_on(sent).is_ok_and(|sent| sent.is_ok())
         })
     });

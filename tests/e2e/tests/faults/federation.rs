@@ -124,7 +124,7 @@ pub(crate) fn check(shared: &Shared) -> Result<()> {
     let fault = Fault::find("nft-drop-input").context("no such fault")?;
     let scene = fault.scene(&site.lab, "federation")?;
     site.await_pods(&scene.pods())?;
-    let dropped = scene.inject(Family::V4, 7)?.dropped;
+    let dropped = scene.inject(Family::V4, 7)?.dropped.to_string();
     let namespace = scene.server.namespace();
     let mut prometheus = Prometheus::start(site)?;
 
@@ -135,7 +135,7 @@ pub(crate) fn check(shared: &Shared) -> Result<()> {
         site.until(&format!("the drops in Prometheus, job {job}"), || {
             let found = prometheus.query(&query)?;
             Ok(match found.first() {
-                Some(result) if result["value"][1] == dropped.to_string() => Ok(()),
+                Some(result) if result["value"][1].as_str() == Some(&dropped) => Ok(()),
                 _ => Err(format!("{found:?}")),
             })
         })
