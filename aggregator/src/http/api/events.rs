@@ -26,8 +26,10 @@ struct PageParams {
     /// End, exclusive. Default: now.
     to: Option<String>,
     /// `desc`: newest first, the default; `asc`: oldest first.
+    #[param(pattern = "^(desc|asc)$")]
     order: Option<String>,
     /// Events in a page, 1 to 1000, by default 100.
+    #[param(minimum = 1, maximum = 1000)]
     limit: Option<u32>,
     /// `next_cursor` of the page before, with all other parameters as they were.
     cursor: Option<String>,
