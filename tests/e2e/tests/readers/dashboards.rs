@@ -133,7 +133,7 @@ pub(crate) fn variables(system: &System) -> Result<()> {
                 continue;
             };
             let choices = match source {
-                Source::Database => system.choices(&text)?,
+                Source::Database => system.psql(&format!("{text};\n"))?,
                 Source::Prometheus => {
                     let inside = text.strip_prefix("label_values(").and_then(|t| t.strip_suffix(')'));
                     let (selector, label) = inside

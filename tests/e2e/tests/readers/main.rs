@@ -4,6 +4,7 @@
 mod dashboards;
 mod kubeskoop;
 mod openapi;
+mod reader;
 mod rules;
 mod system;
 mod traffic;
@@ -40,7 +41,8 @@ impl Shared {
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
     let shared = Arc::new(Shared::default());
-    let tests: [(&str, Test); 7] = [
+    let tests: [(&str, Test); 8] = [
+        ("the_reader_role_reads_views_alone_and_not_for_long", reader::check),
         ("every_variable_of_every_dashboard_has_choices", dashboards::variables),
         ("every_panel_of_every_dashboard_has_rows", dashboards::panels),
         ("every_panel_takes_every_kind_of_choice", dashboards::choices),

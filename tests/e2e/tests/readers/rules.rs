@@ -6,12 +6,16 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
+use sonde_e2e::http;
 use sonde_e2e::process::output;
 
 use crate::system::{System, root};
 
-/// Only there while something is so.
-const NOT_HERE: [&str; 1] = ["sonde_aggregator_refused_batches_total"];
+/// Only there while something is so: no node was refused, and no probe had to step down.
+const NOT_HERE: [&str; 2] = [
+    "sonde_aggregator_refused_batches_total",
+    "sonde_collector_ebpf_stepped_down",
+];
 
 fn files(folder: &str) -> Result<Vec<PathBuf>> {
     let folder = root().join("deploy/prometheus").join(folder);
@@ -62,6 +66,12 @@ pub(crate) fn check(system: &System) -> Result<()> {
         })
     })?;
     let known: BTreeSet<String> = system.prometheus.values("__name__", None)?.into_iter().collect();
+    let site = &system.site;
+    let pages = [site.http, site.collector_http].map(|address| http::get(address, "/metrics", &[]));
+    let pages: String = pages.into_iter().map(|page| Ok(page?.body)).collect::<Result<_>>()?;
+    for metric in NOT_HERE {
+        ensure!(pages.contains(&format!("# TYPE {metric} ")), "there is no {metric}");
+    }
     for rule in &rules {
         let name = &rule["name"];
         ensure!(rule["health"] == "ok", "{name}: {}", rule["lastError"]);

@@ -43,7 +43,10 @@ impl System {
         let lab = Lab::new("e2e readers")?;
         // Few events a second, so that some are held back, which is a gap.
         let site = Site::new(&lab, "rate: 20, burst: 20")?;
-        let yaml = std::fs::read_to_string(&site.config)?.replace("include_host: false", "include_host: true")
+        // With a governor, which tells of itself, and never has to step down.
+        let yaml = std::fs::read_to_string(&site.config)?
+            .replace("include_host: false", "include_host: true")
+            .replace("cpu_budget_percent: 0", "cpu_budget_percent: 100")
             + "metrics: {names: [sonde, kubeskoop]}\n\
                probes:\n  \
                socketlatency: {enabled: true, threshold: 5ms}\n  \
@@ -54,6 +57,8 @@ impl System {
         let up = site.up()?;
         let prometheus = Prometheus::start(&lab, &scrapes(&site))?;
         let traffic = Traffic::new(&lab)?;
+        // As docs/grafana.md has it; no password, since only this socket leads there.
+        site.sql("alter role sonde_reader login")?;
         let system = Self {
             site,
             traffic,
@@ -81,7 +86,8 @@ impl System {
         self.traffic.run()?;
         self.site.barrier(&self.traffic.client, &self.traffic.server)?;
         let dropped = "rate(sonde_packetloss_drops_total{class=\"suspect\",k8s_pod!=\"\"}[20s]) > 0";
-        self.scraped(dropped)
+        self.scraped(dropped)?;
+        self.scraped("sonde_collector_ebpf_cpu_ratio")
     }
 
     fn scraped(&self, expr: &str) -> Result<()> {
@@ -118,21 +124,16 @@ impl System {
         Ok((columns, count.parse().with_context(|| format!("{statement}: {count}"))?))
     }
 
-    /// The first column of what it gives.
-    pub(crate) fn choices(&self, statement: &str) -> Result<Vec<String>> {
-        self.psql(&format!("{statement};\n"))
-    }
-
-    fn psql(&self, script: &str) -> Result<Vec<String>> {
+    /// Lines of what a script gives, columns parted by tabs, logged in as the role that Grafana has.
+    pub(crate) fn psql(&self, script: &str) -> Result<Vec<String>> {
         let file = self.site.path().join("reader.sql");
         std::fs::write(&file, script)?;
         let mut psql = Command::new("psql");
-        psql.env("PGOPTIONS", "-c role=sonde_reader")
-            .arg("-h")
+        psql.arg("-h")
             .arg(self.site.data_dir().join("aggregator/postgres/run"))
             .args([
                 "-U",
-                "sonde",
+                "sonde_reader",
                 "-d",
                 "sonde",
                 "-X",
