@@ -9,3 +9,5 @@ say "clippy"
 as_builder cargo clippy --release --locked --workspace --all-targets --keep-going -- -D warnings
 say "types and lints of the web pages"
 as_builder sh -c 'cd aggregator/ui && npm run --silent check'
+say "dashboards are what their generator makes"
+as_builder node deploy/grafana/generate/index.mjs --check

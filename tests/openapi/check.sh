@@ -12,4 +12,4 @@ python3 -c 'import sys, urllib.request; sys.stdout.buffer.write(urllib.request.u
 REDOCLY_SUPPRESS_UPDATE_NOTICE=true REDOCLY_TELEMETRY=off node_modules/.bin/redocly lint --config redocly.yaml --format=stylish "$DIR/openapi.json"
 # A stream of events does not end: what it sends is tested where it is read (aggregator/tests/http/events_stream.rs).
 PYTHONPATH=. PYTHONDONTWRITEBYTECODE=1 SCHEMATHESIS_HOOKS=hooks .venv/bin/schemathesis --no-color run "$URL/openapi.json" \
-  --exclude-path /api/v1/events/stream --max-time "${SECONDS_AT_MOST:-45}" --max-examples 20 --request-timeout 20
+  --exclude-path /api/v1/events/stream --max-time "${SECONDS_AT_MOST:-30}" --max-examples 20 --request-timeout 20

@@ -68,6 +68,11 @@ fn run(system: &System, query: &Query, variables: &Variables) -> Result<u64> {
         }
         Source::Prometheus => {
             let (from, to) = (range.from as f64 / 1e3, range.to as f64 / 1e3);
+            // A heat map of nothing but zeroes is empty.
+            let text = match query.json["format"] == "heatmap" {
+                true => format!("({text}) > 0"),
+                false => text.clone(),
+            };
             let series = system
                 .prometheus
                 .over(&text, from, to, range.interval as f64 / 1e3)
