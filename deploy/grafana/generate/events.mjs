@@ -1,23 +1,30 @@
-import { bars, dashboard, sqlSeries, sqlTable, table, variables } from "./kit.mjs";
+import { bars, dashboard, like, owner, sqlSeries, sqlTable, table, variables } from "./kit.mjs";
 
 // Every filter that is left as it comes matches everything.
 const filters = [
-  "node ~ '^(${node:regex})$'",
-  "coalesce(namespace, '') ~ '^(${namespace:regex})$'",
-  "coalesce(pod, '') ~ '^(${pod:regex})$'",
-  "type ~ '^(${type:regex})$'",
-  "coalesce(reason, '') ~ '^(${reason:regex})$'",
+  like("node", "node"),
+  like("coalesce(namespace, '')", "namespace"),
+  like("coalesce(pod, '')", "pod"),
+  like("type", "type"),
+  like("coalesce(reason, '')", "reason"),
   "('$ip' = '' or saddr <<= nullif('$ip', '')::inet or daddr <<= nullif('$ip', '')::inet)",
   "('$port' = '' or '$port' in (sport::text, dport::text))",
   "('$text' = '' or concat_ws(' ', reason, comm, attributes::text, stack::text) ilike '%$text%')",
 ].join("\n  and ");
 const found = `from sonde.events\nwhere $__timeFilter(time)\n  and ${filters}`;
-const top = (title, description, value, more = "") =>
+// Counted by what is there, and written out after that: see `owner`.
+const top = (title, description, by, shown, more = "") =>
   table({
     title,
     description,
     w: 8,
-    targets: [sqlTable(`select ${value}, count(*) as events, max(time) as last\n${found}${more}\ngroup by 1 order by events desc limit 30`)],
+    targets: [
+      sqlTable(`select ${shown}, events, last from (
+                select ${by}, count(*) as events, max(time) as last
+                ${found}${more}
+                group by ${by.replace(/ as \w+/g, "")} order by events desc limit 30) as top
+                order by events desc`),
+    ],
   });
 
 export default dashboard({
@@ -34,8 +41,8 @@ export default dashboard({
     variables.text("port", "Port"),
     variables.text("text", "Text in reason, process, attributes, stack"),
   ],
-  gaps: "node ~ '^(${node:regex})$'",
-  changes: "namespace ~ '^(${namespace:regex}|)$'",
+  gaps: like("node", "node"),
+  changes: like("namespace", "namespace", true),
   rows: [
     {
       title: "When",
@@ -51,16 +58,17 @@ export default dashboard({
     {
       title: "What they have in common",
       panels: [
-        top("Reasons", "Why, in the kernel's words.", "concat_ws(' ', type, nullif(reason, '')) as reason"),
-        top("Pods", "Whom it happened to.", "concat_ws('/', nullif(namespace, ''), coalesce(nullif(pod, ''), node)) as place"),
+        top("Reasons", "Why, in the kernel's words.", "type, reason", "type, reason"),
+        top("Pods", "Whom it happened to.", "node, namespace, pod", "node, namespace, pod"),
         top(
           "Other ends",
           "A pod, a service or an address.",
-          "coalesce(nullif(concat_ws('/', peer_namespace, coalesce(nullif(peer_pod, ''), peer_service, peer_node)), ''), host(case when direction = 'ingress' then saddr else daddr end)) as other_end",
+          "case when direction = 'ingress' then saddr else daddr end as other",
+          `${owner("other")} as other_end`,
         ),
-        top("Ports", "Of the destination.", "concat_ws(' ', protocol, dport) as port"),
-        top("Places in the kernel", "The function that dropped the packet, and above it in the stack.", "concat_ws(' < ', attributes->>'location', stack[1], stack[2], stack[3]) as place_in_kernel"),
-        top("Rules of nftables", "Those that can have dropped the packet.", "attributes->>'nft' as rule", "\n  and attributes ? 'nft'"),
+        top("Ports", "Of the destination.", "protocol, dport", "protocol, dport"),
+        top("Places in the kernel", "The function that dropped the packet, and above it in the stack.", "attributes->>'location' as location, stack[1:3] as stack", "location, array_to_string(stack, ' < ') as stack"),
+        top("Rules of nftables", "Those that can have dropped the packet.", "attributes->>'nft' as rule", "rule", "\n  and attributes ? 'nft'"),
       ],
     },
     {

@@ -1,21 +1,19 @@
-import { dashboard, lines, prom, sqlTable, table, variables } from "./kit.mjs";
+import { dashboard, like, lines, owner, prom, sqlTable, table, variables } from "./kit.mjs";
 
 const here = 'cluster=~"$cluster", k8s_node=~"$node", k8s_namespace=~"$namespace", k8s_pod=~"$pod"';
 const flow = (metric, by) => `sum by (${by}) (rate(sonde_flow_${metric}_total{${here}}[$__rate_interval]))`;
-const place = "node ~ '^(${node:regex})$' and namespace ~ '^(${namespace:regex})$' and pod ~ '^(${pod:regex})$'";
+const place = `${like("node", "node")} and ${like("namespace", "namespace")} and ${like("pod", "pod")}`;
 
-// Pods by address, the newest that has it: the names of both ends.
-const named = (address) =>
-  `(select p.namespace || '/' || p.pod from sonde.pods p where ${address} in (select host(ip) from unnest(p.ips) as ip)
-    order by p.valid_to desc nulls first, p.valid_from desc limit 1)`;
+// `rest` stands for all flows that have no row of their own.
+const inet = (column) => `case when ${column} ~ '^[0-9a-f.:]+$' then ${column}::inet end`;
 
 export default dashboard({
   uid: "sonde-flows",
   title: "Flows",
   description: "Who talks to whom, how much, and what is lost or sent again on the way. Probe flow has to be switched on.",
   variables: [variables.cluster, variables.nodes, variables.namespaces, variables.pods],
-  gaps: "node ~ '^(${node:regex})$' and probe in ('', 'flow')",
-  changes: "namespace ~ '^(${namespace:regex}|)$'",
+  gaps: `${like("node", "node")} and probe in ('', 'flow')`,
+  changes: like("namespace", "namespace", true),
   rows: [
     {
       title: "Traffic",
@@ -79,7 +77,9 @@ export default dashboard({
                         select namespace, pod, direction, protocol, src, dst, dport, sum(bytes)::float8 as bytes, sum(packets)::float8 as packets,
                                sum(drops)::float8 as drops, sum(retransmits)::float8 as retransmits
                         from flows group by 1, 2, 3, 4, 5, 6, 7 order by bytes desc nulls last limit 100)
-                      select top.*, ${named("top.src")} as src_pod, ${named("top.dst")} as dst_pod from top`),
+                      select namespace, pod, direction, protocol, src, dst, dport, bytes, packets, drops, retransmits,
+                             ${owner("src_ip")} as src_owner, ${owner("dst_ip")} as dst_owner
+                      from (select top.*, ${inet("src")} as src_ip, ${inet("dst")} as dst_ip from top) as named`),
           ],
           overrides: [{ matcher: { id: "byName", options: "bytes" }, properties: [{ id: "unit", value: "bytes" }] }],
         }),

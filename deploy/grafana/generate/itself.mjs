@@ -1,14 +1,14 @@
-import { bars, dashboard, heatmap, limits, lines, prom, promBuckets, sqlSeries, sqlTable, stat, table, variables } from "./kit.mjs";
+import { bars, dashboard, heatmap, like, limits, lines, prom, promBuckets, sqlSeries, sqlTable, stat, table, variables } from "./kit.mjs";
 
 const c = 'cluster=~"$cluster"';
-const spans = "time <= $__timeTo() and end_time >= $__timeFrom() and node ~ '^(${node:regex})$'";
+const spans = `time <= $__timeTo() and end_time >= $__timeFrom() and ${like("node", "node")}`;
 
 export default dashboard({
   uid: "sonde-itself",
   title: "Itself",
   description: "Whether Sonde sees, ships and stores everything: what it misses is told here first.",
   variables: [variables.cluster, variables.nodes],
-  gaps: "node ~ '^(${node:regex})$'",
+  gaps: like("node", "node"),
   rows: [
     {
       title: "Now",
@@ -30,7 +30,7 @@ export default dashboard({
           thresholds: limits({ red: 1 }),
           targets: [
             sqlTable(`select count(*) as silent from sonde.nodes
-                      where last_seen >= $__timeFrom() and last_seen < now() - interval '2 minutes' and node ~ '^(\${node:regex})$'`),
+                      where last_seen >= $__timeFrom() and last_seen < now() - interval '2 minutes' and ${like("node", "node")}`),
           ],
         }),
         stat({
@@ -77,7 +77,7 @@ export default dashboard({
           description: "Spans in which something could not be seen or had to be dropped, by when they began.",
           targets: [
             sqlSeries(`select $__timeGroupAlias(time, $__interval), cause as metric, count(*) as value
-                       from sonde.gaps where $__timeFilter(time) and node ~ '^(\${node:regex})$' group by 1, 2 order by 1`),
+                       from sonde.gaps where $__timeFilter(time) and ${like("node", "node")} group by 1, 2 order by 1`),
           ],
         }),
         table({
@@ -113,7 +113,7 @@ export default dashboard({
           description: "Their collectors, the longest silent first.",
           targets: [
             sqlTable(`select node, version, kernel, last_seen, extract(epoch from now() - last_seen)::float8 as seconds_ago, interval_seconds
-                      from sonde.nodes where node ~ '^(\${node:regex})$' order by last_seen`),
+                      from sonde.nodes where ${like("node", "node")} order by last_seen`),
           ],
           overrides: [
             { matcher: { id: "byName", options: "seconds_ago" }, properties: [{ id: "unit", value: "s" }, { id: "thresholds", value: limits({ yellow: 60, red: 120 }) }, { id: "custom.cellOptions", value: { type: "color-background" } }] },

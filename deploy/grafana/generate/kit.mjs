@@ -64,6 +64,23 @@ const choice = (name, label, source, definition, more) => ({
 const MANY = { multi: true, includeAll: true, allValue: ".*", current: { text: ["All"], value: ["$__all"] } };
 const ONE = { multi: false, includeAll: false };
 
+/**
+ * A condition: the column has one of the values chosen for a variable of several; `empty`: or none. At All the condition is
+ * constant, and PostgreSQL leaves out what it would have joined for it.
+ */
+export const like = (column, variable, empty = false) =>
+  `('\${${variable}:regex}' = '.*' or ${column} ~ '^(\${${variable}:regex}${empty ? "|" : ""})$')`;
+
+/**
+ * Whose an address is: the pod or service that had it last, else the address. For what is counted already: asked of every
+ * event, it would cost more than all the rest.
+ */
+export const owner = (address) =>
+  `coalesce((select p.namespace || '/' || p.pod from sonde.pods p where ${address} = any(p.ips)
+             order by p.valid_to desc nulls first, p.valid_from desc limit 1),
+            (select s.namespace || '/' || s.service from sonde.services s where ${address} = any(s.ips)
+             order by s.valid_to desc nulls first limit 1), host(${address}))`;
+
 const PODS = "from sonde.pods where (valid_to is null or valid_to >= $__timeFrom()) and valid_from <= $__timeTo()";
 
 export const variables = {
@@ -77,7 +94,7 @@ export const variables = {
     "pod",
     "Pod",
     DATABASE,
-    `select distinct pod ${PODS} and namespace ~ '^(\${namespace:regex})$' order by 1`,
+    `select distinct pod ${PODS} and ${like("namespace", "namespace")} order by 1`,
     MANY,
   ),
   types: choice("type", "Type", DATABASE, "select distinct type from sonde.events where $__timeFilter(time) order by 1", MANY),
@@ -85,7 +102,7 @@ export const variables = {
     "reason",
     "Reason",
     DATABASE,
-    "select distinct reason from sonde.events where $__timeFilter(time) and type ~ '^(${type:regex})$' and reason <> '' order by 1",
+    `select distinct reason from sonde.events where $__timeFilter(time) and ${like("type", "type")} and reason <> '' order by 1`,
     MANY,
   ),
   text: (name, label) => ({

@@ -1,4 +1,4 @@
-import { dashboard, heatmap, limits, lines, prom, promBuckets, sqlTable, table, variables } from "./kit.mjs";
+import { dashboard, heatmap, like, limits, lines, prom, promBuckets, sqlTable, table, variables } from "./kit.mjs";
 
 const here = 'cluster=~"$cluster", k8s_node=~"$node", k8s_namespace=~"$namespace", k8s_pod=~"$pod"';
 const nodes = 'cluster=~"$cluster", k8s_node=~"$node"';
@@ -24,8 +24,8 @@ export default dashboard({
   title: "Latency",
   description: "Where time goes between a process and the wire: connection, socket, stack, queue, driver, interrupt, name.",
   variables: [variables.cluster, variables.nodes, variables.namespaces, variables.pods],
-  gaps: "node ~ '^(${node:regex})$'",
-  changes: "namespace ~ '^(${namespace:regex}|)$'",
+  gaps: like("node", "node"),
+  changes: like("namespace", "namespace", true),
   rows: [
     {
       title: "Connections and names",
@@ -88,8 +88,8 @@ export default dashboard({
           targets: [
             sqlTable(`select time, latency_ns / 1e9::float8 as latency, type, node, namespace, pod, comm, protocol,
                       host(saddr) as saddr, sport, host(daddr) as daddr, dport, attributes::text as attributes
-                      from sonde.events where $__timeFilter(time) and latency_ns is not null and node ~ '^(\${node:regex})$'
-                      and coalesce(namespace, '') ~ '^(\${namespace:regex})$' and coalesce(pod, '') ~ '^(\${pod:regex})$'
+                      from sonde.events where $__timeFilter(time) and latency_ns is not null and ${like("node", "node")}
+                      and ${like("coalesce(namespace, '')", "namespace")} and ${like("coalesce(pod, '')", "pod")}
                       order by latency_ns desc limit 200`),
           ],
           overrides: [{ matcher: { id: "byName", options: "latency" }, properties: [{ id: "unit", value: "s" }] }],

@@ -1,17 +1,17 @@
-import { bars, dashboard, limits, lines, prom, sqlSeries, sqlTable, stat, table, toNode, toPod, variables } from "./kit.mjs";
+import { bars, dashboard, like, limits, lines, owner, prom, sqlSeries, sqlTable, stat, table, toNode, toPod, variables } from "./kit.mjs";
 
 const here = 'cluster=~"$cluster", k8s_node=~"$node", k8s_namespace=~"$namespace"';
 const nodes = 'cluster=~"$cluster", k8s_node=~"$node"';
 // An event of no known pod has neither namespace nor pod: it belongs to its node.
-const place = "node ~ '^(${node:regex})$' and coalesce(namespace, '') ~ '^(${namespace:regex})$'";
+const place = `${like("node", "node")} and ${like("coalesce(namespace, '')", "namespace")}`;
 
 export default dashboard({
   uid: "sonde-overview",
   title: "Cluster overview",
   description: "What the network does to the pods of the cluster, where it is worst, and what changed before.",
   variables: [variables.cluster, variables.nodes, variables.namespaces],
-  gaps: "node ~ '^(${node:regex})$'",
-  changes: "namespace ~ '^(${namespace:regex}|)$'",
+  gaps: like("node", "node"),
+  changes: like("namespace", "namespace", true),
   rows: [
     {
       title: "Now",
@@ -22,7 +22,7 @@ export default dashboard({
           targets: [
             sqlTable(`select count(*) filter (where last_seen > now() - interval '2 minutes') as reporting,
                       count(*) filter (where last_seen <= now() - interval '2 minutes') as silent
-                      from sonde.nodes where node ~ '^(\${node:regex})$'`),
+                      from sonde.nodes where ${like("node", "node")}`),
           ],
           overrides: [
             { matcher: { id: "byName", options: "silent" }, properties: [{ id: "thresholds", value: limits({ red: 1 }) }] },
@@ -33,7 +33,7 @@ export default dashboard({
           description: "Pods that are there now.",
           targets: [
             sqlTable(`select count(*) as pods from sonde.pods
-                      where valid_to is null and node ~ '^(\${node:regex})$' and namespace ~ '^(\${namespace:regex})$'`),
+                      where valid_to is null and ${like("node", "node")} and ${like("namespace", "namespace")}`),
           ],
         }),
         stat({
@@ -85,7 +85,7 @@ export default dashboard({
           thresholds: limits({ yellow: 1 }),
           targets: [
             sqlTable(`select count(*) as gaps from sonde.gaps
-                      where time <= $__timeTo() and end_time >= $__timeFrom() and node ~ '^(\${node:regex})$'`),
+                      where time <= $__timeTo() and end_time >= $__timeFrom() and ${like("node", "node")}`),
           ],
         }),
       ],
@@ -137,7 +137,7 @@ export default dashboard({
           description: "From the Kubernetes API, newest first: rollouts, restarts, deletes, readiness. Most incidents begin with one of these.",
           targets: [
             sqlTable(`select time, kind, node, namespace, pod, workload, service, before, after, detail
-                      from sonde.changes where $__timeFilter(time) and namespace ~ '^(\${namespace:regex}|)$'
+                      from sonde.changes where $__timeFilter(time) and ${like("namespace", "namespace", true)}
                       order by time desc limit 200`),
           ],
         }),
@@ -163,12 +163,12 @@ export default dashboard({
           title: "Pairs with the most events",
           description: "Who talked to whom when it went wrong. The other end is a pod, a service or an address.",
           targets: [
-            sqlTable(`select namespace, pod, direction,
-                      coalesce(nullif(concat_ws('/', peer_namespace, coalesce(nullif(peer_pod, ''), peer_service, peer_node)), ''),
-                               host(case when direction = 'ingress' then saddr else daddr end)) as peer,
-                      type, count(*) as events, max(time) as last
-                      from sonde.events where $__timeFilter(time) and ${place}
-                      group by 1, 2, 3, 4, 5 order by events desc limit 50`),
+            sqlTable(`select namespace, pod, direction, ${owner("other")} as other_end, type, events, last
+                      from (select namespace, pod, direction, case when direction = 'ingress' then saddr else daddr end as other,
+                                   type, count(*) as events, max(time) as last
+                            from sonde.events where $__timeFilter(time) and ${place}
+                            group by 1, 2, 3, 4, 5 order by events desc limit 50) as pairs
+                      order by events desc`),
           ],
         }),
         lines({

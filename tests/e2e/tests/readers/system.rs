@@ -168,12 +168,12 @@ fn scrapes(site: &Site) -> String {
         "global: {{scrape_interval: 1s, scrape_timeout: 1s, evaluation_interval: 1s}}\n\
          rule_files: ['{}']\n\
          scrape_configs:\n\
-         - job_name: sonde\n  honor_labels: true\n  metrics_path: /federate\n  \
+         - job_name: sonde\n  honor_labels: true\n  honor_timestamps: false\n  metrics_path: /federate\n  \
          params: {{'match[]': ['{{__name__=~\"sonde_.+\"}}']}}\n  \
          static_configs: [{{targets: ['{}'], labels: {{cluster: {CLUSTER}}}}}]\n\
          - job_name: sonde-aggregator\n  \
          static_configs: [{{targets: ['{}'], labels: {{cluster: {CLUSTER}}}}}]\n\
-         - job_name: sonde-collector\n  \
+         - job_name: sonde-collectors\n  \
          static_configs: [{{targets: ['{}'], labels: {{cluster: {CLUSTER}, node: {node}}}}}]\n  \
          metric_relabel_configs:\n  \
          - {{source_labels: [__name__], regex: '(sonde_collector|kubeskoop)_.*', action: keep}}\n",
