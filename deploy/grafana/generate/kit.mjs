@@ -45,7 +45,6 @@ const datasource = (name, label, type, regex = "") => ({
   regex,
   hide: 0,
   refresh: 1,
-  current: {},
 });
 
 const choice = (name, label, source, definition, more) => ({
@@ -196,7 +195,7 @@ export const table = (spec) =>
     ...spec,
     custom: { align: "auto", cellOptions: { type: "auto" }, filterable: true, inspect: true },
     overrides: [...(spec.overrides ?? []), ...PLACES],
-    options: { showHeader: true, cellHeight: "sm", footer: { show: false, reducer: ["sum"], fields: "" } },
+    options: { showHeader: true, cellHeight: "sm", footer: { show: false, reducer: ["sum"], fields: [] } },
   });
 
 /** How a time is spread, on a logarithmic scale. */
@@ -293,7 +292,18 @@ export const dashboard = ({ uid, title, description, variables, rows, gaps = "tr
   refresh,
   time: { from, to: "now" },
   links: [
-    { type: "dashboards", title: "Sonde", tags: ["sonde"], asDropdown: false, includeVars: true, keepTime: true, targetBlank: false },
+    {
+      type: "dashboards",
+      title: "Sonde",
+      tags: ["sonde"],
+      icon: "external link",
+      tooltip: "",
+      url: "",
+      asDropdown: false,
+      includeVars: true,
+      keepTime: true,
+      targetBlank: false,
+    },
   ],
   annotations: { list: annotations({ gaps, changes }) },
   templating: {

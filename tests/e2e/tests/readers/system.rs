@@ -1,5 +1,5 @@
 //! The system that all tests of this program share: `sonde up` with every probe on, pods with traffic and faults, and a
-//! Prometheus that scrapes it as deploy/prometheus has it, but each second.
+//! Prometheus that scrapes it as deploy/prometheus has it, but more often.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -15,7 +15,7 @@ use sonde_lab::Lab;
 use crate::traffic::Traffic;
 
 /// Between two scrapes, in milliseconds.
-pub(crate) const SCRAPE: u64 = 1000;
+pub(crate) const SCRAPE: u64 = 2000;
 /// The cluster that Prometheus says everything belongs to.
 pub(crate) const CLUSTER: &str = "lab";
 
@@ -87,6 +87,16 @@ impl System {
         self.site.barrier(&self.traffic.client, &self.traffic.server)?;
         let dropped = "rate(sonde_packetloss_drops_total{class=\"suspect\",k8s_pod!=\"\"}[20s]) > 0";
         self.scraped(dropped)?;
+        let gaps = format!(
+            "select count(*) from sonde.gaps where pod = '{}'",
+            self.traffic.server.name()
+        );
+        self.site.until("the gap of what was held back", || {
+            Ok(match self.site.sql_number(&gaps)? {
+                0 => Err("no gap".into()),
+                _ => Ok(()),
+            })
+        })?;
         self.scraped("sonde_collector_ebpf_cpu_ratio")
     }
 
@@ -165,7 +175,7 @@ impl System {
 fn scrapes(site: &Site) -> String {
     let rules = root().join("deploy/prometheus/rules/*.yaml");
     format!(
-        "global: {{scrape_interval: 1s, scrape_timeout: 1s, evaluation_interval: 1s}}\n\
+        "global: {{scrape_interval: {SCRAPE}ms, scrape_timeout: {SCRAPE}ms, evaluation_interval: {SCRAPE}ms}}\n\
          rule_files: ['{}']\n\
          scrape_configs:\n\
          - job_name: sonde\n  honor_labels: true\n  honor_timestamps: false\n  metrics_path: /federate\n  \

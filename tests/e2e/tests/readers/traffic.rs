@@ -91,6 +91,9 @@ impl Traffic {
     fn dns(&self) -> Result<()> {
         let server = sockets::udp(&self.server, Family::V4, DNS)?;
         let client = sockets::udp(&self.client, Family::V4, 0)?;
+        for socket in [&server, &client] {
+            socket.set_read_timeout(Some(Duration::from_secs(30)))?;
+        }
         let to: SocketAddr = self.server.socket(Family::V4, DNS);
         for (id, code) in [(1, 0), (2, 3)] {
             // Header (a question, recursion desired), the name `a.b`, type A, class IN.
