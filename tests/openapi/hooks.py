@@ -22,8 +22,6 @@ def before_call(context, case, kwargs):
         for name, value in list(query.items()):
             if isinstance(value, list):
                 del query[name]
-    if "kind" in query:
-        query["kind"] = ["rollout"]
     if case.operation.path == "/federate":
         query["match[]"] = ['{__name__=~"sonde_tcp_.+"}', 'sonde_netdev_receive_bytes_total{device!="lo"}']
     if "probe" in case.path_parameters:

@@ -27,9 +27,6 @@ struct StatsParams {
     to: Option<String>,
     /// What to count by: `type` (the default), `reason`, `probe`, `protocol`, `node`, `namespace`, `pod`, `workload`,
     /// `interface`, `comm`, `state`, `direction`, `saddr`, `daddr`, `sport`, `dport`.
-    #[param(
-        pattern = "^(type|reason|probe|protocol|node|namespace|pod|workload|interface|comm|state|direction|saddr|daddr|sport|dport)$"
-    )]
     by: Option<String>,
     /// Length of a step, such as `10s`. Default: about a sixtieth of the span.
     step: Option<String>,

@@ -7,6 +7,9 @@ use utoipa::openapi::response::Response;
 use utoipa::openapi::schema::{ArrayItems, Object, Schema, SchemaType, Type};
 use utoipa::openapi::{OpenApi, Ref, RefOr};
 
+use crate::kubernetes::KINDS;
+use crate::store::query::stats::Field;
+
 pub(super) struct Common;
 
 /// Media type of errors.
@@ -29,9 +32,19 @@ const FORMS: [(&str, &str); 9] = [
         "port",
         "^!?(0*[0-9]{1,4}|0*[1-5][0-9]{4}|0*6[0-4][0-9]{3}|0*65[0-4][0-9]{2}|0*655[0-2][0-9]|0*6553[0-5])$",
     ),
-    ("q", r"^(!?[^!\x00]|![^\x00]|[^!\x00][^\x00])[^\x00]*$"),
+    ("q", r"^([^!\x00]|![^\x00])[^\x00]*$"),
     ("cursor", "^[A-Za-z0-9_-]+$"),
 ];
+
+/// The words that a parameter takes, where they are a list in the code; behind `!` where several can be given.
+fn words(name: &str) -> Option<String> {
+    let any = |words: Vec<&str>| words.join("|");
+    match name {
+        "by" => Some(format!("^({})$", any(Field::ALL.map(|(word, _)| word).into()))),
+        "kind" => Some(format!("^!?({})$", any(KINDS.map(|(word, _)| word).into()))),
+        _ => None,
+    }
+}
 
 impl Modify for Common {
     fn modify(&self, document: &mut OpenApi) {
@@ -90,7 +103,8 @@ fn shape(object: &mut Object, name: &str) {
     let text = object.schema_type == SchemaType::Type(Type::String);
     if text && object.pattern.is_none() && object.enum_values.is_none() {
         let form = FORMS.iter().find(|(known, _)| *known == name);
-        object.pattern = Some(form.map_or(TEXT, |(_, form)| form).to_owned());
+        let form = || form.map_or(TEXT, |(_, form)| form).to_owned();
+        object.pattern = Some(words(name).unwrap_or_else(form));
     }
 }
 
