@@ -280,7 +280,7 @@ const laidOut = (rows) => {
 };
 
 /** `gaps` and `changes`: SQL conditions for the annotations. */
-export const dashboard = ({ uid, title, description, variables, rows, gaps = "true", changes = "true", from = "now-1h", refresh = "30s" }) => ({
+export const dashboard = ({ uid, title, description, variables, rows, gaps = "true", changes = "true", from = "now-1h", refresh = "1m" }) => ({
   uid,
   title: `Sonde / ${title}`,
   description,
