@@ -26,7 +26,6 @@ struct PageParams {
     /// End, exclusive. Default: now.
     to: Option<String>,
     /// `desc`: newest first, the default; `asc`: oldest first.
-    #[param(pattern = "^(desc|asc)$")]
     order: Option<String>,
     /// Events in a page, 1 to 1000, by default 100.
     #[param(minimum = 1, maximum = 1000)]

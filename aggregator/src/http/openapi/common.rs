@@ -21,11 +21,13 @@ const SPAN: &str = "^[0-9]{1,15}(ms|s|m|h|d)$";
 const TEXT: &str = r"^[^\x00]*$";
 
 /// The form of a parameter, as a regular expression, by its name.
-const FORMS: [(&str, &str); 9] = [
+const FORMS: [(&str, &str); 11] = [
     ("from", TIME),
     ("to", TIME),
     ("at", TIME),
     ("step", SPAN),
+    ("order", "^(desc|asc)$"),
+    ("format", "^(ndjson|csv)$"),
     ("min_latency", "^[0-9]{1,19}(ms|s|m|h|d)?$"),
     ("ip", r"^!?[0-9A-Fa-f:.]{2,45}(/[0-9]{1,3})?$"),
     (
@@ -105,6 +107,11 @@ fn shape(object: &mut Object, name: &str) {
         let form = FORMS.iter().find(|(known, _)| *known == name);
         let form = || form.map_or(TEXT, |(_, form)| form).to_owned();
         object.pattern = Some(words(name).unwrap_or_else(form));
+    }
+    if name == "limit" {
+        // None is no page; an endpoint's own bound stays as it says.
+        object.minimum = Some(1u32.into());
+        object.maximum.get_or_insert(u32::MAX.into());
     }
 }
 
