@@ -52,6 +52,7 @@ lint: setup-test
 	@scripts/lint.sh
 
 docs:
+	@node deploy/grafana/generate/index.mjs
 	@SONDE_WRITE_DOCS=1 cargo test --release --locked -p sonde-common --test config_doc
 	@SONDE_WRITE_DOCS=1 cargo test --release --locked -p sonde-collector --test probe_docs
 

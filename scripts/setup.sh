@@ -59,6 +59,7 @@ if [ "$WHAT" = test ]; then
   need qemu-system-x86 has qemu-system-x86_64
   need xz-utils has xz
   need binutils has strip
+  need python3-venv python3 -c 'import ensurepip, venv'
 fi
 if [ "$WHAT" = fuzz ]; then need g++ has g++; fi
 install_packages
@@ -153,5 +154,20 @@ web_packages() {
   fi
 }
 web_packages aggregator/ui
-if [ "$WHAT" = test ]; then web_packages tests/browser; fi
+if [ "$WHAT" = test ]; then
+  web_packages tests/browser
+  web_packages tests/openapi
+fi
+
+# ---- Python packages: exactly what the requirements say, hashes included, in a place of their own ------------------
+python_packages() {
+  local dir=$1
+  if ! cmp -s "$dir/requirements.txt" "$dir/.venv/.sonde-requirements"; then
+    say "installing Python packages of $dir"
+    as_builder sh -c "cd '$dir' && rm -rf .venv && python3 -m venv .venv \
+      && .venv/bin/pip install -q --disable-pip-version-check --require-hashes --only-binary :all: -r requirements.txt \
+      && cp requirements.txt .venv/.sonde-requirements"
+  fi
+}
+if [ "$WHAT" = test ]; then python_packages tests/openapi; fi
 say "everything for \`make $WHAT\` is here"

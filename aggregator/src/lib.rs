@@ -8,6 +8,7 @@ pub mod ingest;
 pub mod kubernetes;
 pub mod live;
 pub mod metrics;
+mod packed;
 pub mod push;
 pub mod run;
 pub mod store;

@@ -159,11 +159,11 @@ async fn serve_with(
     // One part that fails ends the others too.
     let (trigger, both) = shutdown::channel();
     let ingest = ingest::Service::new(store.clone(), live.clone(), metrics.clone(), both.clone());
-    let state = http::AppState::new(store.clone(), live, metrics, both.clone())
+    let state = http::AppState::new(store.clone(), live.clone(), metrics, both.clone())
         .with_kubernetes(kubernetes.status.clone())
         .with_pushes(pushes.status.clone());
     let watch = tokio::spawn(kubernetes.run(store.clone(), both.clone()));
-    let pushing = tokio::spawn(pushes.run(store.clone(), both.clone()));
+    let pushing = tokio::spawn(pushes.run(store.clone(), live.clone(), both.clone()));
     let mut ingest = tokio::spawn(ingest.serve(grpc));
     let mut http = tokio::spawn(http::serve(state, http, both));
     let mut stop = shutdown;

@@ -317,3 +317,15 @@ pub fn add(counter: *mut u64, add: u64) {
         );
     }
 }
+
+/// The same for a counter of this CPU that nobody else adds to: by no other program, and not by this one when it interrupts
+/// itself. Typed programs run only on kernels that skip a program where it runs already, so a plain addition will do, which costs
+/// a sixth.
+#[inline(always)]
+pub fn add_own<A: Access>(counter: *mut u64, by: u64) {
+    if A::IS_TYPED {
+        unsafe { counter.write_volatile(counter.read_volatile().wrapping_add(by)) };
+    } else {
+        add(counter, by);
+    }
+}

@@ -63,6 +63,20 @@ fn port(sk: *const u8) -> u16 {
 /// `to` may be written.
 #[inline(always)]
 pub unsafe fn of_answer(skb: *const u8, in_state: u8, to: *mut Connection) {
+    unsafe { of_ends(skb, in_state, to, true) }
+}
+
+/// The ends of a packet of TCP or UDP: its sender first.
+///
+/// # Safety
+/// `to` may be written.
+#[inline(always)]
+pub unsafe fn of_packet(skb: *const u8, to: *mut Connection) {
+    unsafe { of_ends(skb, 0, to, false) }
+}
+
+#[inline(always)]
+unsafe fn of_ends(skb: *const u8, in_state: u8, to: *mut Connection, receiver_first: bool) {
     let head = packet::head::<Probed>(skb);
     let network = SKB_NETWORK_HEADER.read::<Probed>(skb).unwrap_or(UNSET);
     let transport = SKB_TRANSPORT_HEADER.read::<Probed>(skb).unwrap_or(UNSET);
@@ -74,22 +88,28 @@ pub unsafe fn of_answer(skb: *const u8, in_state: u8, to: *mut Connection) {
             return;
         }
         let ip = head.wrapping_add(network as usize);
-        let (own, peer) = (addr_of_mut!((*to).saddr).cast(), addr_of_mut!((*to).daddr).cast());
+        let (first, second) = (addr_of_mut!((*to).saddr).cast(), addr_of_mut!((*to).daddr).cast());
+        let (sender, receiver) = if receiver_first {
+            (second, first)
+        } else {
+            (first, second)
+        };
         let family = if ethertype == ETH_P_IP {
-            read::<4>(ip.wrapping_add(16), own);
-            read::<4>(ip.wrapping_add(12), peer);
+            read::<4>(ip.wrapping_add(12), sender);
+            read::<4>(ip.wrapping_add(16), receiver);
             AF_INET
         } else if ethertype == ETH_P_IPV6 {
-            read::<16>(ip.wrapping_add(24), own);
-            read::<16>(ip.wrapping_add(8), peer);
+            read::<16>(ip.wrapping_add(8), sender);
+            read::<16>(ip.wrapping_add(24), receiver);
             AF_INET6
         } else {
             return;
         };
         addr_of_mut!((*to).family).write(family);
         let ports: [u16; 2] = Probed::load(head.wrapping_add(transport as usize));
-        addr_of_mut!((*to).sport).write(u16::from_be(ports[1]));
-        addr_of_mut!((*to).dport).write(u16::from_be(ports[0]));
+        let [sender, receiver] = ports.map(u16::from_be);
+        addr_of_mut!((*to).sport).write(if receiver_first { receiver } else { sender });
+        addr_of_mut!((*to).dport).write(if receiver_first { sender } else { receiver });
     }
 }
 

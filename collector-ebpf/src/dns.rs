@@ -101,7 +101,7 @@ fn query<A: Access>(context: *const u64) -> i32 {
         return 0;
     }
     let layer3 = per_packet::sent::<A>(skb, packet::head::<A>(skb));
-    let ends = per_packet::ends(layer3);
+    let ends = per_packet::ends::<A>(layer3);
     if ends.protocol != UDP || ends.dport != PORT {
         return 0;
     }
@@ -154,7 +154,7 @@ fn answer<A: Access>(context: *const u64) -> i32 {
         return 0;
     }
     let layer3 = per_packet::received::<A>(skb, packet::head::<A>(skb));
-    let ends = per_packet::ends(layer3);
+    let ends = per_packet::ends::<A>(layer3);
     if ends.protocol != UDP || ends.sport != PORT {
         return 0;
     }

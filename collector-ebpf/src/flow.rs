@@ -4,17 +4,18 @@
 
 use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
+use aya_ebpf::helpers::generated;
 use aya_ebpf::macros::{btf_tracepoint, classifier, map, raw_tracepoint};
-use aya_ebpf::maps::{HashMap, LruHashMap, PerCpuArray, PerCpuHashMap};
+use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, PerCpuHashMap};
 use aya_ebpf::programs::{BtfTracePointContext, RawTracePointContext, TcContext};
 use core::ptr::{addr_of, addr_of_mut};
-use sonde_ebpf_common::flow::{Count, DeviceKey, Key, PER_NAMESPACE, direction, family};
+use sonde_ebpf_common::flow::{Count, DeviceKey, Key, LOOK_EVERY, Look, PER_NAMESPACE, direction, family};
 use sonde_ebpf_common::lost;
 
 use crate::access::{
     Access, DEV_IFINDEX, Live, Probed, RECEIVE_SKB, SHARED_GSO_SEGS, SHARED_GSO_SIZE, SHARED_GSO_TYPE, SKB_DATA,
     SKB_DATA_LEN, SKB_DEV, SKB_ENCAPSULATION, SKB_END, SKB_INNER_TRANSPORT, SKB_LEN, SKB_MAC_HEADER, START_XMIT_DEV,
-    START_XMIT_SKB, Setting, Typed, add, argument,
+    START_XMIT_SKB, Setting, Typed, add, add_own, argument,
 };
 use crate::per_packet::{Ends, Layer3, TCP};
 use crate::place::Place;
@@ -39,6 +40,19 @@ static FLOW_BY_TC: HashMap<DeviceKey, u32> = HashMap::with_max_entries(1, 0);
 
 #[map]
 static FLOW_TURNS: PerCpuArray<u32> = PerCpuArray::with_max_entries(1, 0);
+
+/// When the collector looked last, CLOCK_MONOTONIC.
+#[map]
+static FLOW_BEAT: Array<u64> = Array::with_max_entries(1, 0);
+
+#[map]
+static FLOW_LOOKS: PerCpuArray<Look> = PerCpuArray::with_max_entries(1, 0);
+
+/// After which time without a look of the collector's it is taken to be gone.
+#[used]
+#[unsafe(no_mangle)]
+#[unsafe(link_section = ".data.FLOW_PATIENCE_NS")]
+static FLOW_PATIENCE_NS: Live<u64> = Live::new(u64::MAX >> 1);
 
 #[used]
 #[unsafe(no_mangle)]
@@ -97,17 +111,39 @@ pub fn flow_tcx(ctx: TcContext) -> i32 {
     on_device(&ctx)
 }
 
+/// A filter stays when its collector is killed, until the next one comes: then it stands aside.
 #[classifier]
 pub fn flow_clsact(ctx: TcContext) -> i32 {
-    on_device(&ctx)
+    if is_left_behind() { NEXT } else { on_device(&ctx) }
 }
+
+/// Whether the collector has not looked for long. Asked of the clock for one packet in [`LOOK_EVERY`].
+#[inline(always)]
+fn is_left_behind() -> bool {
+    let (Some(look), Some(beat)) = (FLOW_LOOKS.get_ptr_mut(0), FLOW_BEAT.get_ptr(0)) else {
+        return false;
+    };
+    unsafe {
+        if (*look).left == 0 {
+            (*look).left = LOOK_EVERY;
+            let now = generated::bpf_ktime_get_ns();
+            (*look).gone = u32::from(now > beat.read_volatile() + FLOW_PATIENCE_NS.get());
+        }
+        (*look).left -= 1;
+        if (*look).gone != 0 {
+            (*look).passed += 1;
+        }
+        (*look).gone != 0
+    }
+}
+
+/// TCX_NEXT, and TC_ACT_UNSPEC of filters.
+const NEXT: i32 = -1;
 
 /// On a device, before all other programs there: packets come here too that another program took from a device of the
 /// host's and gave to this one.
 #[inline(always)]
 fn on_device(ctx: &TcContext) -> i32 {
-    /// TCX_NEXT, and TC_ACT_UNSPEC of filters.
-    const NEXT: i32 = -1;
     // The context is the kernel's packet; as a number, as its members are not those that the verifier has for it.
     let context = ctx.as_ptr();
     let skb: u64 = unsafe { Probed::load(addr_of!(context).cast()) };
@@ -139,27 +175,29 @@ fn count<A: Access>(skb: *const u8, device: *const u8, way: Way) -> i32 {
         return 0;
     }
     let head = packet::head::<A>(skb);
-    let data = SKB_DATA.read::<A>(skb).unwrap_or(0).wrapping_sub(head as u64) as u32;
+    let data = || SKB_DATA.read::<A>(skb).unwrap_or(0).wrapping_sub(head as u64) as u32;
     let mut bytes = SKB_LEN.read::<A>(skb).unwrap_or(0);
     let (layer3, link) = if way == Way::Received {
+        let data = data();
         let link = match SKB_MAC_HEADER.read::<A>(skb) {
             Some(mac) if (mac as u32) < data => mac as u32,
             _ => data,
         };
         bytes += data - link;
-        (per_packet::received::<A>(skb, head), link)
+        (per_packet::received::<A>(skb, head), Some(link))
     } else {
-        (per_packet::sent::<A>(skb, head), data)
+        (per_packet::sent::<A>(skb, head), None)
     };
     let direction = match way {
         Way::Sent => direction::EGRESS,
         _ => direction::INGRESS,
     };
-    let ends = per_packet::ends(layer3);
+    let ends = per_packet::ends::<A>(layer3);
     let (mut packets, mut all_bytes) = (1, bytes as u64);
     let mut pages = SKB_DATA_LEN.read::<A>(skb) != Some(0);
     pages |= bytes > 1514;
     if pages {
+        let link = link.unwrap_or_else(data);
         let segments = Segments::read::<A>(skb, head, &layer3, &ends, link, bytes);
         packets = segments.count as u64;
         all_bytes += (segments.count - 1) as u64 * segments.headers as u64;
@@ -171,8 +209,8 @@ fn count<A: Access>(skb: *const u8, device: *const u8, way: Way) -> i32 {
     let mut key = key(&place, per_packet::name::<A>(device), direction, &ends);
     if let Some(counter) = FLOW_COUNTS.get_ptr_mut(&key) {
         unsafe {
-            add(addr_of_mut!((*counter).packets), packets);
-            add(addr_of_mut!((*counter).bytes), all_bytes);
+            add_own::<A>(addr_of_mut!((*counter).packets), packets);
+            add_own::<A>(addr_of_mut!((*counter).bytes), all_bytes);
         }
         return 0;
     }
@@ -233,10 +271,16 @@ fn add_to(key: &Key, one: &Count) -> bool {
         return false;
     };
     unsafe {
-        add(addr_of_mut!((*counter).packets), one.packets);
-        add(addr_of_mut!((*counter).bytes), one.bytes);
-        add(addr_of_mut!((*counter).drops), one.drops);
-        add(addr_of_mut!((*counter).retransmits), one.retransmits);
+        for (counter, by) in [
+            (addr_of_mut!((*counter).packets), one.packets),
+            (addr_of_mut!((*counter).bytes), one.bytes),
+            (addr_of_mut!((*counter).drops), one.drops),
+            (addr_of_mut!((*counter).retransmits), one.retransmits),
+        ] {
+            if by != 0 {
+                add(counter, by);
+            }
+        }
     }
     true
 }

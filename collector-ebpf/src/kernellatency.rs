@@ -424,7 +424,7 @@ impl Long {
             addr_of_mut!((*record).ifindex).write(self.ifindex);
             addr_of_mut!((*record).len).write(SKB_LEN.read::<A>(skb).unwrap_or(0));
             let layer3 = per_packet::sent::<A>(skb, packet::head::<A>(skb));
-            per_packet::capture(layer3, addr_of_mut!((*record).packet));
+            per_packet::capture::<A>(layer3, addr_of_mut!((*record).packet));
         });
     }
 }

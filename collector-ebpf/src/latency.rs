@@ -7,7 +7,7 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::{PerCpuArray, PerCpuHashMap};
 use sonde_ebpf_common::latency::{Latency, SLOTS, THRESHOLDS, slot};
 
-use crate::access::add;
+use crate::access::{Access, add, add_own};
 use crate::ring;
 
 /// A histogram with nothing in it, too big for the stack.
@@ -41,6 +41,17 @@ pub const NONE: Latency = Latency {
 /// Counts a time. `latency` is a value of a map.
 #[inline(always)]
 pub fn observe(latency: *mut Latency, ns: u64) {
+    observe_by(add, latency, ns);
+}
+
+/// The same where no other program counts there: see [`add_own`].
+#[inline(always)]
+pub fn observe_own<A: Access>(latency: *mut Latency, ns: u64) {
+    observe_by(add_own::<A>, latency, ns);
+}
+
+#[inline(always)]
+fn observe_by(add: impl Fn(*mut u64, u64), latency: *mut Latency, ns: u64) {
     let mut at = slot(ns);
     unsafe {
         add(addr_of_mut!((*latency).sum_ns), ns);

@@ -12,14 +12,14 @@ use aya_ebpf::macros::{btf_tracepoint, map, raw_tracepoint};
 use aya_ebpf::maps::{Array, PerCpuArray, PerCpuHashMap};
 use aya_ebpf::programs::{BtfTracePointContext, RawTracePointContext};
 use core::ptr::{addr_of, addr_of_mut};
-use sonde_ebpf_common::netiftxlat::{Drivers, InDriver, Key, NESTED, QUEUED, Queued, Record, Times};
+use sonde_ebpf_common::netiftxlat::{Drivers, InDriver, Key, NESTED, QUEUED, Queued, Record, Times, UNMATCHED};
 use sonde_ebpf_common::packet::Packet;
 use sonde_ebpf_common::record::kind;
 use sonde_ebpf_common::{limit as types, lost};
 
 use crate::access::{
     Access, DEV_IFINDEX, Live, NET_DEV_QUEUE_SKB, NET_DEV_XMIT_DEV, NET_DEV_XMIT_SKB, Probed, SKB_DATA_LEN, SKB_LEN,
-    SKB_TSTAMP, START_XMIT_DEV, START_XMIT_SKB, Typed, add, argument,
+    SKB_TSTAMP, START_XMIT_DEV, START_XMIT_SKB, Typed, add_own, argument,
 };
 use crate::place::{self, Place};
 use crate::{latency, limit, packet, per_packet, ring};
@@ -199,41 +199,38 @@ fn start<A: Access>(context: *const u64) -> i32 {
     if since.is_none() && NETIFTXLAT_SAMPLE.get() > 1 {
         return 0;
     }
-    let key = unsafe {
+    unsafe {
         addr_of_mut!((*mine).key).write(Key {
             cookie: place.cookie,
             netns: place.netns,
             pad: 0,
             device: per_packet::name::<A>(device),
         });
-        &*addr_of!((*mine).key)
-    };
-    let Some(times) = times(key) else { return 0 };
+    }
     if NETIFTXLAT_EVENTS.get() != 0 {
         // Now, as the driver may free the packet before it is done.
         unsafe {
             addr_of_mut!((*mine).ifindex).write(DEV_IFINDEX.read::<A>(device).unwrap_or(0));
             addr_of_mut!((*mine).len).write(len);
             let layer3 = per_packet::sent::<A>(skb, packet::head::<A>(skb));
-            per_packet::capture(layer3, addr_of_mut!((*mine).packet));
+            per_packet::capture::<A>(layer3, addr_of_mut!((*mine).packet));
         }
     }
     // Late, so that this program's own work is not the driver's.
     let mut begin = unsafe { generated::bpf_ktime_get_ns() };
-    match since {
+    let queued = match since {
+        Some(since) if since <= begin => begin - since,
         // Another packet took the place at this very moment, or this one came by it without being queued.
-        Some(since) if since > begin => add(unsafe { addr_of_mut!((*times).unmatched) }, 1),
-        Some(since) => {
-            let ns = begin - since;
-            latency::observe(unsafe { addr_of_mut!((*times).qdisc) }, ns);
-            if is_long(ns) {
-                event::<{ types::NETIFTXLAT_QDISC }>(context, kind::NETIFTXLAT_QDISC, mine, &place, begin, ns);
-                begin = unsafe { generated::bpf_ktime_get_ns() };
-            }
-        }
-        None => add(unsafe { addr_of_mut!((*times).unmatched) }, 1),
+        _ => UNMATCHED,
+    };
+    if queued != UNMATCHED && is_long(queued) {
+        event::<{ types::NETIFTXLAT_QDISC }>(context, kind::NETIFTXLAT_QDISC, mine, &place, begin, queued);
+        begin = unsafe { generated::bpf_ktime_get_ns() };
     }
-    unsafe { addr_of_mut!((*mine).since_ns).write(begin) };
+    unsafe {
+        addr_of_mut!((*mine).queued_ns).write(queued);
+        addr_of_mut!((*mine).since_ns).write(begin);
+    }
     0
 }
 
@@ -254,15 +251,23 @@ fn xmit<A: Access>(context: *const u64) -> i32 {
         return 0;
     };
     unsafe {
-        let since = (*mine).since_ns;
-        if since == 0 || since > now {
+        let (since, queued) = ((*mine).since_ns, (*mine).queued_ns);
+        if since == 0 {
+            return 0;
+        }
+        let Some(times) = times(&*addr_of!((*mine).key)) else {
+            return 0;
+        };
+        if queued == UNMATCHED {
+            add_own::<A>(addr_of_mut!((*times).unmatched), 1);
+        } else {
+            latency::observe_own::<A>(addr_of_mut!((*times).qdisc), queued);
+        }
+        if since > now {
             return 0;
         }
         let ns = now - since;
-        let Some(times) = NETIFTXLAT_TIMES.get_ptr_mut(&*addr_of!((*mine).key)) else {
-            return 0;
-        };
-        latency::observe(addr_of_mut!((*times).xmit), ns);
+        latency::observe_own::<A>(addr_of_mut!((*times).xmit), ns);
         if is_long(ns) {
             let place = Place {
                 netns: (*mine).key.netns,

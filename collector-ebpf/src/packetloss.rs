@@ -18,7 +18,7 @@ use sonde_ebpf_common::record::kind;
 use crate::access::{
     Access, DEV_IFINDEX, KFREE_SKB_LOCATION, KFREE_SKB_REASON, KFREE_SKB_RX_SK, KFREE_SKB_SKB, Live, Probed, SKB_DATA,
     SKB_IIF, SKB_LEN, SKB_MAC_HEADER, SKB_NETWORK_HEADER, SKB_PKT_TYPE, SKB_PROTOCOL, SKB_TAIL, SKB_TRANSPORT_HEADER,
-    Typed, add, argument, nullable_argument,
+    Typed, add_own, argument, nullable_argument,
 };
 use crate::per_packet::{ETHERNET_HEADER, VLAN};
 use crate::place::{self, Place};
@@ -143,11 +143,11 @@ fn count<A: Access>(context: *const u64) -> i32 {
         pad: 0,
     };
     if let Some(counter) = PACKETLOSS_COUNTS.get_ptr_mut(&key) {
-        add_count(counter, &one);
+        add_count::<A>(counter, &one);
     } else if PACKETLOSS_COUNTS.insert(&key, &one, BPF_NOEXIST as u64).is_err() {
         // Full, or another CPU was first.
         if let Some(counter) = PACKETLOSS_COUNTS.get_ptr_mut(&key) {
-            add_count(counter, &one);
+            add_count::<A>(counter, &one);
         } else {
             ring::uncounted(lost::PACKETLOSS);
         }
@@ -156,11 +156,11 @@ fn count<A: Access>(context: *const u64) -> i32 {
 }
 
 #[inline(always)]
-fn add_count(counter: *mut Count, by: &Count) {
+fn add_count<A: Access>(counter: *mut Count, by: &Count) {
     unsafe {
-        add(addr_of_mut!((*counter).skbs), by.skbs);
+        add_own::<A>(addr_of_mut!((*counter).skbs), by.skbs);
         if by.more_segments != 0 {
-            add(addr_of_mut!((*counter).more_segments), by.more_segments);
+            add_own::<A>(addr_of_mut!((*counter).more_segments), by.more_segments);
         }
     }
 }
@@ -197,15 +197,17 @@ fn event<A: Access>(context: *const u64) -> i32 {
         now,
         stack: PACKETLOSS_STACKS.get() != 0,
     };
-    event.write::<Record>(context, |record| unsafe { fill::<A>(record, &drop, &place, flags) })
+    event.write::<Record>(context, |record| unsafe { fill::<A>(record, &drop, &event, flags) })
 }
 
 /// Everything but the head.
 #[inline(always)]
-unsafe fn fill<A: Access>(record: *mut Record, drop: &Drop, place: &Place, flags: u16) {
-    let skb = drop.skb;
+unsafe fn fill<A: Access>(record: *mut Record, drop: &Drop, event: &ring::Event<'_>, flags: u16) {
+    let (skb, place) = (drop.skb, event.place);
     let offset = |field: &crate::access::KernelField<u16>| field.read::<A>(skb).unwrap_or(u16::MAX);
-    let network = offset(&SKB_NETWORK_HEADER);
+    let (mac, network) = (offset(&SKB_MAC_HEADER), offset(&SKB_NETWORK_HEADER));
+    let protocol = SKB_PROTOCOL.read::<A>(skb).unwrap_or(0);
+    let iif = SKB_IIF.read::<A>(skb).unwrap_or(0);
     let mut flags = flags | place.from << flag::FROM_SHIFT;
     let mut ifindex = 0;
     unsafe {
@@ -223,43 +225,47 @@ unsafe fn fill<A: Access>(record: *mut Record, drop: &Drop, place: &Place, flags
         device.write_volatile(name[0]);
         device.add(1).write_volatile(name[1]);
         addr_of_mut!((*record).site).write(drop.site);
-        addr_of_mut!((*record).route_input).write(place::route_input::<A>(skb));
+        // What is forwarded is still on the device that it came by.
+        let is_there = iif != 0 && iif == ifindex;
+        addr_of_mut!((*record).route_input).write(if is_there { place::route_input::<A>(skb) } else { 0 });
         addr_of_mut!((*record).ifindex).write(ifindex);
-        addr_of_mut!((*record).iif).write(SKB_IIF.read::<A>(skb).unwrap_or(0));
+        addr_of_mut!((*record).iif).write(iif);
         addr_of_mut!((*record).len).write(SKB_LEN.read::<A>(skb).unwrap_or(0));
         addr_of_mut!((*record).segments).write(packet::segments::<A>(skb, drop.head) as u32);
-        addr_of_mut!((*record).protocol).write(SKB_PROTOCOL.read::<A>(skb).unwrap_or(0));
-        addr_of_mut!((*record).mac_header).write(offset(&SKB_MAC_HEADER));
+        addr_of_mut!((*record).protocol).write(protocol);
+        addr_of_mut!((*record).mac_header).write(mac);
         addr_of_mut!((*record).network_header).write(network);
         addr_of_mut!((*record).transport_header).write(offset(&SKB_TRANSPORT_HEADER));
         addr_of_mut!((*record).flags).write(flags);
         addr_of_mut!((*record).pkt_type).write(SKB_PKT_TYPE.bits::<A>(skb).unwrap_or(0));
         addr_of_mut!((*record).pad).write(0);
         let comm = addr_of_mut!((*record).comm);
-        if generated::bpf_get_current_comm(comm.cast(), 16) != 0 {
+        // Whose it is shows by the stack alone, and only of what was made here.
+        if !event.stack || iif != 0 || generated::bpf_get_current_comm(comm.cast(), 16) != 0 {
             const { assert!(core::mem::offset_of!(Record, comm).is_multiple_of(8)) };
             crate::access::clear::<2>(comm.cast());
         }
-        copy_packet::<A>(record, drop, network);
+        // With tags in the packet from the first of them on, as some paths let the network header point behind them.
+        let from = match mac {
+            _ if !VLAN.contains(&protocol) => network,
+            UNSET => UNSET,
+            mac => mac.wrapping_add(ETHERNET_HEADER as u16),
+        };
+        copy_packet::<A>(record, drop, from);
     }
 }
 
-/// Copies from the network header on, or from where the data begins if that header is not set; with tags in the packet from
-/// the first of them on, as some paths let the network header point behind them. Of fixed lengths, which
-/// every verifier can follow: behind the packet's own bytes lies `skb_shared_info`, so it stays within the buffer;
-/// `captured` says how much of it is the packet's.
+/// Offset of a header that is not set.
+const UNSET: u16 = u16::MAX;
+
+/// Copies from there on, or from where the data begins if there is no such header. Of fixed lengths, which every verifier
+/// can follow: behind the packet's own bytes lies `skb_shared_info`, so it stays within the buffer; `captured` says how much
+/// of it is the packet's.
 #[inline(always)]
 unsafe fn copy_packet<A: Access>(record: *mut Record, drop: &Drop, network: u16) {
     let data = SKB_DATA.read::<A>(drop.skb).unwrap_or(0).wrapping_sub(drop.head as u64) as u32;
     let tail = SKB_TAIL.read::<A>(drop.skb).unwrap_or(0);
-    let mut network = network;
-    if VLAN.contains(&SKB_PROTOCOL.read::<A>(drop.skb).unwrap_or(0)) {
-        network = match SKB_MAC_HEADER.read::<A>(drop.skb) {
-            None | Some(u16::MAX) => u16::MAX,
-            Some(mac) => mac.wrapping_add(ETHERNET_HEADER as u16),
-        };
-    }
-    let start = if network != 0 && network != u16::MAX && (network as u32) < tail {
+    let start = if network != 0 && network != UNSET && (network as u32) < tail {
         network as u32
     } else {
         data
@@ -271,14 +277,13 @@ unsafe fn copy_packet<A: Access>(record: *mut Record, drop: &Drop, network: u16)
         captured = PACKET_BYTES as u32;
     }
     unsafe {
-        let packet = addr_of_mut!((*record).packet);
+        const HALF: usize = PACKET_BYTES / 2;
+        const { assert!(core::mem::offset_of!(Record, packet).is_multiple_of(8)) };
+        let packet = addr_of_mut!((*record).packet).cast::<u64>();
         let from = drop.head.wrapping_add(start as usize);
-        let failed = if captured <= PACKET_BYTES as u32 / 2 {
-            generated::bpf_probe_read_kernel(packet.cast(), PACKET_BYTES as u32 / 2, from.cast())
-        } else {
-            generated::bpf_probe_read_kernel(packet.cast(), PACKET_BYTES as u32, from.cast())
-        };
-        if failed != 0 {
+        if !packet::copy::<A, { HALF / 8 }>(packet, from)
+            || captured > HALF as u32 && !packet::copy::<A, { HALF / 8 }>(packet.add(HALF / 8), from.wrapping_add(HALF))
+        {
             captured = 0;
         }
         addr_of_mut!((*record).start).write(start as u16);

@@ -1,6 +1,7 @@
 //! What the programs that run for every packet have in common: taking turns, and finding the network header of a packet
 //! that is not in the hands of the IP layer.
 
+use core::marker::PhantomData;
 use core::mem::MaybeUninit;
 use core::ptr::addr_of_mut;
 
@@ -118,15 +119,21 @@ fn layer3<A: Access>(skb: *const u8, head: *const u8, mut offset: u32, mut ether
 /// Copies the beginning of a packet. A fixed length, which every verifier can follow: behind the packet's own bytes lies
 /// `skb_shared_info`, so it stays within the buffer.
 #[inline(always)]
-pub unsafe fn capture(layer3: Layer3, to: *mut Packet) {
+pub unsafe fn capture<A: Access>(layer3: Layer3, to: *mut Packet) {
+    const HALF: usize = PACKET_BYTES / 2;
     let mut captured = layer3.available;
     if captured > PACKET_BYTES as u32 {
         captured = PACKET_BYTES as u32;
     }
     unsafe {
-        let bytes = addr_of_mut!((*to).bytes);
-        // Also fills the bytes, with zeroes, where it fails.
-        if generated::bpf_probe_read_kernel(bytes.cast(), PACKET_BYTES as u32, layer3.start.cast()) != 0 {
+        const { assert!(core::mem::offset_of!(Packet, bytes).is_multiple_of(8)) };
+        let bytes = addr_of_mut!((*to).bytes).cast::<u64>();
+        // Where there is no such place there is no pointer either.
+        if captured == 0
+            || !packet::copy::<A, { HALF / 8 }>(bytes, layer3.start)
+            || captured > HALF as u32
+                && !packet::copy::<A, { HALF / 8 }>(bytes.add(HALF / 8), layer3.start.wrapping_add(HALF))
+        {
             captured = 0;
         }
         addr_of_mut!((*to).ethertype).write(layer3.ethertype);
@@ -151,8 +158,6 @@ pub struct Ends {
     pub transport: u32,
 }
 
-/// Both headers without options and the ports, in one go.
-const HEADERS: usize = 48;
 const IPV4_HEADER: u32 = 20;
 const IPV6_HEADER: u32 = 40;
 
@@ -161,19 +166,48 @@ pub const UDP: u8 = 17;
 const SCTP: u8 = 132;
 const UDPLITE: u8 = 136;
 
-/// Not made of zeroes first: each such array costs a loop over its bytes.
-#[inline(always)]
-fn headers(start: *const u8) -> Option<[u32; HEADERS / 4]> {
-    let mut words = MaybeUninit::<[u32; HEADERS / 4]>::uninit();
-    unsafe {
-        // The helper fills the words in any case, with zeroes when it fails.
-        let result = generated::bpf_probe_read_kernel(words.as_mut_ptr().cast(), HEADERS as u32, start.cast());
-        if result == 0 { Some(words.assume_init()) } else { None }
+/// Where an IP header and the ports behind it are read from, two words at once.
+trait Words {
+    fn pair(&self, at: usize) -> [u32; 2];
+}
+
+/// Where programs load a packet's bytes: no more than are asked for.
+struct Loaded<A>(*const u8, PhantomData<A>);
+
+impl<A: Access> Words for Loaded<A> {
+    #[inline(always)]
+    fn pair(&self, at: usize) -> [u32; 2] {
+        let both: u64 = unsafe { A::load(self.0.wrapping_add(at * 4)) };
+        let [a, b, c, d, e, f, g, h] = both.to_ne_bytes();
+        [u32::from_ne_bytes([a, b, c, d]), u32::from_ne_bytes([e, f, g, h])]
+    }
+}
+
+/// Both headers without options and the ports, in one go.
+struct Copied([u32; 12]);
+
+impl Copied {
+    /// Not made of zeroes first: each such array costs a loop over its bytes. The helper fills the words in any case, with
+    /// zeroes, which are no header, when it fails.
+    #[inline(always)]
+    fn of(start: *const u8) -> Self {
+        let mut words = MaybeUninit::<[u32; 12]>::uninit();
+        unsafe {
+            generated::bpf_probe_read_kernel(words.as_mut_ptr().cast(), size_of::<Self>() as u32, start.cast());
+            Self(words.assume_init())
+        }
+    }
+}
+
+impl Words for Copied {
+    #[inline(always)]
+    fn pair(&self, at: usize) -> [u32; 2] {
+        [self.0[at], self.0[at + 1]]
     }
 }
 
 #[inline(always)]
-pub fn ends(layer3: Layer3) -> Ends {
+pub fn ends<A: Access>(layer3: Layer3) -> Ends {
     let mut ends = Ends {
         family: family::OTHER,
         protocol: 0,
@@ -188,36 +222,11 @@ pub fn ends(layer3: Layer3) -> Ends {
     if (!is_ipv4 && layer3.ethertype != packet::ETH_P_IPV6) || layer3.available < needed {
         return ends;
     }
-    let Some(words) = headers(layer3.start) else {
-        return ends;
-    };
-    let version = words[0].to_ne_bytes()[0] >> 4;
-    if version != if is_ipv4 { 4 } else { 6 } {
-        return ends;
-    }
-    let ports;
-    if is_ipv4 {
-        ends.family = family::IPV4;
-        ends.saddr[0] = words[3];
-        ends.daddr[0] = words[4];
-        ends.protocol = words[2].to_ne_bytes()[1];
-        let length = (words[0].to_ne_bytes()[0] & 0xf) as u32 * 4;
-        let [_, _, flags, offset] = words[1].to_ne_bytes();
-        let is_later_fragment = (flags & 0x1f) | offset != 0;
-        if is_later_fragment || length < IPV4_HEADER {
-            return ends;
-        }
-        ends.transport = length;
-        ports = words[5];
+    let ports = if packet::by_load::<A>() {
+        ends.of_header(&layer3, is_ipv4, &Loaded::<A>(layer3.start, PhantomData))
     } else {
-        ends.family = family::IPV6;
-        ends.saddr = [words[2], words[3], words[4], words[5]];
-        ends.daddr = [words[6], words[7], words[8], words[9]];
-        let (protocol, transport) = behind_extensions(&layer3, words[1].to_ne_bytes()[2]);
-        ends.protocol = protocol;
-        ends.transport = transport;
-        ports = words[10];
-    }
+        ends.of_header(&layer3, is_ipv4, &Copied::of(layer3.start))
+    };
     if matches!(ends.protocol, TCP | UDP | SCTP | UDPLITE)
         && ends.transport != 0
         && ends.transport + 4 <= layer3.available
@@ -231,6 +240,40 @@ pub fn ends(layer3: Layer3) -> Ends {
         ends.dport = u16::from_be_bytes([ports[2], ports[3]]);
     }
     ends
+}
+
+impl Ends {
+    /// What the header says. With the word behind it, had it no options: the ports.
+    #[inline(always)]
+    fn of_header(&mut self, layer3: &Layer3, is_ipv4: bool, words: &impl Words) -> u32 {
+        let [first, second] = words.pair(0).map(u32::to_ne_bytes);
+        if first[0] >> 4 != if is_ipv4 { 4 } else { 6 } {
+            return 0;
+        }
+        if is_ipv4 {
+            self.family = family::IPV4;
+            let ([third, saddr], [daddr, ports]) = (words.pair(2), words.pair(4));
+            self.saddr[0] = saddr;
+            self.daddr[0] = daddr;
+            self.protocol = third.to_ne_bytes()[1];
+            let length = (first[0] & 0xf) as u32 * 4;
+            let [_, _, flags, offset] = second;
+            let is_later_fragment = (flags & 0x1f) | offset != 0;
+            if is_later_fragment || length < IPV4_HEADER {
+                return 0;
+            }
+            self.transport = length;
+            ports
+        } else {
+            self.family = family::IPV6;
+            let [[a, b], [c, d]] = [words.pair(2), words.pair(4)];
+            self.saddr = [a, b, c, d];
+            let [[a, b], [c, d]] = [words.pair(6), words.pair(8)];
+            self.daddr = [a, b, c, d];
+            (self.protocol, self.transport) = behind_extensions(layer3, second[2]);
+            words.pair(10)[0]
+        }
+    }
 }
 
 /// The protocol behind IPv6's extension headers and where it begins, 0: in another fragment, or behind more of them than

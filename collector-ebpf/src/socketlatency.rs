@@ -1,6 +1,7 @@
 //! Probe `socketlatency`: how long data waits in a socket, to be read (`read`) and to be sent (`send`).
 
 mod datagrams;
+mod held;
 mod read;
 mod send;
 

@@ -106,6 +106,12 @@ impl Budget {
         split
     }
 
+    /// Series that were shown before anything was counted, by what tells one from others.
+    pub fn show(&mut self, keys: impl IntoIterator<Item: Hash>) {
+        let keys = keys.into_iter().map(|key| Key(self.hasher.hash_one(key)));
+        self.shown.extend(keys);
+    }
+
     /// Adds up all rows, for good: the sum outlives them. `None` while there never was one.
     pub fn sum(&mut self, rows: &impl Rows) -> Option<Box<[i128]>> {
         let mut folded = HashMap::new();

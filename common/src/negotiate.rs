@@ -2,10 +2,46 @@
 
 use crate::prom::Format;
 
-/// The format wanted most of those there are. Of two wanted alike the first named; text where none fits, as for a
-/// browser: a page in another format than hoped for is of more use than a refusal.
+/// A format, and what becomes of names that are no names of the old kind (`[a-zA-Z_:][a-zA-Z0-9_:]*`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Exposition {
+    pub format: Format,
+    pub escaping: Escaping,
+}
+
+/// All names of Sonde are of the old kind, and come out of each of these as they are. Not so of `dots`, which doubles
+/// underscores: who asks for it is told that it was not done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Escaping {
+    /// Nothing was asked for: a scraper from before there was a choice.
+    #[default]
+    Unsaid,
+    AllowUtf8,
+    Underscores,
+    Values,
+}
+
+impl Exposition {
+    pub fn content_type(self) -> String {
+        let escaping = match self.escaping {
+            Escaping::Unsaid => "",
+            Escaping::AllowUtf8 => "; escaping=allow-utf-8",
+            Escaping::Underscores => "; escaping=underscores",
+            Escaping::Values => "; escaping=values",
+        };
+        format!("{}{escaping}", self.format.content_type())
+    }
+}
+
+/// The format wanted most of those there are.
 pub fn format(accept: &str) -> Format {
-    let mut best = (0.0, Format::Text);
+    exposition(accept).format
+}
+
+/// What is wanted most of what there is. Of two wanted alike the first named; text where none fits, as for a browser: a
+/// page in another format than hoped for is of more use than a refusal.
+pub fn exposition(accept: &str) -> Exposition {
+    let mut best = (0.0, Exposition::default());
     for range in accept.split(',') {
         let (kind, parameters) = split(range);
         let Some(format) = format_of(kind, parameters) else {
@@ -13,10 +49,20 @@ pub fn format(accept: &str) -> Format {
         };
         let wanted = quality(parameters);
         if wanted > best.0 {
-            best = (wanted, format);
+            let escaping = escaping_of(parameters);
+            best = (wanted, Exposition { format, escaping });
         }
     }
     best.1
+}
+
+fn escaping_of(parameters: &str) -> Escaping {
+    match parameter(parameters, "escaping") {
+        None => Escaping::Unsaid,
+        Some("allow-utf-8") => Escaping::AllowUtf8,
+        Some("values") => Escaping::Values,
+        Some(_) => Escaping::Underscores,
+    }
 }
 
 fn format_of(kind: &str, parameters: &str) -> Option<Format> {
@@ -26,7 +72,8 @@ fn format_of(kind: &str, parameters: &str) -> Option<Format> {
         // 0.0.1 was a draft.
         matches!(version, None | Some("1.0.0")).then_some(Format::OpenMetrics)
     } else if is("text/plain") {
-        matches!(version, None | Some("0.0.4")).then_some(Format::Text)
+        // 1.0.0 has names in quotes beside what 0.0.4 has; there are none here.
+        matches!(version, None | Some("0.0.4" | "1.0.0")).then_some(Format::Text)
     } else if is("application/*") {
         Some(Format::OpenMetrics)
     } else {
@@ -104,6 +151,43 @@ mod tests {
             ("application/json", Format::Text),
         ] {
             assert_eq!(format(accept), wanted, "{accept}");
+        }
+    }
+
+    #[test]
+    fn escaping_is_the_one_of_the_range_that_won() {
+        let (text, open) = (Format::Text, Format::OpenMetrics);
+        // Prometheus 3.
+        let three = "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.5,application/openmetrics-text;version=0.0.1;q=0.4,text/plain;version=1.0.0;escaping=allow-utf-8;q=0.3,text/plain;version=0.0.4;q=0.2,*/*;q=0.1";
+        for (accept, format, escaping) in [
+            (three, open, Escaping::AllowUtf8),
+            (
+                "text/plain;version=1.0.0;escaping=underscores, */*;q=0.1;escaping=values",
+                text,
+                Escaping::Underscores,
+            ),
+            ("text/plain;escaping=values", text, Escaping::Values),
+            (
+                "application/openmetrics-text;escaping=dots",
+                open,
+                Escaping::Underscores,
+            ),
+            ("text/plain;version=0.0.4", text, Escaping::Unsaid),
+            ("application/json;escaping=allow-utf-8", text, Escaping::Unsaid),
+        ] {
+            assert_eq!(exposition(accept), Exposition { format, escaping }, "{accept}");
+        }
+        let all = [
+            Escaping::Unsaid,
+            Escaping::AllowUtf8,
+            Escaping::Underscores,
+            Escaping::Values,
+        ];
+        for format in Format::ALL {
+            for escaping in all {
+                let said = Exposition { format, escaping }.content_type();
+                assert_eq!(exposition(&said), Exposition { format, escaping }, "{said}");
+            }
         }
     }
 

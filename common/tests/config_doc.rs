@@ -82,7 +82,8 @@ fn page() -> String {
          ConfigMap are seen, and at once on SIGHUP. `probes`, `events.rate`, `events.burst`, `sinks` and `collector.interval`\n\
          change while it runs: thresholds, samples, stacks and rates are numbers that the programs read, so counters go on and\n\
          no packet is missed; probes and their events are attached and detached each by itself, and the time for which one was\n\
-         off is a gap with cause `switched_off`. All else is said by key in the log and in `/status` (`config.needs_restart`),\n\
+         off is a gap with cause `switched_off`. With other `probes.flow.ports` or `tc` that probe begins anew, which is such a\n\
+         gap too. All else is said by key in the log and in `/status` (`config.needs_restart`),\n\
          and holds from the next start. A file with a mistake is refused as a whole, with a message that says which key and\n\
          value, where, and what was expected (`config.error`), and all stays as it was.\n\
          `sonde_collector_config_reloads_total{result}` counts `applied`, `unchanged` and `refused`. Variables of the\n\

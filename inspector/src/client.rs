@@ -79,16 +79,22 @@ impl Client {
             bail!("{path}: {}", value["detail"].as_str().unwrap_or("refused"));
         }
         let mut pending = Vec::new();
+        let mut ends = false;
         while let Some(frame) = response.body_mut().frame().await {
             let Ok(data) = frame?.into_data() else { continue };
             pending.extend_from_slice(&data);
             while let Some(end) = pending.iter().position(|b| *b == b'\n') {
                 let line: Vec<u8> = pending.drain(..=end).collect();
+                if let Some(event) = line.strip_prefix(b"event:") {
+                    ends = event.trim_ascii() == b"end";
+                }
                 if let Some(json) = line.strip_prefix(b"data:") {
-                    each(
-                        serde_json::from_slice(json.trim_ascii())
-                            .context("the stream sent something that is not JSON")?,
-                    );
+                    let data: Value = serde_json::from_slice(json.trim_ascii())
+                        .context("the stream sent something that is not JSON")?;
+                    if ends {
+                        bail!("the stream was ended: {}", data["reason"].as_str().unwrap_or("?"));
+                    }
+                    each(data);
                 }
             }
         }

@@ -14,7 +14,7 @@ mod worker;
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
 
 use sonde_common::config::Config;
@@ -42,11 +42,34 @@ pub struct Stats {
     pub unexplained: AtomicU64,
 }
 
+/// Whether the kernel is asked which rule it was: `probes.packetloss.nft_trace`, as the configuration has it now.
+#[derive(Clone, Debug)]
+pub struct Tracing(Arc<AtomicBool>);
+
+impl Tracing {
+    pub fn new(config: &Config) -> Self {
+        let tracing = Self(Arc::default());
+        tracing.set(config);
+        tracing
+    }
+
+    /// What is under way when it is switched off is given up within a look of the thread's.
+    pub fn set(&self, config: &Config) {
+        let asked = config.probes.get(SPEC.name).is_some_and(|probe| probe.nft_trace);
+        self.0.store(asked, Ordering::Relaxed);
+    }
+
+    fn is_on(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
 /// The running thread. Dropping it gives on what waits, as it is, and ends it.
 #[derive(Debug)]
 pub struct Explainer {
     sender: Option<SyncSender<Vec<Event>>>,
     stats: Arc<Stats>,
+    tracing: Tracing,
     thread: Option<std::thread::JoinHandle<()>>,
 }
 
@@ -61,7 +84,8 @@ impl Explainer {
     ) -> io::Result<Self> {
         let (sender, receiver) = sync_channel(BATCHES);
         let stats = Arc::new(Stats::default());
-        let mut worker = Worker::new(config, index, targets, missing, Arc::clone(&stats));
+        let tracing = Tracing::new(config);
+        let mut worker = Worker::new(config, index, targets, missing, Arc::clone(&stats), tracing.clone());
         let (ready, started) = std::sync::mpsc::channel();
         let thread = std::thread::Builder::new()
             .name("sonde-netfilter".into())
@@ -80,6 +104,7 @@ impl Explainer {
         Ok(Self {
             sender: Some(sender),
             stats,
+            tracing,
             thread: Some(thread),
         })
     }
@@ -103,6 +128,11 @@ impl Explainer {
 
     pub fn stats(&self) -> Arc<Stats> {
         Arc::clone(&self.stats)
+    }
+
+    /// To change it while the thread runs.
+    pub fn tracing(&self) -> Tracing {
+        self.tracing.clone()
     }
 }
 

@@ -15,13 +15,14 @@ use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use serde::Serialize;
 use serde_json::Value;
-use sonde_common::config::{self, Config, Probe};
+use sonde_common::config::{self, Config};
 use sonde_common::time::{now_ns, rfc3339};
 use tokio::signal::unix::Signal;
 use tokio::sync::watch;
 
 use crate::check;
 use crate::missing::Missing;
+use crate::netfilter::Tracing;
 use crate::probes::{PROBES, PROCESS_PROBES};
 use crate::reading::Reading;
 use crate::run::say_missing;
@@ -39,8 +40,6 @@ const LIVE: [&str; 6] = [
     "collector.interval",
     "kernel.cpu_budget_percent",
 ];
-/// Of these, keys that do not.
-const LASTING: [&str; 2] = [".tc", ".nft_trace"];
 /// Keys of others than the collector.
 const FOREIGN: [&str; 3] = ["aggregator", "storage", "kubernetes"];
 
@@ -151,6 +150,7 @@ pub struct Reloader<'a> {
     pub sinks: &'a Sinks,
     pub reading: &'a Reading,
     pub missing: &'a Missing,
+    pub tracing: Tracing,
     /// What the file was when it was read last, and when it was looked at last.
     pub read: Stamp,
     pub seen: Stamp,
@@ -215,12 +215,13 @@ impl Reloader<'_> {
             return self.settings.refuse(&error.to_string());
         }
         let mut now = (*before).clone();
-        now.probes = with_lasting(new.probes, &before.probes);
+        now.probes = new.probes;
         now.sinks = new.sinks;
         (now.events.rate, now.events.burst) = (new.events.rate, new.events.burst);
         now.collector.interval = new.collector.interval;
         now.kernel.cpu_budget_percent = new.kernel.cpu_budget_percent;
         self.settings.current.store(Arc::new(now.clone()));
+        self.tracing.set(&now);
         let mut failed = None;
         let of_rounds = changes.live.iter().any(|key| !key.starts_with("sinks"));
         if of_rounds {
@@ -256,15 +257,6 @@ impl Reloader<'_> {
     }
 }
 
-/// What is done when a probe begins or a pod is found stays as it was.
-fn with_lasting(mut new: BTreeMap<String, Probe>, before: &BTreeMap<String, Probe>) -> BTreeMap<String, Probe> {
-    for (name, probe) in &mut new {
-        let before = before.get(name).cloned().unwrap_or_default();
-        (probe.tc, probe.nft_trace) = (before.tc, before.nft_trace);
-    }
-    new
-}
-
 /// Keys whose values differ.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Changes {
@@ -278,16 +270,12 @@ impl Changes {
             let mut leaves = BTreeMap::new();
             let tree = serde_json::to_value(config).expect("the configuration is plain data");
             flatten(&tree, String::new(), &mut leaves);
-            // A probe that is said nothing of has none of them on.
-            leaves.retain(|key, value| *value != Value::Bool(false) || !is_lasting(key));
             leaves
         };
         let (before, now) = (leaves(before), leaves(now));
         let keys = before.keys().chain(now.keys().filter(|key| !before.contains_key(*key)));
         let differ = keys.filter(|key| before.get(*key) != now.get(*key) && !is_below(key, &FOREIGN));
-        let (live, restart) = differ
-            .cloned()
-            .partition(|key| is_below(key, &LIVE) && !is_lasting(key));
+        let (live, restart) = differ.cloned().partition(|key| is_below(key, &LIVE));
         Self { live, restart }
     }
 }
@@ -297,10 +285,6 @@ fn is_below(key: &str, keys: &[&str]) -> bool {
         let rest = key.strip_prefix(above);
         rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
     })
-}
-
-fn is_lasting(key: &str) -> bool {
-    LASTING.iter().any(|end| key.ends_with(end))
 }
 
 fn flatten(node: &Value, path: String, leaves: &mut BTreeMap<String, Value>) {
@@ -322,6 +306,7 @@ fn flatten(node: &Value, path: String, leaves: &mut BTreeMap<String, Value>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use sonde_common::config::Probe;
     use sonde_common::time::Span;
 
     #[test]
@@ -341,35 +326,23 @@ mod tests {
         now.collector.http.set_port(1);
         now.node.name = "other".into();
         now.storage.run_as = "me".into();
-        let flow = now.probes.entry("flow".into()).or_default();
-        (flow.tc, flow.ports) = (true, true);
+        now.probes.entry("flow".into()).or_default().tc = true;
+        now.probes.entry("packetloss".into()).or_default().nft_trace = true;
         let changes = Changes::between(&before, &now);
-        assert!(changes.live.contains(&"probes.flow.ports".to_owned()), "{changes:?}");
-        assert!(changes.live.contains(&"probes.tcp.enabled".to_owned()), "{changes:?}");
-        assert!(changes.live.contains(&"sinks.loki.url".to_owned()), "{changes:?}");
-        assert!(changes.live.contains(&"collector.interval".to_owned()), "{changes:?}");
+        for key in [
+            "probes.flow.tc",
+            "probes.packetloss.nft_trace",
+            "probes.tcp.enabled",
+            "sinks.loki.url",
+            "collector.interval",
+        ] {
+            assert!(changes.live.contains(&key.to_owned()), "no {key} in {changes:?}");
+        }
         assert_eq!(
             changes.restart,
-            ["collector.http", "node.name", "probes.flow.tc"],
+            ["collector.http", "node.name"],
             "the storage is none of the collector's"
         );
-    }
-
-    #[test]
-    fn what_lasts_for_a_probe_is_as_it_was_whatever_else_of_it_changes() {
-        let probe = |tc, ports| Probe {
-            tc,
-            ports,
-            ..Probe::default()
-        };
-        let before = BTreeMap::from([("flow".to_owned(), probe(true, false))]);
-        for (said, holds) in [
-            (probe(false, true), probe(true, true)),
-            (probe(true, true), probe(true, true)),
-        ] {
-            let new = BTreeMap::from([("flow".to_owned(), said)]);
-            assert_eq!(with_lasting(new, &before)["flow"], holds);
-        }
     }
 
     #[test]

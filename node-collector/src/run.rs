@@ -123,7 +123,7 @@ pub async fn run(mut config: Config, file: Option<PathBuf>, mut shutdown: Shutdo
             shipper.events(events);
         })?
     };
-    let netfilter = explainer.stats();
+    let (netfilter, tracing) = (explainer.stats(), explainer.tracing());
     let pipeline = Pipeline::new(
         &config,
         Arc::clone(&index),
@@ -209,6 +209,7 @@ pub async fn run(mut config: Config, file: Option<PathBuf>, mut shutdown: Shutdo
         sinks: &sinks,
         reading: &reading,
         missing: &missing,
+        tracing,
         read,
         seen: read,
         hangup,

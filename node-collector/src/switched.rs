@@ -43,7 +43,7 @@ pub fn was_off(probe: &'static str, what: What, from_ns: u64, to_ns: u64) -> Gap
         detail: match what {
             What::Probe => "the configuration had the probe switched off",
             What::Events => "the configuration had its events switched off",
-            What::Anew => "it was begun anew, as it counts by other keys now",
+            What::Anew => "it was begun anew, as it counts by other keys or in other places now",
         }
         .to_owned(),
     }

@@ -5,81 +5,8 @@ use std::collections::BTreeMap;
 use prost::Message as _;
 use sonde_push::remote_write::{Family, Kind, Labels, PATH, STALE, Version, Writer, verdict};
 use sonde_push::testing::Server;
+use sonde_push::testing::prometheus::{WriteRequest, v2};
 use sonde_push::{Auth, Http, Outcome, Posted, Request, Target as _};
-
-/// `prompb/types.proto` and `remote.proto`.
-mod v1 {
-    #[derive(Clone, PartialEq, prost::Message)]
-    pub struct WriteRequest {
-        #[prost(message, repeated, tag = "1")]
-        pub timeseries: Vec<TimeSeries>,
-        #[prost(message, repeated, tag = "3")]
-        pub metadata: Vec<Metadata>,
-    }
-
-    #[derive(Clone, PartialEq, prost::Message)]
-    pub struct TimeSeries {
-        #[prost(message, repeated, tag = "1")]
-        pub labels: Vec<Label>,
-        #[prost(message, repeated, tag = "2")]
-        pub samples: Vec<Sample>,
-    }
-
-    #[derive(Clone, PartialEq, prost::Message)]
-    pub struct Label {
-        #[prost(string, tag = "1")]
-        pub name: String,
-        #[prost(string, tag = "2")]
-        pub value: String,
-    }
-
-    #[derive(Clone, PartialEq, prost::Message)]
-    pub struct Sample {
-        #[prost(double, tag = "1")]
-        pub value: f64,
-        #[prost(int64, tag = "2")]
-        pub timestamp: i64,
-    }
-
-    #[derive(Clone, PartialEq, prost::Message)]
-    pub struct Metadata {
-        #[prost(int32, tag = "1")]
-        pub kind: i32,
-        #[prost(string, tag = "2")]
-        pub family: String,
-        #[prost(string, tag = "4")]
-        pub help: String,
-    }
-}
-
-/// `prompb/io/prometheus/write/v2/types.proto`.
-mod v2 {
-    #[derive(Clone, PartialEq, prost::Message)]
-    pub struct Request {
-        #[prost(string, repeated, tag = "4")]
-        pub symbols: Vec<String>,
-        #[prost(message, repeated, tag = "5")]
-        pub timeseries: Vec<TimeSeries>,
-    }
-
-    #[derive(Clone, PartialEq, prost::Message)]
-    pub struct TimeSeries {
-        #[prost(uint32, repeated, tag = "1")]
-        pub labels_refs: Vec<u32>,
-        #[prost(message, repeated, tag = "2")]
-        pub samples: Vec<super::v1::Sample>,
-        #[prost(message, optional, tag = "5")]
-        pub metadata: Option<Metadata>,
-    }
-
-    #[derive(Clone, PartialEq, prost::Message)]
-    pub struct Metadata {
-        #[prost(int32, tag = "1")]
-        pub kind: i32,
-        #[prost(uint32, tag = "3")]
-        pub help_ref: u32,
-    }
-}
 
 const FAMILY: Family<'_> = Family {
     name: "sonde_wait_seconds",
@@ -124,7 +51,7 @@ fn expected() -> Vec<Series> {
 
 #[test]
 fn version_1_has_sorted_labels_and_each_family_once() {
-    let request = v1::WriteRequest::decode(written(Version::V1).finish().as_slice()).unwrap();
+    let request = WriteRequest::decode(written(Version::V1).finish().as_slice()).unwrap();
     let series: Vec<Series> = request
         .timeseries
         .iter()

@@ -1,7 +1,9 @@
 //! What people and Prometheus ask: query strings, cursors and selectors.
 
+use std::collections::HashSet;
 use std::sync::{Arc, LazyLock};
 
+use sonde_common::prom::{EOF, Format};
 use sonde_common::time::Span;
 use sonde_mutate::Target;
 use utoipa::IntoParams;
@@ -11,6 +13,9 @@ use super::federate;
 use super::params::Params;
 use crate::ingest::fuzz::{good_body, good_hello};
 use crate::live::LiveTable;
+use crate::store::query::events::EventRow;
+use crate::store::query::filter::EventFilter;
+use crate::store::query::matches::Candidate;
 
 pub(crate) const TARGETS: [Target; 3] = [
     Target {
@@ -36,6 +41,8 @@ pub(crate) const TARGETS: [Target; 3] = [
                 "match[]={__name__=~\"sonde_.+\",k8s_pod!=\"\"}&match[]=up",
                 "match%5B%5D=sonde_lat_wait_seconds_bucket%7Ble%3D~%22%5B0-9.%5D%7B1%2C3%7D%22%7D&other=1",
                 "match[]={k8s_pod=~'a|b', le!~\"(?i)x{2}\"}",
+                "match[]={%22sonde_lat_wait_seconds_count%22,%22k8s.node%22=%22%22}&match[]={__name__!~`sonde_lat_.*_(sum|count)`,k8s_node!='\\x6e1'}",
+                "match[]=sonde_lat_wait_seconds_bucket{le=\"\\u0031\"}",
             ];
             queries.map(|query| query.as_bytes().to_vec()).into()
         },
@@ -65,6 +72,12 @@ fn query(input: &[u8]) {
     };
     if let Ok(filter) = event_filter::read(&params) {
         assert!(filter.min_latency_ns.is_none_or(|ns| ns >= 0));
+        // As streams look at it; an event that has nothing fits what nothing is wanted of.
+        let nothing = Candidate::from(EventRow::default());
+        if filter == EventFilter::default() {
+            assert!(nothing.matches(&filter));
+        }
+        let _ = nothing.matches(&filter);
         for network in filter.ip.any.iter().chain(&filter.ip.none) {
             assert!(network.prefix <= if network.address.is_ipv4() { 32 } else { 128 });
         }
@@ -128,17 +141,28 @@ static LIVE: LazyLock<Arc<LiveTable>> = LazyLock::new(|| {
     live
 });
 
+/// Each format is written; a page is a page of its format, whatever was asked for.
 fn selectors(input: &[u8]) {
     let Ok(selectors) = federate::selectors(&String::from_utf8_lossy(input)) else {
         return;
     };
-    LIVE.federate(&selectors, &mut |piece| {
-        assert!(
-            piece
-                .lines()
-                .all(|line| line.starts_with('#') || line.starts_with("sonde_lat_")),
-            "{piece}"
-        );
-        true
-    });
+    let mut samples = [0, 0];
+    for format in Format::ALL {
+        let mut page = String::new();
+        assert!(LIVE.federate(&selectors, format, &mut |piece| {
+            page.push_str(&piece);
+            true
+        }));
+        let lines = page.lines().filter(|line| !line.starts_with('#'));
+        let once: HashSet<&str> = lines
+            .clone()
+            .filter_map(|line| line.split_once("} "))
+            .map(|(series, _)| series)
+            .collect();
+        samples[format as usize] = once.len();
+        assert!(lines.clone().all(|line| line.starts_with("sonde_lat_")), "{page}");
+        assert_eq!(lines.count(), once.len(), "each series once: {page}");
+        assert_eq!(page.ends_with(EOF), format == Format::OpenMetrics, "{page}");
+    }
+    assert_eq!(samples[0], samples[1]);
 }

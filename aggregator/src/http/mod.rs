@@ -10,7 +10,9 @@ mod metrics;
 mod openapi;
 mod pages;
 mod params;
+mod pieces;
 mod problem;
+mod tail;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -37,8 +39,11 @@ use crate::store::Store;
 use metrics::Requests;
 use problem::Problem;
 
-/// Event streams that may be open at once: each asks the database on its own.
-const MAX_STREAMS: usize = 128;
+/// Event streams that may be open at once: all look at what is new, each with its filter.
+const MAX_STREAMS: usize = 500;
+
+/// Exports at the same time: each asks for page after page, and searches are to come between them.
+const MAX_EXPORTS: usize = 3;
 
 /// How long answers may take to end after the shutdown.
 const LAST_ANSWERS: Duration = Duration::from_secs(5);
@@ -51,6 +56,9 @@ pub struct AppState {
     metrics: Arc<Metrics>,
     requests: Arc<Requests>,
     streams: Arc<Semaphore>,
+    exports: Arc<Semaphore>,
+    tail: tail::Tail,
+    pages: Arc<Semaphore>,
     shutdown: Shutdown,
     kubernetes: Arc<kubernetes::Status>,
     pushes: Arc<push::Status>,
@@ -64,6 +72,9 @@ impl AppState {
             metrics,
             requests: Arc::default(),
             streams: Arc::new(Semaphore::new(MAX_STREAMS)),
+            exports: Arc::new(Semaphore::new(MAX_EXPORTS)),
+            tail: tail::Tail::default(),
+            pages: Arc::new(Semaphore::new(federate::MAX_PAGES)),
             shutdown,
             kubernetes: kubernetes::Status::new(kubernetes::Role::Off("it was not started".into())),
             pushes: Arc::default(),
@@ -103,6 +114,7 @@ pub async fn serve(state: AppState, listener: TcpListener, shutdown: Shutdown) -
 fn router(state: AppState) -> Router {
     let routes = Router::new()
         .route("/api/v1/events", get(api::events::list))
+        .route("/api/v1/events/export", get(api::events_export::export))
         .route("/api/v1/events/stats", get(api::events_stats::stats))
         .route("/api/v1/events/stream", get(api::events_stream::stream))
         .route("/api/v1/pods", get(api::pods::list))
@@ -124,7 +136,12 @@ fn router(state: AppState) -> Router {
         .method_not_allowed_fallback(wrong_method)
         .fallback(pages::serve);
     routes
-        .layer(CompressionLayer::new().gzip(true).quality(CompressionLevel::Fastest))
+        .layer(
+            CompressionLayer::new()
+                .gzip(true)
+                .zstd(true)
+                .quality(CompressionLevel::Fastest),
+        )
         .layer(CatchPanicLayer::custom(panicked))
         .layer(from_fn_with_state(state.clone(), metrics::count))
         .layer(from_fn(pages::guard))

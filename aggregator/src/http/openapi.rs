@@ -1,7 +1,11 @@
-//! The interface as OpenAPI 3.1, from the endpoints' own documentation.
+//! The interface as OpenAPI 3.1, from the endpoints' own documentation; `openapi/common.rs` adds what all have in common.
+
+mod common;
 
 use axum::Json;
 use utoipa::OpenApi;
+
+use common::Common;
 
 use super::{api, federate, health, metrics};
 
@@ -11,8 +15,11 @@ use super::{api, federate, health, metrics};
         title = "Sonde aggregator",
         description = "What the network did to every pod of the cluster"
     ),
+    servers((url = "/", description = "The aggregator that serves this document")),
+    modifiers(&Common),
     paths(
         api::events::list,
+        api::events_export::export,
         api::events_stats::stats,
         api::events_stream::stream,
         api::pods::list,

@@ -48,7 +48,6 @@ impl Problem {
         }
     }
 
-    #[cfg(test)]
     pub(crate) fn detail(&self) -> &str {
         &self.detail
     }
@@ -57,7 +56,7 @@ impl Problem {
 impl From<QueryError> for Problem {
     fn from(error: QueryError) -> Self {
         match error {
-            QueryError::TooSlow => Self::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string()),
+            QueryError::TooSlow | QueryError::Busy => Self::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string()),
             QueryError::Unavailable(_) => {
                 tracing::warn!(%error, "query failed");
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string())

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, LazyLock};
 
 use prost::Message as _;
+use sonde_common::prom::Format;
 use sonde_common::time::now_ns;
 use sonde_mutate::Target;
 use sonde_proto::{body, limits, v1};
@@ -233,10 +234,11 @@ fn take_batch(input: &[u8]) {
 fn show(live: &LiveTable) {
     let all = "{__name__=~\".+\"}".parse().expect("a selector");
     let mut page = String::new();
-    live.federate(&[all], &mut |piece| {
+    let whole = live.federate(&[all], Format::Text, &mut |piece| {
         page.push_str(&piece);
         true
     });
+    assert!(whole);
     for line in page.lines() {
         assert!(line.starts_with('#') || line.starts_with("sonde_"), "{line:?}");
     }

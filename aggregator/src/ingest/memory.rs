@@ -7,11 +7,11 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use crate::metrics::Metrics;
 
 /// For all streams, in KiB.
-const ALL: usize = 192 << 10;
+const ALL: usize = 96 << 10;
 /// For one stream: the largest batch that there can be, or several smaller ones.
 const OF_ONE: usize = 64 << 10;
 /// Set apart for small batches of streams that have nothing else in flight: they never wait behind those that send much.
-const SMALL: usize = 64 << 10;
+const SMALL: usize = 32 << 10;
 const SMALL_BATCH: usize = 1 << 10;
 
 /// What there is.
@@ -89,8 +89,8 @@ mod tests {
                 held.push(permits);
             }
         }
-        assert_eq!(held.len(), 12, "each up to its own bound, all up to theirs");
-        assert_eq!(metrics.queued_bytes.get(), 192 << 20);
+        assert_eq!(held.len(), ALL >> 14, "each up to its own bound, all up to theirs");
+        assert_eq!(metrics.queued_bytes.get(), (ALL as u64) << 10);
         let quiet = memory.of_stream();
         let first = now(&quiet, 100 << 10).expect("a small batch has room");
         assert!(
@@ -100,7 +100,7 @@ mod tests {
         drop(first);
         assert!(now(&quiet, 100 << 10).is_some());
         assert!(now(&quiet, 16 << 20).is_none());
-        held.truncate(11);
+        held.pop();
         assert!(
             now(&quiet, 16 << 20).is_some(),
             "what a commit gives back is there for the next"

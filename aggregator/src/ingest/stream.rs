@@ -138,8 +138,11 @@ enum Stop {
 
 impl Session {
     /// `None` where nobody is there to hear how it ended.
-    async fn run(self, service: &Service, up: Streaming<v1::Up>, out: &Out) -> Option<Status> {
-        service.live.hello(&self.stream.node, &self.catalogue, self.interval_ns);
+    async fn run(mut self, service: &Service, up: Streaming<v1::Up>, out: &Out) -> Option<Status> {
+        // Not kept: with its texts it is as large as all that is remembered of the node.
+        let catalogue = std::mem::take(&mut self.catalogue);
+        service.live.hello(&self.stream.node, &catalogue, self.interval_ns);
+        drop(catalogue);
         let _connected = Connected {
             live: &service.live,
             stream: &self.stream,
@@ -195,9 +198,7 @@ impl Session {
                     // Another aggregator, a newer one, may be able to take it.
                     return Some(Status::unavailable(format!("the database cannot be written: {why}")));
                 }
-                () = superseded.cancelled() => {
-                    return Some(Status::aborted("a newer stream of this spool has taken over"));
-                }
+                () = superseded.cancelled() => return Some(taken_over()),
                 () = shutdown.recv() => return Some(ending()),
                 () = out.closed() => return None,
             }
@@ -334,8 +335,13 @@ fn end_status(why: Ended) -> Status {
     match why {
         Ended::Poison { sequence, why } => poison::status(sequence, format_args!("the database refuses it: {why}")),
         Ended::Elsewhere(why) => Status::unavailable(why),
+        Ended::Superseded => taken_over(),
         Ended::StartOver => Status::unavailable("the database is not what it was: connect again"),
     }
+}
+
+fn taken_over() -> Status {
+    Status::aborted("a newer stream of this spool has taken over")
 }
 
 /// Resolves when the schema turns out to be that of another version.

@@ -37,7 +37,7 @@ pub(super) enum Shape {
 
 /// What stands behind the family's name in the name of a series.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Suffix {
+pub(crate) enum Suffix {
     Plain,
     Bucket,
     Sum,
@@ -45,7 +45,7 @@ pub(super) enum Suffix {
 }
 
 impl Suffix {
-    pub(super) const fn as_str(self) -> &'static str {
+    pub(crate) const fn as_str(self) -> &'static str {
         match self {
             Self::Plain => "",
             Self::Bucket => "_bucket",

@@ -6,7 +6,9 @@
 
 mod federate;
 mod fold;
+mod labels;
 mod meta;
+mod readings;
 mod rebuild;
 mod selector;
 mod snapshot;
@@ -15,16 +17,21 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use sonde_common::config::MaxSeries;
 use sonde_common::time::now_ns;
 use sonde_proto::v1;
 
-pub use rebuild::{LoadedPod, LoadedRow, LoadedTable};
-pub use selector::{Selector, SelectorError};
+pub(crate) use meta::Suffix;
+pub(crate) use readings::{Column, Reading, Wanted};
+pub use rebuild::{LoadedPod, LoadedRow, LoadedTable, width};
+pub(crate) use selector::Mask;
+pub use selector::{MAX_SELECTORS, Selector, SelectorError};
 
+use crate::packed::Packer;
+use labels::{SubjectList, Subjects};
 use meta::ProbeMeta;
-use snapshot::Snapshot;
+use snapshot::{Read, Snapshot};
 
 /// A node is silent after so many intervals without rows.
 const SILENT_INTERVALS: u32 = 3;
@@ -37,6 +44,7 @@ const LOOKBACK: Duration = Duration::from_secs(300);
 pub struct LiveTable {
     state: RwLock<State>,
     limits: MaxSeries,
+    packer: Mutex<Packer>,
 }
 
 #[derive(Debug, Default)]
@@ -53,6 +61,7 @@ struct Node {
     interval: Duration,
     probes: HashMap<String, Arc<ProbeMeta>>,
     snapshots: BTreeMap<String, Arc<Snapshot>>,
+    subjects: Subjects,
 }
 
 /// How much the table holds.
@@ -71,7 +80,7 @@ impl LiveTable {
     pub fn with_limits(limits: MaxSeries) -> Arc<Self> {
         Arc::new(Self {
             limits,
-            state: RwLock::default(),
+            ..Self::default()
         })
     }
 
@@ -100,8 +109,12 @@ impl LiveTable {
 
     /// A batch of this node has committed. Called in order.
     pub fn apply(&self, node: &str, body: &v1::BatchBody) {
-        for rows in &body.rows {
-            self.apply_rows(node, rows, body);
+        if !body.rows.is_empty()
+            && let Some(subjects) = self.subjects_of(node, body)
+        {
+            for rows in &body.rows {
+                self.apply_rows(node, rows, body, &subjects);
+            }
         }
         let ended: HashSet<&str> = body
             .pods
@@ -114,14 +127,27 @@ impl LiveTable {
         }
     }
 
-    fn apply_rows(&self, node: &str, rows: &v1::Rows, body: &v1::BatchBody) {
+    /// `None`: the node is not known.
+    fn subjects_of(&self, node: &str, body: &v1::BatchBody) -> Option<Arc<SubjectList>> {
+        let mut state = self.state.write();
+        let entry = state.nodes.get_mut(node)?;
+        Some(entry.subjects.of(node, &body.pods))
+    }
+
+    fn apply_rows(&self, node: &str, rows: &v1::Rows, body: &v1::BatchBody, subjects: &Arc<SubjectList>) {
         let Some((name, meta, lifetime, old)) = self.place_of(node, &rows.probe) else {
             return;
         };
         if old.as_ref().is_some_and(|old| old.time_ns > rows.time_ns) {
             return;
         }
-        match Snapshot::from_rows(&name, meta, rows, body, lifetime, old.as_deref(), &self.limits) {
+        let read = Read {
+            rows,
+            body,
+            subjects: Arc::clone(subjects),
+        };
+        let tools = (&self.limits, &mut *self.packer.lock());
+        match Snapshot::from_rows(&name, meta, read, lifetime, old.as_deref(), tools) {
             Ok(snapshot) => self.put(snapshot),
             Err(error) => tracing::error!(node, %error, "rows left out of the live table"),
         }
@@ -155,7 +181,7 @@ impl LiveTable {
         let Some(node) = state.nodes.get_mut(node) else { return };
         for snapshot in node.snapshots.values_mut() {
             if snapshot.has_pod(ended) {
-                *snapshot = Arc::new(snapshot.without_pods(ended));
+                *snapshot = Arc::new(snapshot.without_pods(ended, &mut self.packer.lock()));
             }
         }
     }
@@ -172,7 +198,8 @@ impl LiveTable {
     pub fn folded(&self) -> BTreeMap<String, usize> {
         let mut folded = BTreeMap::new();
         for snapshot in self.snapshots() {
-            *folded.entry(snapshot.meta.probe.clone()).or_default() += snapshot.budget.lock().folded();
+            let of_snapshot = snapshot.budget.as_ref().map_or(0, |budget| budget.lock().folded());
+            *folded.entry(snapshot.meta.probe.clone()).or_default() += of_snapshot;
         }
         folded
     }

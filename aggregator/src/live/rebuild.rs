@@ -14,7 +14,7 @@ use crate::store::Store;
 pub struct LoadedTable {
     pub node: String,
     pub interval_ns: u64,
-    pub def: v1::ProbeDef,
+    pub def: Arc<v1::ProbeDef>,
     pub time_ns: u64,
     pub rows: Vec<LoadedRow>,
 }
@@ -24,8 +24,8 @@ pub struct LoadedRow {
     /// None: the node itself.
     pub pod: Option<Arc<LoadedPod>>,
     pub labels: Vec<String>,
-    /// By column of the definition; empty: absent.
-    pub values: Vec<Vec<i64>>,
+    /// Those of all columns of the definition, one behind the other.
+    pub values: Vec<i64>,
 }
 
 /// A pod that has not ended.
@@ -42,9 +42,9 @@ impl LiveTable {
     /// is no reason not to start.
     pub async fn restore(&self, store: &Store) {
         let now = i64::try_from(now_ns() / 1000).unwrap_or(i64::MAX);
-        match store.newest_tables(now).await {
-            Ok(tables) => {
-                self.load(&tables);
+        // As they come: all together take many times what the table takes.
+        match store.newest_tables(now, |table| self.load(&[table])).await {
+            Ok(()) => {
                 let Size { nodes, rows } = self.size();
                 tracing::info!(nodes, rows, "took over the newest rows of the database");
             }
@@ -62,7 +62,7 @@ impl LiveTable {
                 continue;
             };
             let catalogue = v1::Catalogue {
-                probes: vec![table.def.clone()],
+                probes: vec![(*table.def).clone()],
             };
             let node = {
                 let mut state = self.state.write();
@@ -80,7 +80,16 @@ impl LiveTable {
             let Some((_, meta, _, None)) = self.place_of(&node, &rows.probe) else {
                 continue;
             };
-            match super::Snapshot::from_rows(&node, meta, &rows, &body, left, None, &self.limits) {
+            let Some(subjects) = self.subjects_of(&node, &body) else {
+                continue;
+            };
+            let read = super::Read {
+                rows: &rows,
+                body: &body,
+                subjects,
+            };
+            let tools = (&self.limits, &mut *self.packer.lock());
+            match super::Snapshot::from_rows(&node, meta, read, left, None, tools) {
                 Ok(snapshot) => self.put(snapshot),
                 Err(error) => tracing::error!(node = table.node, %error, "stored rows left out of the live table"),
             }
@@ -110,30 +119,24 @@ fn as_message(table: &LoadedTable) -> (v1::Rows, v1::BatchBody) {
             body.strings.push(label.clone());
         }
     }
-    rows.columns = table
-        .def
-        .columns
-        .iter()
-        .enumerate()
-        .map(|(i, column)| column_of(table, i, column))
-        .collect();
+    let mut at = 0;
+    for column in &table.def.columns {
+        let width = width(column);
+        let values = table.rows.iter().flat_map(|row| &row.values[at..at + width]);
+        rows.columns.push(v1::Column {
+            values: values.copied().collect(),
+        });
+        at += width;
+    }
     (rows, body)
 }
 
-fn column_of(table: &LoadedTable, index: usize, def: &v1::ColumnDef) -> v1::Column {
-    let width = if def.kind() == v1::Kind::Histogram {
-        def.bounds.len() + 2
-    } else {
-        1
-    };
-    let mut values = Vec::with_capacity(table.rows.len() * width);
-    for row in &table.rows {
-        match row.values.get(index) {
-            Some(stored) if stored.len() == width => values.extend(stored),
-            _ => values.extend(std::iter::repeat_n(sonde_proto::ABSENT, width)),
-        }
+/// How many numbers a row has of a column.
+pub fn width(def: &v1::ColumnDef) -> usize {
+    match def.kind() {
+        v1::Kind::Histogram => def.bounds.len() + 2,
+        _ => 1,
     }
-    v1::Column { values }
 }
 
 impl From<&LoadedPod> for v1::Pod {

@@ -1,11 +1,20 @@
 //! One `match[]`: an instant vector selector as Prometheus reads it.
 
+use std::borrow::Cow;
+
 use promql_parser::label::{METRIC_NAME, MatchOp, Matcher};
 use promql_parser::parser::{self, Expr};
+use promql_parser::util::escape_string;
 
+use super::labels::RowLabels;
 use super::meta::{ColumnMeta, LE, NAMESPACE, NODE, POD, ProbeMeta, Suffix};
-use super::snapshot::{RowLabels, Snapshot};
+use super::snapshot::Snapshot;
 
+/// Which of the selectors of a page want something: a bit for each.
+pub(crate) type Mask = u128;
+/// Selectors that one page may have.
+pub const MAX_SELECTORS: usize = 100;
+const _: () = assert!(MAX_SELECTORS <= Mask::BITS as usize);
 /// Longer ones are refused unread.
 const MAX_LENGTH: usize = 16 << 10;
 /// Bytes beside the braces: no name of a metric is as long.
@@ -38,8 +47,9 @@ impl std::str::FromStr for Selector {
         if text.len() > MAX_LENGTH {
             return Err(refuse("longer than 16 KiB"));
         }
-        bounded(text).map_err(refuse)?;
-        let selector = match parser::parse(text) {
+        let plain = without_raw_strings(text);
+        bounded(&plain).map_err(refuse)?;
+        let selector = match parser::parse(&plain) {
             Err(reason) => return Err(refuse(&reason)),
             Ok(Expr::VectorSelector(selector)) => selector,
             Ok(Expr::MatrixSelector(_)) => return Err(refuse("a range is not permitted here")),
@@ -57,6 +67,37 @@ impl std::str::FromStr for Selector {
         }
         Ok(Self { matchers })
     }
+}
+
+/// Text in backquotes put in double quotes. To Prometheus a backslash there is one like any other character; the parser takes
+/// it for the beginning of an escape.
+fn without_raw_strings(text: &str) -> Cow<'_, str> {
+    if !text.contains('`') {
+        return text.into();
+    }
+    let mut out = String::with_capacity(text.len() * 2);
+    let mut chars = text.chars();
+    while let Some(c) = chars.next() {
+        match (c, chars.as_str().split_once('`')) {
+            ('`', Some((raw, rest))) => {
+                out.push_str(&format!("\"{}\"", escape_string(raw)));
+                chars = rest.chars();
+            }
+            ('"' | '\'', _) => {
+                out.push(c);
+                while let Some(quoted) = chars.next() {
+                    out.push(quoted);
+                    match quoted {
+                        '\\' => out.extend(chars.next()),
+                        end if end == c => break,
+                        _ => {}
+                    }
+                }
+            }
+            _ => out.push(c),
+        }
+    }
+    out.into()
 }
 
 /// Refuses what the parser must not see: it takes any expression, and one of thousands of levels is more than the stack of a
@@ -146,16 +187,21 @@ impl ForProbe<'_> {
         all(&self.names, &name) && (suffix == Suffix::Bucket || all(&self.le, ""))
     }
 
+    /// Whether it wants the same series of every row.
+    pub(super) fn has_all_rows(&self) -> bool {
+        self.rows.is_empty()
+    }
+
     pub(super) fn has_node(&self, snapshot: &Snapshot) -> bool {
         all(&self.node, &snapshot.node)
     }
 
-    pub(super) fn has_row(&self, row: &RowLabels) -> bool {
+    pub(super) fn has_row(&self, row: RowLabels<'_>) -> bool {
         self.rows.iter().all(|(source, matcher)| {
             matcher.is_match(match source {
                 Source::Namespace => row.namespace(),
                 Source::Pod => row.name(),
-                Source::Label(i) => &row.values[*i],
+                Source::Label(i) => row.value(*i),
             })
         })
     }
@@ -185,6 +231,23 @@ mod tests {
         ] {
             assert!(good.parse::<Selector>().is_ok(), "{good}");
         }
+    }
+
+    #[test]
+    fn text_in_backquotes_is_taken_as_it_stands() {
+        for (raw, plain) in [
+            ("up", "up"),
+            ("{a=`b`}", "{a=\"b\"}"),
+            ("{a=~`\\d\"`,b='`c`'}", "{a=~\"\\\\d\\\"\",b='`c`'}"),
+            ("{a=`\\`,b=\"\\\"`\"}", "{a=\"\\\\\",b=\"\\\"`\"}"),
+            ("{a=`\n`}", "{a=\"\\n\"}"),
+            ("{a=`b}", "{a=`b}"),
+            ("{a=\"b", "{a=\"b"),
+        ] {
+            assert_eq!(without_raw_strings(raw), plain);
+        }
+        let selector: Selector = "{a=~`x\\d+`}".parse().unwrap();
+        assert!(selector.matchers[0].is_match("x12") && !selector.matchers[0].is_match("xd"));
     }
 
     #[test]
@@ -224,7 +287,9 @@ mod tests {
             assert!(text.parse::<Selector>().is_err(), "{deep}");
             assert!(format!("up{{{text}}}").parse::<Selector>().is_err(), "{deep}");
         }
-        // The parser's backquote can be escaped too: what follows is no longer quoted.
+        // A backquote that nothing ends, and one after a backslash.
+        let unended = format!("up{{a=`{}", "(".repeat(10_000));
+        assert!(unended.parse::<Selector>().is_err());
         let unquoted = format!("up{{a=`\\`}} `}}{}`", "(".repeat(10_000));
         assert!(unquoted.parse::<Selector>().is_err());
         let many = |count| format!("{{a=~\"x+\"{}}}", ",b=~\"x\"".repeat(count)).parse::<Selector>();

@@ -1,19 +1,20 @@
 //! The newest rows of one probe on one node. Immutable: a page in the making keeps what it began with.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use sonde_common::budget::Budget;
 use sonde_common::config::MaxSeries;
-use sonde_common::prom::write_labels;
 use sonde_proto::v1;
 
-use super::fold::hold;
-use super::meta::{NAMESPACE, NODE, POD, ProbeMeta};
+use super::fold::{Held, hold};
+use super::labels::{LabelSet, Row, RowLabels, Sets, SubjectList};
+use super::meta::{ColumnMeta, ProbeMeta};
+use crate::packed::{Packed, Packer};
 
 #[derive(Debug)]
 pub(super) struct Snapshot {
@@ -23,66 +24,13 @@ pub(super) struct Snapshot {
     pub time_ns: u64,
     /// The node is silent from here on, by our own clock.
     pub ends: Instant,
-    pub rows: Vec<Arc<RowLabels>>,
-    /// As in the catalogue; empty = absent in all rows. Rows times the column's width values.
-    pub columns: Vec<Vec<i64>>,
-    /// What was shown and added up so far; goes from reading to reading.
-    pub budget: Arc<Mutex<Budget>>,
-}
-
-/// Whose series these are and how they are written; lives as long as the series.
-#[derive(Debug, PartialEq)]
-pub(super) struct RowLabels {
-    /// None: the node itself.
-    pub pod: Option<Arc<PodId>>,
-    /// Values of the probe's own labels.
-    pub values: Vec<Box<str>>,
-    /// All labels as they stand between the braces.
-    pub text: Box<str>,
-}
-
-#[derive(Debug, PartialEq)]
-pub(super) struct PodId {
-    pub sandbox: Box<str>,
-    pub namespace: Box<str>,
-    pub name: Box<str>,
-    /// Unix time.
-    pub valid_from_ns: u64,
-}
-
-impl RowLabels {
-    pub(super) fn new(node: &str, pod: Option<Arc<PodId>>, meta: &ProbeMeta, values: Vec<Box<str>>) -> Self {
-        let (namespace, name) = pod.as_ref().map_or(("", ""), |p| (&*p.namespace, &*p.name));
-        let mut text = String::new();
-        let fixed = [(NODE, node), (NAMESPACE, namespace), (POD, name)];
-        let own = meta
-            .labels
-            .iter()
-            .zip(&values)
-            .map(|(label, value)| (label.as_str(), &**value));
-        write_labels(&mut text, fixed.into_iter().chain(own));
-        Self {
-            pod,
-            values,
-            text: text.into(),
-        }
-    }
-
-    fn sandbox(&self) -> Option<&str> {
-        self.pod.as_ref().map(|p| &*p.sandbox)
-    }
-
-    fn valid_from_ns(&self) -> u64 {
-        self.pod.as_ref().map_or(0, |p| p.valid_from_ns)
-    }
-
-    pub(super) fn namespace(&self) -> &str {
-        self.pod.as_ref().map_or("", |p| &p.namespace)
-    }
-
-    pub(super) fn name(&self) -> &str {
-        self.pod.as_ref().map_or("", |p| &p.name)
-    }
+    pub rows: Arc<[Row]>,
+    pub subjects: Arc<SubjectList>,
+    pub sets: Arc<[Arc<LabelSet>]>,
+    /// As in the catalogue, each with its width of values for a row.
+    columns: Packed,
+    /// What was shown and added up so far; goes from reading to reading. `None`: there was always room for all.
+    pub budget: Option<Arc<Mutex<Budget>>>,
 }
 
 /// Rows whose parts do not fit together: ingest lets none through, so this only guards against our own faults.
@@ -90,202 +38,191 @@ impl RowLabels {
 #[error("rows of probe `{0}` do not fit its catalogue")]
 pub(super) struct Misfit(pub String);
 
+/// Rows as they came.
+pub(super) struct Read<'a> {
+    pub rows: &'a v1::Rows,
+    pub body: &'a v1::BatchBody,
+    pub subjects: Arc<SubjectList>,
+}
+
 impl Snapshot {
-    /// The rows of a message. `old` lends the labels of series that go on.
+    /// The rows of a message. `old` lends what goes on.
     pub(super) fn from_rows(
         node: &Arc<str>,
         meta: Arc<ProbeMeta>,
-        rows: &v1::Rows,
-        body: &v1::BatchBody,
+        read: Read<'_>,
         lifetime: Duration,
-        old: Option<&Snapshot>,
-        limits: &MaxSeries,
+        old: Option<&Self>,
+        (limits, packer): (&MaxSeries, &mut Packer),
     ) -> Result<Self, Misfit> {
-        let mut columns = Columns::of(&meta, rows)?;
+        let Read { rows, body, subjects } = read;
+        let columns = Columns::of(&meta, rows)?;
         let old = old.filter(|old| old.meta == meta);
-        let mut known = Known::new(old);
-        let mut pods: HashMap<u32, Arc<PodId>> = HashMap::new();
+        let misfit = || Misfit(rows.probe.clone());
+        let mut sets = Sets::new(&meta, body, old.map_or(&[][..], |old| &old.sets));
         let mut picked = Picked::default();
+        let width = meta.labels.len();
         for (i, &subject) in rows.subjects.iter().enumerate() {
-            let misfit = || Misfit(rows.probe.clone());
-            let pod = match subject.checked_sub(1) {
-                None => None,
-                Some(index) => {
-                    let pod = body.pods.get(index as usize).ok_or_else(misfit)?;
-                    if pod.valid_to_ns != 0 {
-                        continue;
-                    }
-                    Some(pod)
+            if let Some(pod) = subject.checked_sub(1) {
+                let pod = body.pods.get(pod as usize).ok_or_else(misfit)?;
+                if pod.valid_to_ns != 0 {
+                    continue;
                 }
-            };
-            let labels = labels_of(rows, body, i, meta.labels.len()).ok_or_else(misfit)?;
-            let row = known
-                .take(i, pod.map(|p| p.sandbox.as_str()), &labels)
-                .unwrap_or_else(|| {
-                    let pod = pod.map(|p| pods.entry(subject).or_insert_with(|| Arc::new(PodId::from(p))).clone());
-                    Arc::new(RowLabels::new(
-                        node,
-                        pod,
-                        &meta,
-                        labels.iter().map(|l| Box::from(*l)).collect(),
-                    ))
-                });
-            picked.add(row, i);
+            }
+            let numbers = rows.labels.get(i * width..(i + 1) * width).ok_or_else(misfit)?;
+            let set = sets.place(numbers).ok_or_else(misfit)?;
+            picked.add(Row { subject, set }, i);
         }
-        let (mut rows_kept, indexes) = picked.finish();
-        columns.keep(&indexes, rows.subjects.len());
-        let budget = old.map(|old| Arc::clone(&old.budget)).unwrap_or_default();
-        hold(&mut budget.lock(), limits, node, &meta, &mut rows_kept, &mut columns);
+        let sets = sets.finish();
+        let (rows_kept, indexes) = picked.finish(&subjects);
+        let mut held = Held {
+            rows: rows_kept,
+            subjects,
+            sets,
+            columns,
+        };
+        held.columns.keep(&indexes, rows.subjects.len());
+        let budget = hold(limits, node, &meta, old, &mut held);
+        let Held {
+            rows: shown,
+            subjects,
+            sets,
+            columns,
+        } = held;
         Ok(Self {
-            meta,
             node: node.clone(),
             time_ns: rows.time_ns,
             ends: Instant::now() + lifetime,
-            rows: rows_kept,
-            columns: columns.values,
+            columns: columns.pack(packer),
+            rows: shared(old.map(|old| &old.rows), shown, |old, new| old == new),
+            sets: shared(old.map(|old| &old.sets), sets, Arc::ptr_eq),
+            subjects,
             budget,
+            meta,
         })
     }
 
+    pub(super) fn labels(&self, row: usize) -> RowLabels<'_> {
+        let Row { subject, set } = self.rows[row];
+        RowLabels {
+            subject: self.subjects.get(subject),
+            set: &self.sets[set as usize],
+        }
+    }
+
     pub(super) fn has_pod(&self, ended: &dyn Fn(&str) -> bool) -> bool {
-        self.rows.iter().any(|row| row.sandbox().is_some_and(ended))
+        (0..self.rows.len()).any(|row| self.is_of(row, ended))
+    }
+
+    /// Whether a row is a pod's, and which.
+    fn is_of(&self, row: usize, which: &dyn Fn(&str) -> bool) -> bool {
+        let sandbox = &self.subjects.get(self.rows[row].subject).sandbox;
+        !sandbox.is_empty() && which(sandbox)
     }
 
     /// The same without the series of ended pods.
-    pub(super) fn without_pods(&self, ended: &dyn Fn(&str) -> bool) -> Self {
-        let stays: Vec<usize> = (0..self.rows.len())
-            .filter(|i| !self.rows[*i].sandbox().is_some_and(ended))
-            .collect();
+    pub(super) fn without_pods(&self, ended: &dyn Fn(&str) -> bool, packer: &mut Packer) -> Self {
+        let all = self.rows.len();
+        let stays: Vec<usize> = (0..all).filter(|row| !self.is_of(*row, ended)).collect();
+        let values = (0..self.meta.columns.len()).map(|column| {
+            let mut values = Vec::new();
+            self.column(column, &mut values);
+            Cow::Owned(values)
+        });
         let mut columns = Columns {
-            widths: self.widths(),
-            values: self.columns.clone(),
+            values: values.collect(),
+            widths: widths(&self.meta),
         };
-        columns.keep(&stays, self.rows.len());
+        columns.keep(&stays, all);
         Self {
             meta: self.meta.clone(),
             node: self.node.clone(),
             time_ns: self.time_ns,
             ends: self.ends,
-            rows: stays.iter().map(|i| self.rows[*i].clone()).collect(),
-            columns: columns.values,
-            budget: Arc::clone(&self.budget),
+            rows: stays.iter().map(|row| self.rows[*row]).collect(),
+            subjects: Arc::clone(&self.subjects),
+            sets: Arc::clone(&self.sets),
+            columns: columns.pack(packer),
+            budget: self.budget.clone(),
         }
     }
 
-    fn widths(&self) -> Vec<usize> {
-        self.meta.columns.iter().map(super::meta::ColumnMeta::width).collect()
-    }
-
-    /// The integers of a row's column; None where the kernel had none.
-    pub(super) fn values(&self, column: usize, row: usize) -> Option<&[i64]> {
+    /// The integers of a column, row by row, in place of what is in `out`.
+    pub(super) fn column(&self, column: usize, out: &mut Vec<i64>) {
+        out.clear();
         let width = self.meta.columns[column].width();
-        let values = self.columns[column].get(row * width..(row + 1) * width)?;
-        (!values.contains(&sonde_proto::ABSENT)).then_some(values)
+        self.columns.unpack(column, self.rows.len() * width, out);
     }
 }
 
-impl From<&v1::Pod> for PodId {
-    fn from(pod: &v1::Pod) -> Self {
-        Self {
-            sandbox: pod.sandbox.as_str().into(),
-            namespace: pod.namespace.as_str().into(),
-            name: pod.name.as_str().into(),
-            valid_from_ns: pod.valid_from_ns,
-        }
+/// The list of before where it is the same.
+fn shared<T>(old: Option<&Arc<[T]>>, new: Vec<T>, same: impl Fn(&T, &T) -> bool) -> Arc<[T]> {
+    match old {
+        Some(old) if old.len() == new.len() && old.iter().zip(&new).all(|(old, new)| same(old, new)) => Arc::clone(old),
+        _ => new.into(),
     }
 }
 
-fn labels_of<'a>(rows: &v1::Rows, body: &'a v1::BatchBody, row: usize, width: usize) -> Option<Vec<&'a str>> {
-    let ids = rows.labels.get(row * width..(row + 1) * width)?;
-    ids.iter()
-        .map(|id| body.strings.get(*id as usize).map(String::as_str))
-        .collect()
-}
-
-/// Sandbox, and the probe's own labels.
-type RowKey<'a> = (Option<&'a str>, Vec<&'a str>);
-
-/// Labels of the series that were there before, found by place (the usual case) or by name.
-struct Known<'a> {
-    old: Option<&'a Snapshot>,
-    by_name: Option<HashMap<RowKey<'a>, &'a Arc<RowLabels>>>,
-}
-
-impl<'a> Known<'a> {
-    fn new(old: Option<&'a Snapshot>) -> Self {
-        Self { old, by_name: None }
-    }
-
-    fn take(&mut self, i: usize, sandbox: Option<&str>, labels: &[&str]) -> Option<Arc<RowLabels>> {
-        let old = self.old?;
-        if let Some(row) = old.rows.get(i)
-            && row.sandbox() == sandbox
-            && row.values.iter().map(|v| &**v).eq(labels.iter().copied())
-        {
-            return Some(row.clone());
-        }
-        let by_name = self.by_name.get_or_insert_with(|| {
-            let key = |row: &'a Arc<RowLabels>| (row.sandbox(), row.values.iter().map(|v| &**v).collect());
-            old.rows.iter().map(|row| (key(row), row)).collect()
-        });
-        by_name.get(&(sandbox, labels.to_vec())).map(|row| (*row).clone())
-    }
+pub(super) fn widths(meta: &ProbeMeta) -> Vec<usize> {
+    meta.columns.iter().map(ColumnMeta::width).collect()
 }
 
 /// One row for each label set. Two sandboxes of one pod (the old one is still ending) have the same labels: the
 /// younger one counts.
 #[derive(Default)]
 struct Picked {
-    rows: Vec<(Arc<RowLabels>, usize)>,
-    place: HashMap<ByText, usize>,
-}
-
-/// Equal when the labels are.
-struct ByText(Arc<RowLabels>);
-
-impl PartialEq for ByText {
-    fn eq(&self, other: &Self) -> bool {
-        self.0.text == other.0.text
-    }
-}
-
-impl Eq for ByText {}
-
-impl Hash for ByText {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        self.0.text.hash(state);
-    }
+    rows: Vec<Row>,
+    indexes: Vec<usize>,
 }
 
 impl Picked {
-    fn add(&mut self, row: Arc<RowLabels>, index: usize) {
-        match self.place.entry(ByText(row.clone())) {
-            Entry::Vacant(place) => {
-                place.insert(self.rows.len());
-                self.rows.push((row, index));
-            }
-            Entry::Occupied(place) => {
-                let held = &mut self.rows[*place.get()];
-                if row.valid_from_ns() >= held.0.valid_from_ns() {
-                    *held = (row, index);
+    fn add(&mut self, row: Row, index: usize) {
+        self.rows.push(row);
+        self.indexes.push(index);
+    }
+
+    /// Rows, and their places in the message.
+    fn finish(self, subjects: &SubjectList) -> (Vec<Row>, Vec<usize>) {
+        // The usual case: each subject once, and in their order.
+        if !subjects.has_namesakes() && self.rows.is_sorted_by(|a, b| a < b) {
+            return (self.rows, self.indexes);
+        }
+        let (mut rows, mut indexes): (Vec<Row>, Vec<usize>) = Default::default();
+        let mut places = HashMap::with_capacity(self.rows.len());
+        for (row, index) in self.rows.into_iter().zip(self.indexes) {
+            let key = Row {
+                subject: subjects.first_of_name(row.subject),
+                set: row.set,
+            };
+            match places.entry(key) {
+                Entry::Vacant(place) => {
+                    place.insert(rows.len());
+                    rows.push(row);
+                    indexes.push(index);
+                }
+                Entry::Occupied(place) => {
+                    let age = |row: Row| subjects.get(row.subject).valid_from_ns;
+                    let held = *place.get();
+                    if age(row) >= age(rows[held]) {
+                        rows[held] = row;
+                        indexes[held] = index;
+                    }
                 }
             }
         }
-    }
-
-    fn finish(self) -> (Vec<Arc<RowLabels>>, Vec<usize>) {
-        self.rows.into_iter().unzip()
+        (rows, indexes)
     }
 }
 
-pub(super) struct Columns {
+/// Values of rows on their way into a snapshot; empty = absent in all rows.
+pub(super) struct Columns<'a> {
     pub widths: Vec<usize>,
-    pub values: Vec<Vec<i64>>,
+    pub values: Vec<Cow<'a, [i64]>>,
 }
 
-impl Columns {
-    fn of(meta: &ProbeMeta, rows: &v1::Rows) -> Result<Self, Misfit> {
-        let widths: Vec<_> = meta.columns.iter().map(super::meta::ColumnMeta::width).collect();
+impl<'a> Columns<'a> {
+    fn of(meta: &ProbeMeta, rows: &'a v1::Rows) -> Result<Self, Misfit> {
+        let widths = widths(meta);
         if rows.columns.len() > widths.len() {
             return Err(Misfit(rows.probe.clone()));
         }
@@ -295,7 +232,7 @@ impl Columns {
             if !column.is_empty() && column.len() != rows.subjects.len() * width {
                 return Err(Misfit(rows.probe.clone()));
             }
-            values.push(column.to_vec());
+            values.push(Cow::Borrowed(column));
         }
         Ok(Self { widths, values })
     }
@@ -307,12 +244,20 @@ impl Columns {
         }
         for (values, width) in self.values.iter_mut().zip(&self.widths) {
             if !values.is_empty() {
-                *values = rows
-                    .iter()
-                    .flat_map(|row| &values[row * width..(row + 1) * width])
-                    .copied()
-                    .collect();
+                let kept = rows.iter().flat_map(|row| &values[row * width..(row + 1) * width]);
+                *values = Cow::Owned(kept.copied().collect());
             }
         }
+    }
+
+    fn pack(&self, packer: &mut Packer) -> Packed {
+        for values in &self.values {
+            if values.is_empty() {
+                packer.absent();
+            } else {
+                packer.column(values);
+            }
+        }
+        packer.finish()
     }
 }

@@ -1,3 +1,4 @@
+use sonde_common::prom::Format;
 use sonde_proto::ABSENT;
 
 use super::*;
@@ -87,7 +88,7 @@ impl Batch {
 fn page(table: &LiveTable, matches: &[&str]) -> String {
     let selectors: Vec<Selector> = matches.iter().map(|m| m.parse().unwrap()).collect();
     let mut text = String::new();
-    table.federate(&selectors, &mut |piece| {
+    table.federate(&selectors, Format::Text, &mut |piece| {
         text.push_str(&piece);
         true
     });
@@ -293,17 +294,59 @@ fn two_sandboxes_of_one_pod_are_one_series_of_the_younger() {
 fn labels_are_rendered_once_in_a_series_life() {
     let table = table();
     let now = now_ns();
-    let row = |table: &LiveTable, i: usize| table.snapshots()[0].rows[i].clone();
+    let set = |table: &LiveTable, row: usize| {
+        let snapshot = table.snapshots()[0].clone();
+        snapshot.sets[snapshot.rows[row].set as usize].clone()
+    };
     table.apply("n1", &Batch::at(now).netdev(&[(0, "eth0", 1, 1), (0, "lo", 2, 1)]).body);
-    let (eth0, lo) = (row(&table, 0), row(&table, 1));
+    let (eth0, lo) = (set(&table, 0), set(&table, 1));
     table.apply(
         "n1",
         &Batch::at(now + 1)
             .netdev(&[(0, "lo", 3, 1), (0, "eth0", 4, 1), (0, "eth1", 5, 1)])
             .body,
     );
-    assert!(Arc::ptr_eq(&row(&table, 0), &lo));
-    assert!(Arc::ptr_eq(&row(&table, 1), &eth0));
+    assert!(Arc::ptr_eq(&set(&table, 0), &lo));
+    assert!(Arc::ptr_eq(&set(&table, 1), &eth0));
+}
+
+#[test]
+fn a_pod_is_rendered_once_for_all_its_probes_and_readings() {
+    let table = table();
+    let now = now_ns();
+    let subjects = |table: &LiveTable| -> Vec<usize> {
+        let snapshots = table.snapshots();
+        let of = |snapshot: &Arc<snapshot::Snapshot>| {
+            let rows = snapshot.rows.iter().filter(|row| row.subject > 0);
+            rows.map(|row| Arc::as_ptr(snapshot.subjects.get(row.subject)) as usize)
+                .collect::<Vec<_>>()
+        };
+        snapshots.iter().flat_map(of).collect()
+    };
+    let mut batch = Batch::at(now);
+    let (web, api) = (batch.pod("s1", "web", 1, 0), batch.pod("s2", "api", 1, 0));
+    let mut batch = batch.netdev(&[(web, "eth0", 1, 1), (api, "eth0", 2, 1)]);
+    batch.body.rows.push(v1::Rows {
+        probe: "lat".into(),
+        time_ns: now,
+        subjects: vec![web, api],
+        columns: vec![v1::Column::default()],
+        ..Default::default()
+    });
+    table.apply("n1", &batch.body);
+    let first = subjects(&table);
+    assert_eq!((first.len(), &first[..2]), (4, &first[2..]));
+    // In another order, beside a new one, and one that is another pod in the place of an old one.
+    let mut batch = Batch::at(now + 1);
+    batch.pod("s3", "new", 1, 0);
+    let (api, web) = (batch.pod("s2", "api", 1, 0), batch.pod("s1", "web", 1, 0));
+    table.apply("n1", &batch.netdev(&[(api, "eth0", 2, 1), (web, "eth0", 1, 1)]).body);
+    let second = subjects(&table);
+    assert_eq!(second[2..], [first[1], first[0]]);
+    let mut batch = Batch::at(now + 2);
+    let web = batch.pod("s1", "renamed", 1, 0);
+    table.apply("n1", &batch.netdev(&[(web, "eth0", 1, 1)]).body);
+    assert!(samples(&table, &["sonde_netdev_carrier"])[0].contains("renamed"));
 }
 
 #[test]
@@ -421,18 +464,18 @@ fn a_restart_leaves_no_hole() {
     let stored = |node: &str, time_ns: u64| LoadedTable {
         node: node.into(),
         interval_ns: 5 * SECOND,
-        def: catalogue().probes[0].clone(),
+        def: Arc::new(catalogue().probes[0].clone()),
         time_ns,
         rows: vec![
             LoadedRow {
                 pod: None,
                 labels: vec!["lo".into()],
-                values: vec![vec![1], vec![]],
+                values: vec![1, ABSENT],
             },
             LoadedRow {
                 pod: Some(pod.clone()),
                 labels: vec!["eth0".into()],
-                values: vec![vec![2], vec![1]],
+                values: vec![2, 1],
             },
         ],
     };
@@ -459,7 +502,7 @@ fn a_reader_that_goes_away_ends_the_page() {
     let rows: Vec<_> = names.iter().map(|n| (0, n.as_str(), 1, 1)).collect();
     table.apply("n1", &Batch::at(now_ns()).netdev(&rows).body);
     let mut pieces = 0;
-    table.federate(&[ALL.parse().unwrap()], &mut |_| {
+    table.federate(&[ALL.parse().unwrap()], Format::Text, &mut |_| {
         pieces += 1;
         false
     });

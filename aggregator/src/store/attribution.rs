@@ -3,7 +3,7 @@
 
 use sqlx::PgConnection;
 
-use super::Store;
+use super::{Store, schema};
 
 /// Pods that changed so long ago are looked at again: transactions that were open when we looked last. Somewhat more
 /// than the time between two looks.
@@ -47,11 +47,13 @@ where e.time = f.time and e.id = f.id and e.time > now() - make_interval(secs =>
 
 /// Names what can be named now; how many events that were. Any number of aggregators may do so.
 pub(super) async fn repair(connection: &mut PgConnection) -> sqlx::Result<u64> {
+    let mut tx = schema::begin(connection).await?;
     let done = sqlx::query(REPAIR)
         .bind(CHANGED_SECONDS)
         .bind(EVENTS_SECONDS)
-        .execute(connection)
+        .execute(&mut *tx)
         .await?;
+    tx.commit().await?;
     Ok(done.rows_affected())
 }
 

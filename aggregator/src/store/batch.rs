@@ -16,7 +16,9 @@ pub struct Stream {
     pub node: Arc<str>,
     pub node_id: i32,
     pub epoch: Uuid,
-    pub probes: HashMap<String, StreamProbe>,
+    /// Of the spool's cursor, which a newer stream takes away.
+    pub(super) claim: i64,
+    pub probes: Arc<HashMap<String, StreamProbe>>,
     /// Of the tables that it was registered with.
     pub(super) generation: u64,
     progress: watch::Sender<Progress>,
@@ -52,6 +54,8 @@ pub enum Ended {
     Poison { sequence: u64, why: String },
     /// Numbers of the tables that this stream holds may be wrong now: it has to say hello again.
     StartOver,
+    /// A newer stream of the same spool has begun, here or elsewhere.
+    Superseded,
     /// This aggregator cannot write into the database; another one may.
     Elsewhere(String),
 }
@@ -83,15 +87,15 @@ impl StreamProbe {
 
 impl Stream {
     pub fn new(node: &str, node_id: i32, epoch: Uuid, probes: HashMap<String, StreamProbe>, durable: u64) -> Arc<Self> {
-        Self::new_in(0, node, node_id, epoch, probes, durable)
+        Self::new_in(0, node, node_id, (epoch, 0), Arc::new(probes), durable)
     }
 
     pub(super) fn new_in(
         generation: u64,
         node: &str,
         node_id: i32,
-        epoch: Uuid,
-        probes: HashMap<String, StreamProbe>,
+        (epoch, claim): (Uuid, i64),
+        probes: Arc<HashMap<String, StreamProbe>>,
         durable: u64,
     ) -> Arc<Self> {
         Arc::new(Self {
@@ -99,6 +103,7 @@ impl Stream {
             node: node.into(),
             node_id,
             epoch,
+            claim,
             probes,
             progress: watch::Sender::new(Progress { durable, ended: None }),
             closed: AtomicBool::new(false),

@@ -47,6 +47,11 @@ impl CopyBuffer {
         &self.bytes
     }
 
+    /// Takes back what was written beyond a length that it had.
+    pub(super) fn cut(&mut self, to: usize) {
+        self.bytes.truncate(to);
+    }
+
     /// What is in it has been sent.
     pub(super) fn sent(&mut self) {
         self.bytes.clear();

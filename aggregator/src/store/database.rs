@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use futures::FutureExt as _;
 use parking_lot::Mutex;
-use sqlx::ConnectOptions as _;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
+use sqlx::{ConnectOptions as _, Executor as _};
 use tokio::time::Instant;
 
 use super::target::{Found, Target};
@@ -91,11 +91,24 @@ fn session(options: PgConnectOptions, role: &str) -> PgConnectOptions {
         .disable_statement_logging()
 }
 
+/// Searches that run at the same time. What the database does for readers is what writers go without.
+const SEARCHES: u32 = 4;
+/// One for what is new, and those for streams that are behind.
+const STREAMS: u32 = 3;
+
+/// A query whose client has gone ends within that time. PostgreSQL 14 and newer, and not on every system.
+const NOTICE: &str = "do $$ begin perform set_config('client_connection_check_interval', '1000', false); \
+                      exception when others then null; end $$";
+
 /// Pools of connections to the host that is in use.
 #[derive(Debug)]
 pub(super) struct Pools {
     /// Read-only, and no statement runs for ever.
     pub(super) readers: PgPool,
+    /// The same for searches of events, which may take long: nobody else waits for them, and there are never more.
+    pub(super) searches: PgPool,
+    /// The same for what all event streams read together, so that searches do not hold them up.
+    pub(super) streams: PgPool,
     /// For tables and hellos.
     pub(super) admin: PgPool,
     /// Connections that are older lead to the host before.
@@ -107,6 +120,8 @@ impl Pools {
         let moved = Arc::new(Mutex::new(Instant::now()));
         Self {
             readers: pool(reader(options), 8, &moved),
+            searches: pool(reader(options), SEARCHES, &moved),
+            streams: pool(reader(options), STREAMS, &moved),
             admin: pool(admin(options), 7, &moved),
             moved,
         }
@@ -114,9 +129,16 @@ impl Pools {
 
     /// From now on this host.
     pub(super) fn move_to(&self, options: &PgConnectOptions) {
-        self.readers.set_connect_options(reader(options));
+        for readers in [&self.readers, &self.searches, &self.streams] {
+            readers.set_connect_options(reader(options));
+        }
         self.admin.set_connect_options(admin(options));
         *self.moved.lock() = Instant::now();
+    }
+
+    pub(super) async fn close(&self) {
+        let pools = [&self.readers, &self.searches, &self.streams, &self.admin];
+        futures::future::join_all(pools.map(PgPool::close)).await;
     }
 }
 
@@ -136,6 +158,7 @@ fn pool(options: PgConnectOptions, connections: u32, moved: &Arc<Mutex<Instant>>
         .min_connections(0)
         .acquire_timeout(Duration::from_secs(5))
         .idle_timeout(Duration::from_secs(300))
+        .after_connect(|connection, _| async move { connection.execute(NOTICE).await.map(drop) }.boxed())
         .before_acquire(move |_, connection| {
             let since = moved.lock().elapsed();
             async move { Ok(connection.age <= since) }.boxed()
@@ -153,6 +176,15 @@ pub(super) async fn find(target: &Target, role: &str) -> sqlx::Result<Found> {
 /// The one that rolls up. Its transactions must not be taken for those of a writer.
 pub(super) async fn roller_connection(target: &Target) -> sqlx::Result<PgConnection> {
     let found = find(target, "roller").await?;
+    match found.read_only {
+        Some(why) => Err(Trial::error(why)),
+        None => Ok(found.connection),
+    }
+}
+
+/// The one that sums events up.
+pub(super) async fn digest_connection(target: &Target) -> sqlx::Result<PgConnection> {
+    let found = find(target, "digest").await?;
     match found.read_only {
         Some(why) => Err(Trial::error(why)),
         None => Ok(found.connection),

@@ -7,6 +7,7 @@ use sha2::{Digest as _, Sha256};
 use sqlx::PgConnection;
 
 use super::cache::Cache;
+use super::schema;
 
 /// SHA-256 of the frames, each ended by a line feed: also what `sonde_store.stacks.digest` holds.
 pub(super) type StackDigest = [u8; 32];
@@ -55,10 +56,12 @@ impl Dictionary {
             return Ok(());
         }
         missing.retain(|word| wanted[word] == UNKNOWN);
+        let mut tx = schema::begin(connection).await?;
         sqlx::query("insert into sonde_store.strings (text) select unnest($1::text[]) on conflict do nothing")
             .bind(&missing)
-            .execute(&mut *connection)
+            .execute(&mut *tx)
             .await?;
+        tx.commit().await?;
         // A second statement, because the first does not see what others insert at the same time.
         self.select_words(connection, &missing, wanted).await?;
         Ok(())
@@ -105,13 +108,15 @@ impl Dictionary {
             return Ok(());
         }
         missing.retain(|digest| wanted[digest].1 == UNKNOWN);
+        let mut tx = schema::begin(connection).await?;
         for digest in &missing {
             sqlx::query("insert into sonde_store.stacks (digest, frames) values ($1, $2) on conflict do nothing")
                 .bind(digest.as_slice())
                 .bind(&wanted[digest].0)
-                .execute(&mut *connection)
+                .execute(&mut *tx)
                 .await?;
         }
+        tx.commit().await?;
         self.select_stacks(connection, &missing, wanted).await?;
         Ok(())
     }

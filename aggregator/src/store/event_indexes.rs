@@ -1,5 +1,5 @@
-//! The index of event searches, for partitions that are older than it: built one at a time, newest first, while events are
-//! stored. When all have it, the indexes go that it replaces. New partitions have it from the start.
+//! The indexes of event searches, for partitions that are older than they are: built one at a time, newest first, while events
+//! are stored. When all have them, the indexes go that they replace. New partitions have them from the start.
 
 use sqlx::{AssertSqlSafe, PgConnection};
 
@@ -11,57 +11,79 @@ const CREATE: &str = "create extension if not exists btree_gin with schema sonde
      using gin (pod_id, node_id, type, reason, saddr, daddr, sport, dport, comm, stack_id) \
      with (gin_pending_list_limit = 1024)";
 
-/// Indexes that it replaces.
+/// What every partition is to have, and how its part is called: the partition, then this.
+const WANTED: [(&str, &str); 2] = [("events_search", "search"), ("events_latency", "latency")];
+
+/// Indexes that the one for searches replaces.
 const REPLACED: [&str; 2] = ["events_pod_id_time_id_idx", "events_type_time_id_idx"];
 
 /// One step on the way. Whether another one is left. One caller at a time.
 pub(super) async fn complete(db: &mut PgConnection) -> sqlx::Result<bool> {
+    let search = make_search(db).await?;
+    for (index, suffix) in WANTED {
+        if index == "events_search" && !search {
+            continue;
+        }
+        if let Some(leaf) = without(db, index).await? {
+            build(db, &leaf, (index, suffix)).await?;
+            return Ok(true);
+        }
+    }
+    if search {
+        drop_replaced(db).await?;
+    }
+    Ok(false)
+}
+
+/// Whether there is the index for searches, which needs an extension.
+async fn make_search(db: &mut PgConnection) -> sqlx::Result<bool> {
     let exists: bool = sqlx::query_scalar("select to_regclass('sonde_store.events_search') is not null")
         .fetch_one(&mut *db)
         .await?;
-    if !exists {
-        let available: bool =
-            sqlx::query_scalar("select exists (select from pg_available_extensions where name = 'btree_gin')")
-                .fetch_one(&mut *db)
-                .await?;
-        if !available {
-            tracing::debug!("the extension btree_gin is not installed, event searches use fewer indexes");
-            return Ok(false);
-        }
-        match sqlx::raw_sql(CREATE).execute(&mut *db).await {
-            Ok(_) => tracing::info!("event searches get an index for all filters"),
-            Err(sqlx::Error::Database(e)) => {
-                let error = describe(&sqlx::Error::Database(e));
-                tracing::debug!(
-                    error,
-                    "the extension btree_gin cannot be created, event searches use fewer indexes"
-                );
-                return Ok(false);
-            }
-            Err(e) => return Err(e),
-        }
+    if exists {
+        return Ok(true);
     }
-    match without(db).await? {
-        Some(leaf) => build(db, &leaf).await.map(|()| true),
-        None => drop_replaced(db).await.map(|()| false),
+    let available: bool =
+        sqlx::query_scalar("select exists (select from pg_available_extensions where name = 'btree_gin')")
+            .fetch_one(&mut *db)
+            .await?;
+    if !available {
+        tracing::debug!("the extension btree_gin is not installed, event searches use fewer indexes");
+        return Ok(false);
+    }
+    match sqlx::raw_sql(CREATE).execute(&mut *db).await {
+        Ok(_) => {
+            tracing::info!("event searches get an index for all filters");
+            Ok(true)
+        }
+        Err(sqlx::Error::Database(e)) => {
+            let error = describe(&sqlx::Error::Database(e));
+            tracing::debug!(
+                error,
+                "the extension btree_gin cannot be created, event searches use fewer indexes"
+            );
+            Ok(false)
+        }
+        Err(e) => Err(e),
     }
 }
 
 /// The newest partition that has no part of the index.
-async fn without(db: &mut PgConnection) -> sqlx::Result<Option<String>> {
+async fn without(db: &mut PgConnection, index: &str) -> sqlx::Result<Option<String>> {
     sqlx::query_scalar(
         "select c.relname::text from pg_inherits i join pg_class c on c.oid = i.inhrelid \
          where i.inhparent = 'sonde_store.events'::regclass and not exists (\
              select from pg_index x join pg_inherits xi on xi.inhrelid = x.indexrelid \
-             where x.indrelid = c.oid and xi.inhparent = 'sonde_store.events_search'::regclass) \
+             where x.indrelid = c.oid and xi.inhparent = to_regclass('sonde_store.' || $1)) \
          order by 1 desc limit 1",
     )
+    .bind(index)
     .fetch_optional(db)
     .await
 }
 
-async fn build(db: &mut PgConnection, leaf: &str) -> sqlx::Result<()> {
-    let name = format!("{leaf}_search");
+async fn build(db: &mut PgConnection, leaf: &str, (parent, suffix): (&str, &str)) -> sqlx::Result<()> {
+    let name = format!("{leaf}_{suffix}");
     let index = format!("sonde_parts.{}", ident(&name));
     // What was ended in the middle leaves an index that nobody uses.
     let valid: Option<bool> = sqlx::query_scalar("select indisvalid from pg_index where indexrelid = to_regclass($1)")
@@ -73,8 +95,9 @@ async fn build(db: &mut PgConnection, leaf: &str) -> sqlx::Result<()> {
     }
     if valid != Some(true) {
         let columns: String = sqlx::query_scalar(
-            "select substring(pg_get_indexdef('sonde_store.events_search'::regclass) from ' USING .*$')",
+            "select substring(pg_get_indexdef(to_regclass('sonde_store.' || $1)) from ' USING .*$')",
         )
+        .bind(parent)
         .fetch_one(&mut *db)
         .await?;
         let leaf = ident(leaf);
@@ -89,10 +112,14 @@ async fn build(db: &mut PgConnection, leaf: &str) -> sqlx::Result<()> {
     }
     run(
         db,
-        &format!("alter index sonde_store.events_search attach partition {index}"),
+        &format!("alter index sonde_store.{} attach partition {index}", ident(parent)),
     )
     .await?;
-    tracing::info!(partition = leaf, "a partition of events has the index for searches now");
+    tracing::info!(
+        partition = leaf,
+        index = parent,
+        "a partition of events has an index for searches now"
+    );
     Ok(())
 }
 

@@ -239,10 +239,10 @@ impl Keeper {
         if nodes.is_empty() {
             return Ok(());
         }
-        let connection = self.connection().await?;
+        let mut tx = schema::begin(self.connection().await?).await?;
         sqlx::query("update sonde_store.nodes set last_seen = now() where id = any($1)")
             .bind(&nodes)
-            .execute(&mut *connection)
+            .execute(&mut *tx)
             .await?;
         // So that other aggregators know of streams that have nothing to send. The writer has just touched those it
         // holds, and is not to wait.
@@ -253,9 +253,9 @@ impl Keeper {
         )
         .bind(&nodes)
         .bind(&epochs)
-        .execute(connection)
+        .execute(&mut *tx)
         .await?;
-        Ok(())
+        tx.commit().await
     }
 
     async fn repair_peers(&mut self) -> sqlx::Result<()> {

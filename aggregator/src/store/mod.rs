@@ -8,6 +8,7 @@ pub(crate) mod cluster;
 mod copy;
 mod database;
 mod dictionary;
+mod digest;
 mod distribution;
 mod encode;
 mod event_indexes;
@@ -15,6 +16,7 @@ mod frames;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
 mod keeper;
+mod locks;
 mod partitions;
 mod pods;
 mod push_cursor;
@@ -30,9 +32,11 @@ mod target;
 mod transaction;
 mod writer;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use parking_lot::Mutex;
 use sonde_common::config::{Distribution, Storage};
 use sonde_common::shutdown;
 use sqlx::{Connection as _, PgPool};
@@ -41,7 +45,7 @@ use tokio::task::JoinHandle;
 
 use crate::live::LiveTable;
 use crate::metrics::Metrics;
-use batch::Batch;
+use batch::{Batch, StreamProbe};
 use database::{Pools, describe};
 use keeper::Keeper;
 use queue::Queue;
@@ -88,7 +92,7 @@ pub struct Store {
 struct Inner {
     pools: Arc<Pools>,
     queue: Arc<Queue>,
-    registering: Semaphore,
+    registering: Arc<Semaphore>,
     tables: Tables,
     streams: Streams,
     metrics: Arc<Metrics>,
@@ -99,6 +103,8 @@ struct Inner {
     distribution: Distribution,
     /// Set when this aggregator wrote facts of the cluster: the writer reads them before its next group.
     facts_changed: Arc<AtomicBool>,
+    /// The probes of the newest stream: those of most others too.
+    said: Mutex<Arc<HashMap<String, StreamProbe>>>,
 }
 
 /// The store's tasks, to be waited for at the end.
@@ -107,6 +113,7 @@ pub struct Tasks {
     writer: JoinHandle<()>,
     keeper: JoinHandle<()>,
     roller: JoinHandle<()>,
+    digest: JoinHandle<()>,
     pools: Arc<Pools>,
     stop: shutdown::Trigger,
 }
@@ -154,7 +161,7 @@ impl Store {
             inner: Arc::new(Inner {
                 pools: Arc::clone(&pools),
                 queue: Arc::clone(&queue),
-                registering: Semaphore::new(REGISTERING),
+                registering: Arc::new(Semaphore::new(REGISTERING)),
                 tables: Arc::clone(&tables),
                 streams: Streams::default(),
                 metrics: Arc::clone(&parts.metrics),
@@ -164,6 +171,7 @@ impl Store {
                 keep,
                 distribution: storage.distribution,
                 facts_changed: Arc::default(),
+                said: Mutex::default(),
             }),
         };
         let keeper = Keeper {
@@ -199,7 +207,8 @@ impl Store {
         let tasks = Tasks {
             writer: tokio::spawn(writer.run()),
             keeper: tokio::spawn(keeper.run(stopped.clone())),
-            roller: tokio::spawn(rollup::run(store.clone(), stopped)),
+            roller: tokio::spawn(rollup::run(store.clone(), stopped.clone())),
+            digest: tokio::spawn(digest::run(store.clone(), stopped)),
             pools,
             stop,
         };
@@ -275,9 +284,9 @@ impl Tasks {
         }
         let _ = self.keeper.await;
         let _ = self.roller.await;
+        let _ = self.digest.await;
         // Otherwise a private server would have to end these sessions, and complain.
-        let close = async { tokio::join!(self.pools.admin.close(), self.pools.readers.close()) };
-        let _ = tokio::time::timeout(LAST_QUERIES, close).await;
+        let _ = tokio::time::timeout(LAST_QUERIES, self.pools.close()).await;
     }
 }
 

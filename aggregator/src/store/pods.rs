@@ -7,6 +7,8 @@ use std::sync::Arc;
 use sonde_proto::v1;
 use sqlx::{PgConnection, Row as _};
 
+use super::schema;
+
 /// How long after its end a pod is still looked for by address: events come late.
 const REMEMBER_NS: u64 = 3_600_000_000_000;
 
@@ -54,7 +56,10 @@ impl Pods {
         }
         // One order for everybody, so that two aggregators cannot wait for each other.
         changed.sort_unstable_by_key(|(node, pod)| (*node, pod.sandbox.as_str()));
-        for ((node, pod), id) in changed.iter().zip(upsert(connection, &changed).await?) {
+        let mut tx = schema::begin(connection).await?;
+        let ids = upsert(&mut tx, &changed).await?;
+        tx.commit().await?;
+        for ((node, pod), id) in changed.iter().zip(ids) {
             self.remember(id, *node, pod);
         }
         Ok(())

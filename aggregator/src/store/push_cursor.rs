@@ -4,10 +4,7 @@ use sqlx::Connection as _;
 use sqlx::postgres::PgConnection;
 
 use super::database::{self, describe};
-use super::{Store, schema};
-
-/// The first of the locks: each target has its own, see [`PushTarget`].
-const PUSH_LOCK: i64 = 0x736f_6e64_6500_0010;
+use super::{Store, locks, schema};
 
 /// Where events go. The number is the lock's, the name that of its row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,7 +39,7 @@ impl Store {
     async fn try_push_cursor(&self, target: PushTarget) -> sqlx::Result<Option<PushCursor>> {
         let mut connection = database::writer_connection(&self.inner.target).await?;
         let held: bool = sqlx::query_scalar("select pg_try_advisory_lock($1)")
-            .bind(PUSH_LOCK + target as i64)
+            .bind(locks::push(target))
             .fetch_one(&mut connection)
             .await?;
         if !held {

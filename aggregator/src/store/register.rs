@@ -142,17 +142,26 @@ impl Store {
         })
     }
 
+    /// What has to be made is made to its end, also when the collector that waits for it loses its patience: it finds
+    /// it there when it asks again. Hundreds of columns may take longer than that on a slow machine.
     async fn try_register(&self, newcomer: &Newcomer) -> Result<Registered, Failure> {
-        let _turn = self.inner.registering.acquire().await;
+        let turn = Arc::clone(&self.inner.registering).acquire_owned().await;
         let mut connection = self.inner.pools.admin.acquire().await?;
-        let result = self.register_on(&mut connection, newcomer).await;
-        if let Err(Failure::Database(e)) = &result
-            && Problem::from(e).kind == ProblemKind::ReadOnly
-        {
-            // Opened while the database moved to another host: it must not serve the next one.
-            let _ = connection.close().await;
-        }
-        result
+        let (store, newcomer) = (self.clone(), newcomer.clone());
+        let registering = tokio::spawn(async move {
+            let _turn = turn;
+            let result = store.register_on(&mut connection, &newcomer).await;
+            if let Err(Failure::Database(e)) = &result
+                && Problem::from(e).kind == ProblemKind::ReadOnly
+            {
+                // Opened while the database moved to another host: it must not serve the next one.
+                let _ = connection.close().await;
+            }
+            result
+        });
+        registering
+            .await
+            .unwrap_or_else(|_| Err(Trial::error("the aggregator failed on it".into()).into()))
     }
 
     async fn register_on(&self, connection: &mut PgConnection, newcomer: &Newcomer) -> Result<Registered, Failure> {
@@ -170,10 +179,12 @@ impl Store {
             distribution::spread(&mut tx, self.inner.distribution).await?;
             tx.commit().await?;
         }
-        let mut tx = connection.begin().await?;
-        schema::hold(&mut tx).await?;
+        let mut tx = schema::begin(connection).await?;
         let node_id = node(&mut tx, newcomer).await?;
-        let durable = cursor(&mut tx, node_id, newcomer.epoch).await?;
+        tx.commit().await?;
+        // On its own: it may wait for a transaction of the writer.
+        let mut tx = schema::begin(connection).await?;
+        let (durable, claim) = claim(&mut tx, node_id, newcomer.epoch).await?;
         tx.commit().await?;
         let mut probes = HashMap::new();
         let mut tables = self.inner.tables.write();
@@ -197,7 +208,20 @@ impl Store {
             };
             probes.insert(probe.name.clone(), StreamProbe::new(said, Arc::clone(table)));
         }
-        let stream = Stream::new_in(generation, &newcomer.node, node_id, newcomer.epoch, probes, durable);
+        // Nor does each hold where what it says is in the tables.
+        let mut said = self.inner.said.lock();
+        if **said != probes {
+            *said = Arc::new(probes);
+        }
+        let probes = Arc::clone(&said);
+        let stream = Stream::new_in(
+            generation,
+            &newcomer.node,
+            node_id,
+            (newcomer.epoch, claim),
+            probes,
+            durable,
+        );
         Ok(Registered { stream })
     }
 }
@@ -354,18 +378,16 @@ async fn node(connection: &mut PgConnection, newcomer: &Newcomer) -> sqlx::Resul
     .await
 }
 
-/// The last durable sequence of this spool.
-async fn cursor(connection: &mut PgConnection, node_id: i32, epoch: Uuid) -> sqlx::Result<u64> {
-    sqlx::query("insert into sonde_store.cursors (node_id, epoch, sequence) values ($1, $2, 0) on conflict do nothing")
-        .bind(node_id)
-        .bind(epoch)
-        .execute(&mut *connection)
-        .await?;
-    let sequence: i64 =
-        sqlx::query_scalar("select sequence from sonde_store.cursors where node_id = $1 and epoch = $2")
-            .bind(node_id)
-            .bind(epoch)
-            .fetch_one(connection)
-            .await?;
-    Ok(sequence as u64)
+/// The last durable sequence of this spool, and the claim that its new stream has. A transaction that is storing what an
+/// earlier stream sent is waited for: its row is locked.
+async fn claim(connection: &mut PgConnection, node_id: i32, epoch: Uuid) -> sqlx::Result<(u64, i64)> {
+    let (sequence, claim): (i64, i64) = sqlx::query_as(
+        "insert into sonde_store.cursors as c (node_id, epoch, sequence, claim) values ($1, $2, 0, 1) \
+         on conflict (node_id, epoch) do update set claim = c.claim + 1 returning sequence, claim",
+    )
+    .bind(node_id)
+    .bind(epoch)
+    .fetch_one(connection)
+    .await?;
+    Ok((sequence as u64, claim))
 }

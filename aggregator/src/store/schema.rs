@@ -3,17 +3,11 @@
 use std::sync::LazyLock;
 
 use sqlx::migrate::{MigrateError, Migrator};
-use sqlx::postgres::PgConnection;
+use sqlx::postgres::{PgConnection, Postgres};
+use sqlx::{Connection as _, Transaction};
 
-use super::OpenError;
 use super::database::{Trial, describe};
-
-/// Held in transactions that make or change probe tables and partitions, so that several aggregators take turns.
-const SCHEMA_LOCK: i64 = 0x736f_6e64_6500_0001;
-
-/// Held, shared, by every transaction that writes, and alone by whoever migrates: nothing is ever written into a schema
-/// that changed since it was looked at.
-const VERSION_LOCK: i64 = 0x736f_6e64_6500_0003;
+use super::{OpenError, locks};
 
 static MIGRATOR: LazyLock<Migrator> = LazyLock::new(|| {
     let mut migrator: Migrator = sqlx::migrate!("../migrations");
@@ -45,7 +39,7 @@ pub(super) async fn migrate(connection: &mut PgConnection) -> Result<(), OpenErr
     let failed = |e: sqlx::Error| OpenError::Database(describe(&e));
     // Not where nothing has to be done: writers of other aggregators would wait for no reason.
     let due = version(connection).await.map_err(failed)? < Some(newest());
-    let lock = |function: &'static str| sqlx::query(function).bind(VERSION_LOCK);
+    let lock = |function: &'static str| sqlx::query(function).bind(locks::VERSION);
     if due {
         let alone = lock("select pg_advisory_lock($1)");
         alone.execute(&mut *connection).await.map_err(failed)?;
@@ -69,11 +63,19 @@ pub(crate) async fn migrate_to(connection: &mut PgConnection, version: i64) -> R
     MIGRATOR.run_direct(Some(version), connection, false).await
 }
 
+/// A transaction to write in, which holds the version of the schema. What changes tables takes [`lock`] in place of this.
+pub(super) async fn begin(connection: &mut PgConnection) -> sqlx::Result<Transaction<'_, Postgres>> {
+    let mut tx = connection.begin().await?;
+    hold(&mut tx).await?;
+    Ok(tx)
+}
+
 /// Until the end of the transaction the schema stays what it is; an error where it is not ours. Every transaction that
-/// writes begins with this.
+/// writes begins with this. Never followed by [`lock`] in the same transaction: who waits for that one while others have
+/// it, and these for a migration, which waits for who holds, would wait forever.
 pub(super) async fn hold(transaction: &mut PgConnection) -> sqlx::Result<()> {
     sqlx::query("select pg_advisory_xact_lock_shared($1)")
-        .bind(VERSION_LOCK)
+        .bind(locks::VERSION)
         .execute(&mut *transaction)
         .await?;
     // A statement of its own: one that waited for the lock would see what was there before.
@@ -96,7 +98,7 @@ pub(super) async fn check(connection: &mut PgConnection) -> sqlx::Result<()> {
 /// Until the end of the transaction nobody else changes tables.
 pub(super) async fn lock(transaction: &mut PgConnection) -> sqlx::Result<()> {
     sqlx::query("select pg_advisory_xact_lock($1)")
-        .bind(SCHEMA_LOCK)
+        .bind(locks::SCHEMA)
         .execute(&mut *transaction)
         .await?;
     hold(transaction).await

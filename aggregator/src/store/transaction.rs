@@ -7,14 +7,15 @@ use std::time::Duration;
 use parking_lot::RwLock;
 use sonde_common::time::now_ns;
 use sqlx::postgres::PgConnection;
-use sqlx::{AssertSqlSafe, Connection as _, Row as _};
+use sqlx::{AssertSqlSafe, Row as _};
 use uuid::Uuid;
 
 use super::batch::Batch;
 use super::catalogue::Definition;
 use super::cluster::addresses::ClusterAddresses;
 use super::copy::CopyBuffer;
-use super::dictionary::{Dictionary, UNKNOWN, digest};
+use super::dictionary::{self, Dictionary, UNKNOWN};
+use super::digest;
 use super::encode::{self, Numbers};
 use super::frames::{Frames, Ids, Out, Reading};
 use super::partitions::{self, Day, leaf_name};
@@ -45,6 +46,7 @@ impl Keep {
     pub(super) fn of(&self, table: &str) -> Duration {
         match table {
             "events" | "gaps" | "changes" => self.events,
+            _ if digest::TABLES.contains(&table) => self.events,
             _ if table.starts_with("r1m_") => self.rollups_1m,
             _ if table.starts_with("r1h_") => self.rollups_1h,
             _ => self.rows,
@@ -81,6 +83,8 @@ pub(super) enum Fate {
     Resent(u64),
     /// Its stream is closed.
     Skipped,
+    /// A newer stream of its spool has begun.
+    Superseded,
     /// The database does not know its stream: another database, or an older state of it.
     Lost,
 }
@@ -157,8 +161,7 @@ impl Session {
         let all: Vec<usize> = (0..group.len()).collect();
         self.make_leaves(connection, &self.plan(group, &all, now)).await?;
 
-        let mut tx = connection.begin().await?;
-        schema::hold(&mut tx).await?;
+        let mut tx = schema::begin(connection).await?;
         let (fate, missing) = fates(&mut tx, group).await?;
         let fresh: Vec<usize> = all.into_iter().filter(|at| fate[*at] == Fate::Stored).collect();
         let mut stored = Stored {
@@ -208,7 +211,7 @@ impl Session {
             );
             let of_batch = batch.body.stacks.iter().map(|stack| {
                 let frames: Vec<&str> = stack.frames.iter().map(|f| strings[*f as usize].as_str()).collect();
-                let digest = digest(&frames);
+                let digest = dictionary::digest(&frames);
                 stacks.entry(digest).or_insert((frames, UNKNOWN));
                 digest
             });
@@ -458,29 +461,33 @@ async fn fates(tx: &mut PgConnection, group: &[&Batch]) -> sqlx::Result<(Vec<Fat
     let nodes: Vec<i32> = group.iter().map(|b| b.stream.node_id).collect();
     let epochs: Vec<Uuid> = group.iter().map(|b| b.stream.epoch).collect();
     let rows = sqlx::query(
-        "select node_id, epoch, sequence from sonde_store.cursors where (node_id, epoch) in \
+        "select node_id, epoch, sequence, claim from sonde_store.cursors where (node_id, epoch) in \
          (select * from unnest($1::int[], $2::uuid[])) order by node_id, epoch for update",
     )
     .bind(&nodes)
     .bind(&epochs)
     .fetch_all(tx)
     .await?;
-    let mut cursors: HashMap<(i32, Uuid), u64> = rows
+    let mut cursors: HashMap<(i32, Uuid), (u64, i64)> = rows
         .iter()
         .map(|row| {
             (
                 (row.get("node_id"), row.get("epoch")),
-                row.get::<i64, _>("sequence") as u64,
+                (row.get::<i64, _>("sequence") as u64, row.get("claim")),
             )
         })
         .collect();
     let mut missing = 0;
     let mut fate = |batch: &&Batch| {
-        let Some(cursor) = cursors.get_mut(&(batch.stream.node_id, batch.stream.epoch)) else {
+        let Some((cursor, claim)) = cursors.get_mut(&(batch.stream.node_id, batch.stream.epoch)) else {
             return Fate::Lost;
         };
         if batch.sequence <= *cursor {
             return Fate::Resent(*cursor);
+        }
+        // The answer to the newer stream's Hello says that this was not stored.
+        if batch.stream.claim != *claim {
+            return Fate::Superseded;
         }
         // A batch of a closed stream may follow one that was refused: storing it would cover that one with its ack.
         if batch.stream.is_closed() {

@@ -28,7 +28,7 @@ const PACE: Duration = Duration::from_millis(150);
 /// they are slow, as acks wait for them.
 pub(super) const FIRST_ENOUGH: usize = 8 << 20;
 const LEAST_ENOUGH: usize = 2 << 20;
-const MOST_ENOUGH: usize = 64 << 20;
+const MOST_ENOUGH: usize = 32 << 20;
 const QUICK: Duration = Duration::from_millis(400);
 const SLOW: Duration = Duration::from_secs(1);
 /// Waiting times between attempts while the database is away.
@@ -232,7 +232,7 @@ impl Writer {
             match fate {
                 Fate::Stored => self.live.apply(&batch.stream.node, &batch.body),
                 Fate::Resent(_) => m.resent.add(1),
-                Fate::Skipped | Fate::Lost => {}
+                Fate::Skipped | Fate::Superseded | Fate::Lost => {}
             }
         }
         if let Some(newest) = stored.newest_event {
@@ -243,6 +243,7 @@ impl Writer {
                 Fate::Stored => batch.stream.committed(batch.sequence),
                 Fate::Resent(cursor) => batch.stream.committed(*cursor),
                 Fate::Skipped => {}
+                Fate::Superseded => batch.stream.end(Ended::Superseded),
                 Fate::Lost => batch.stream.end(Ended::StartOver),
             }
         }

@@ -88,45 +88,6 @@ async fn a_filter_finds_what_it_says() {
         reason,
         ..Default::default()
     };
-    let mut batch = Batch::new();
-    let web = batch.pod("web", "10.0.0.1", now - 60 * SECOND);
-    let dns = batch.pod_of("kube-system", "dns", "10.0.1.1", now - 60 * SECOND, 0);
-    batch.event(&EventSpec {
-        subject: web,
-        protocol: "TCP",
-        from: Some(("10.0.0.1", 5000)),
-        to: Some(("192.168.7.9", 443)),
-        latency_ns: Some(5_000_000),
-        comm: "Nginx",
-        stack: &["tcp_v4_rcv+0x1"],
-        ..event("A")
-    });
-    batch.event(&EventSpec {
-        subject: dns,
-        protocol: "UDP",
-        from: Some(("fd00::5", 53)),
-        to: Some(("fd00:1::6", 5000)),
-        latency_ns: Some(20_000_000),
-        attributes: &[("chain", "FORWARD_drop")],
-        ..event("B")
-    });
-    batch.event(&EventSpec {
-        kind: "TCPRETRANS",
-        ..event("HOST_reason")
-    });
-    batch.event(&EventSpec {
-        unknown: true,
-        ..event("")
-    });
-    app.collector("n1").await.send(batch).await;
-    let mut batch = Batch::new();
-    let web = batch.pod("web", "10.0.0.9", now - 60 * SECOND);
-    batch.event(&EventSpec {
-        subject: web,
-        ..event("D")
-    });
-    app.collector("n2").await.send(batch).await;
-
     type Case = (&'static [(&'static str, &'static str)], &'static [&'static str]);
     let cases: &[Case] = &[
         (&[], &["-", "A", "B", "D", "HOST_reason"]),
@@ -191,8 +152,70 @@ async fn a_filter_finds_what_it_says() {
             &["A"],
         ),
     ];
+    // Streams filter the same events in memory.
+    let mut streams = Vec::new();
+    for (params, _) in cases {
+        streams.push(app.stream(&App::path("/api/v1/events/stream", params), &[]).await);
+    }
+    let mut batch = Batch::new();
+    let web = batch.pod("web", "10.0.0.1", now - 60 * SECOND);
+    let dns = batch.pod_of("kube-system", "dns", "10.0.1.1", now - 60 * SECOND, 0);
+    batch.event(&EventSpec {
+        subject: web,
+        protocol: "TCP",
+        from: Some(("10.0.0.1", 5000)),
+        to: Some(("192.168.7.9", 443)),
+        latency_ns: Some(5_000_000),
+        comm: "Nginx",
+        stack: &["tcp_v4_rcv+0x1"],
+        ..event("A")
+    });
+    batch.event(&EventSpec {
+        subject: dns,
+        protocol: "UDP",
+        from: Some(("fd00::5", 53)),
+        to: Some(("fd00:1::6", 5000)),
+        latency_ns: Some(20_000_000),
+        attributes: &[("chain", "FORWARD_drop")],
+        ..event("B")
+    });
+    batch.event(&EventSpec {
+        kind: "TCPRETRANS",
+        ..event("HOST_reason")
+    });
+    batch.event(&EventSpec {
+        unknown: true,
+        ..event("")
+    });
+    app.collector("n1").await.send(batch).await;
+    let mut batch = Batch::new();
+    let web = batch.pod("web", "10.0.0.9", now - 60 * SECOND);
+    batch.event(&EventSpec {
+        subject: web,
+        ..event("D")
+    });
+    app.collector("n2").await.send(batch).await;
+
     for (params, expected) in cases {
         assert_eq!(reasons(&app, params).await, *expected, "{params:?}");
+    }
+    let mut streamed = Vec::new();
+    for (stream, (_, expected)) in streams.iter_mut().zip(cases) {
+        let mut reasons = Vec::new();
+        while reasons.len() < expected.len() {
+            let (_, event) = stream.next().await.expect("the stream goes on");
+            reasons.push(event.get("reason").map_or("-", |r| r.as_str().unwrap()).to_owned());
+        }
+        streamed.push(reasons);
+    }
+    // Whatever else they were sent.
+    app.shut_down();
+    for ((mut stream, mut reasons), (params, expected)) in streams.into_iter().zip(streamed).zip(cases) {
+        while let Some((_, event)) = stream.next().await {
+            reasons.push(event.to_string());
+        }
+        reasons.sort();
+        assert_eq!(reasons, *expected, "{params:?}");
     }
 }
 

@@ -137,3 +137,45 @@ async fn a_cursor_of_another_question_is_refused() {
             .problem(400);
     }
 }
+
+/// The same with a million events is a part of the bench.
+#[tokio::test]
+async fn a_walk_during_ingest_meets_every_event_once() {
+    let app = App::start().await;
+    let mut collector = app.collector("n1").await;
+    let mut random = fastrand::Rng::with_seed(3);
+    let now = now_ns();
+    let some = |random: &mut fastrand::Rng, count: usize, reason| {
+        let mut batch = Batch::new();
+        for _ in 0..count {
+            batch.event(&EventSpec {
+                // Many share a time.
+                time_ns: now - random.u64(10..1000) * SECOND,
+                reason,
+                ..Default::default()
+            });
+        }
+        batch
+    };
+    collector.send(some(&mut random, 20_000, "BEFORE")).await;
+    for order in ["asc", "desc"] {
+        let query = format!("/api/v1/events?order={order}&limit=1000&from=-1h");
+        let (mut path, mut before, mut all) = (query.clone(), 0, std::collections::BTreeSet::new());
+        loop {
+            let page = app.get(&path).await.json();
+            for event in page["events"].as_array().unwrap() {
+                assert!(
+                    all.insert(event["id"].as_i64().unwrap()),
+                    "{order}: {event} comes again"
+                );
+                before += usize::from(event["reason"] == "BEFORE");
+            }
+            let Some(cursor) = page["next_cursor"].as_str() else {
+                break;
+            };
+            path = format!("{query}&cursor={cursor}");
+            collector.send(some(&mut random, 50, "MEANWHILE")).await;
+        }
+        assert_eq!(before, 20_000, "{order}");
+    }
+}

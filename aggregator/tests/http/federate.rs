@@ -9,12 +9,13 @@ use flate2::read::GzDecoder;
 use sonde_common::time::now_ns;
 use sonde_proto::ABSENT;
 
+use crate::support::client::{self, Answer};
 use crate::support::{App, Batch};
 
-const ALL: &str = "/federate?match%5B%5D=%7B__name__%3D~%22sonde_.%2B%22%7D";
+pub(crate) const ALL: &str = "/federate?match%5B%5D=%7B__name__%3D~%22sonde_.%2B%22%7D";
 
 /// Rows of the node and of two pods, with every kind of metric and a label value that needs escaping.
-async fn app_with_rows() -> App {
+pub(crate) async fn app_with_rows() -> App {
     let app = App::start().await;
     send_rows(&app).await;
     app
@@ -125,6 +126,46 @@ async fn the_page_is_compressed_for_those_who_ask() {
     assert_eq!(text, plain.text());
 }
 
+#[tokio::test]
+async fn the_page_is_packed_with_zstd_for_those_who_ask() {
+    let app = app_with_rows().await;
+    let plain = app.get(ALL).await;
+    let packed = app.get_with(ALL, &[("accept-encoding", "gzip;q=0.5, zstd")]).await;
+    assert_eq!(packed.header("content-encoding"), "zstd");
+    let text = zstd::decode_all(packed.body.as_slice()).unwrap();
+    assert_eq!(text, plain.body);
+    assert_eq!(packed.header("vary"), "accept");
+}
+
+#[tokio::test]
+async fn the_format_is_the_one_asked_for() {
+    let app = app_with_rows().await;
+    let three = "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.5,text/plain;version=0.0.4;q=0.2,*/*;q=0.1";
+    let text = "text/plain; version=0.0.4; charset=utf-8";
+    let open = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    for (accept, content_type) in [
+        ("", text.to_owned()),
+        ("text/html,*/*;q=0.8", text.to_owned()),
+        ("application/openmetrics-text;q=0.4,text/plain;q=0.5", text.to_owned()),
+        ("application/openmetrics-text; version=1.0.0", open.to_owned()),
+        (three, format!("{open}; escaping=allow-utf-8")),
+        (
+            "text/plain;version=1.0.0;escaping=values",
+            format!("{text}; escaping=values"),
+        ),
+    ] {
+        let answer = app.get_with(ALL, &[("accept", accept)]).await;
+        assert_eq!(answer.header("content-type"), content_type, "{accept}");
+        assert_eq!(
+            answer.text().ends_with("# EOF\n"),
+            content_type.starts_with(open),
+            "{accept}"
+        );
+        let samples = answer.text().lines().filter(|l| !l.starts_with('#')).count();
+        assert_eq!(samples, 7 + 5, "{accept}");
+    }
+}
+
 /// `promtool check metrics` knows the text format and the rules for names.
 fn promtool(page: &str) -> Option<(bool, String)> {
     let child = Command::new("promtool")
@@ -159,16 +200,16 @@ async fn promtool_accepts_every_page() {
     assert!(!accepted, "it does refuse what is wrong");
 }
 
-/// A Prometheus that federates one server; ends with its handle.
-struct Prometheus {
+/// A Prometheus of the test's own; ends with its handle.
+pub(crate) struct Prometheus {
     child: std::process::Child,
-    url: String,
+    pub(crate) url: String,
     _dir: tempfile::TempDir,
 }
 
 impl Prometheus {
+    /// That federates one server.
     fn start(target: &str) -> Option<Self> {
-        let dir = tempfile::tempdir().unwrap();
         let config = format!(
             "global: {{scrape_interval: 200ms, scrape_timeout: 200ms}}\n\
              scrape_configs:\n- job_name: sonde\n  honor_labels: true\n  metrics_path: /federate\n\
@@ -176,6 +217,11 @@ impl Prometheus {
              \x20 static_configs: [{{targets: ['{}']}}]\n",
             target.trim_start_matches("http://")
         );
+        Self::start_with(&config, &[])
+    }
+
+    pub(crate) fn start_with(config: &str, flags: &[&str]) -> Option<Self> {
+        let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("prometheus.yml"), config).unwrap();
         // Prometheus does not say which port it took when asked for any.
         let port = std::net::TcpListener::bind("127.0.0.1:0")
@@ -187,6 +233,7 @@ impl Prometheus {
             .arg(format!("--config.file={}", dir.path().join("prometheus.yml").display()))
             .arg(format!("--storage.tsdb.path={}", dir.path().join("data").display()))
             .arg(format!("--web.listen-address=127.0.0.1:{port}"))
+            .args(flags)
             .stdout(Stdio::null())
             .stderr(std::fs::File::create(dir.path().join("log")).unwrap())
             .spawn();
@@ -204,7 +251,7 @@ impl Prometheus {
     }
 
     /// Values of an instant query by their labels, once there are any.
-    async fn query(&self, query: &str) -> Vec<(serde_json::Value, String)> {
+    pub(crate) async fn query(&self, query: &str) -> Vec<(serde_json::Value, String)> {
         let path = App::path("/api/v1/query", &[("query", query)]);
         for _ in 0..300 {
             tokio::time::sleep(Duration::from_millis(100)).await;
@@ -222,6 +269,18 @@ impl Prometheus {
         let log = std::fs::read_to_string(self._dir.path().join("log")).unwrap_or_default();
         panic!("Prometheus has no {query}: {log}");
     }
+}
+
+impl Prometheus {
+    /// Its own page of what it has, or its refusal.
+    pub(crate) async fn federate(&self, matches: &[&str]) -> Answer {
+        client::get(&format!("{}{}", self.url, federate(matches)), &[]).await
+    }
+}
+
+fn federate(matches: &[&str]) -> String {
+    let params: Vec<_> = matches.iter().map(|text| ("match[]", *text)).collect();
+    App::path("/federate", &params)
 }
 
 impl Drop for Prometheus {
@@ -266,7 +325,115 @@ async fn a_real_prometheus_reads_the_same_values() {
         .1;
     assert!((median.parse::<f64>().unwrap() - 0.0009).abs() < 1e-9, "{median}");
     assert_eq!(prometheus.query("sonde_lat_wait_seconds_sum").await[0].1, "0.7");
+    same_selections(&app, &prometheus).await;
+    same_refusals(&app, &prometheus).await;
     let all = prometheus.query("count({__name__=~\"sonde_.+\"})").await;
     assert_eq!(all[0].1, "12", "each series once");
     assert_eq!(prometheus.query("scrape_samples_scraped").await[0].1, "12");
+}
+
+/// Lines of samples as sets of text. What a federated server adds (`job`, `instance`) and leaves out (empty labels), and the
+/// order of labels, do not count.
+pub(crate) fn samples(page: &str) -> BTreeSet<String> {
+    let normal = |line: &str| {
+        let (name, rest) = line.split_once('{').unwrap();
+        let (labels, values) = rest.rsplit_once("} ").unwrap();
+        // No value in these rows has `",`.
+        let mut labels: Vec<_> = labels.split("\",").map(|label| label.trim_end_matches('"')).collect();
+        labels.retain(|label| !label.starts_with("job=") && !label.starts_with("instance=") && !label.ends_with('='));
+        labels.sort_unstable();
+        let (value, time) = values.split_once(' ').unwrap();
+        let value: f64 = value.parse().unwrap();
+        format!("{name}{labels:?} {value} {time}")
+    };
+    page.lines().filter(|line| !line.starts_with('#')).map(normal).collect()
+}
+
+/// Each selection is the one that Prometheus makes of the same series: names, labels, values and times.
+async fn same_selections(app: &App, prometheus: &Prometheus) {
+    let netdev = "__name__=~\"sonde_netdev_.+\"";
+    let of = |matchers: &str| format!("{{{netdev},{matchers}}}");
+    let name = |name: &str, matchers: &str| format!("{name}{{{matchers}}}");
+    let all = "{__name__=~\"sonde_.+\"}".to_owned();
+    let web = of("k8s_pod=\"web\"");
+    let one = name("sonde_netdev_carrier", "k8s_pod=\"web\"");
+    let selections: Vec<(Vec<String>, usize)> = vec![
+        (vec![all.clone()], 12),
+        (vec![one.clone()], 1),
+        (vec![web.clone()], 2),
+        (vec![web.clone(), one.clone(), web.clone()], 2),
+        (vec![one, all.clone()], 12),
+        (vec![of("k8s_pod=~\"w.*|ap[i]\"")], 4),
+        (vec![of("k8s_pod=~\"w\"")], 0),
+        (vec![of("k8s_pod!~\"w.*\"")], 5),
+        (vec![of("k8s_pod=\"\"")], 3),
+        (vec![of("k8s_pod!=\"\"")], 4),
+        (vec![of("k8s_namespace!=\"shop\"")], 3),
+        (vec![of("nosuch=\"\"")], 7),
+        (vec![of("nosuch!=\"\"")], 0),
+        (vec![of("nosuch=~\"a|\"")], 7),
+        (vec![of("nosuch!~\".+\"")], 7),
+        (vec![of("le=\"\"")], 7),
+        (vec![of("device=\"a\\\"b\\\\c\\nd é\"")], 2),
+        (vec![of("device='a\"b\\\\c\\nd \\u00e9'")], 2),
+        (vec![of("device=\"\\x65th\\060\"")], 5),
+        (vec![of("device=~\"(?i)ETH[0-9]\"")], 5),
+        (vec![of("device=~`eth\\d{1,2}`")], 5),
+        (vec![of("device=~\"a.b(?s:.*)\"")], 2),
+        (vec![of("device=~\"a.b.*\"")], 0),
+        (vec![of("device=~\"eth0{x}?\"")], 0),
+        (vec!["{le=\"0.1\"}".into()], 1),
+        (vec!["{le=~\"0\\\\.1|\\\\+Inf\"}".into()], 2),
+        (vec!["{__name__=~\"sonde_lat_.*_(sum|count)\"}".into()], 2),
+        (vec!["sonde_lat_wait_seconds".into()], 0),
+        (
+            vec![
+                "sonde_lat_wait_seconds_bucket".into(),
+                "sonde_lat_wait_seconds_sum".into(),
+            ],
+            4,
+        ),
+        (vec!["{__name__!~\"sonde_netdev.*\",k8s_node=\"n1\"}".into()], 5),
+        (vec![" {  k8s_node = \"n1\" , } ".into()], 12),
+    ];
+    for (matches, count) in selections {
+        let matches: Vec<&str> = matches.iter().map(String::as_str).collect();
+        let ours = app.get(&federate(&matches)).await;
+        let theirs = prometheus.federate(&matches).await;
+        for answer in [&ours, &theirs] {
+            assert_eq!(answer.status, 200, "{matches:?}: {}", answer.text());
+        }
+        let found = samples(ours.text());
+        assert_eq!(found, samples(theirs.text()), "{matches:?}");
+        assert_eq!(found.len(), count, "{matches:?}: {found:#?}");
+    }
+}
+
+/// What Prometheus refuses is refused. Its page also takes a selector that every series matches, and
+/// a name that is given twice; here these are slips.
+async fn same_refusals(app: &App, prometheus: &Prometheus) {
+    let mut taken = Vec::new();
+    for bad in [
+        "",
+        "up{",
+        "up}",
+        "up[5m]",
+        "up offset 5m",
+        "up @ 5",
+        "sum(up)",
+        "1",
+        "up{a=\"x\"} or up",
+        "up{a=~\"(\"}",
+        "up{a=\"x}",
+        "up{a=\"\\q\"}",
+        "up{a:b=\"x\"}",
+        "{a=1}",
+    ] {
+        let ours = app.get(&federate(&["up", bad])).await;
+        let theirs = prometheus.federate(&["up", bad]).await;
+        if (ours.status.as_u16(), theirs.status.as_u16()) != (400, 400) {
+            taken.push((bad, ours.status, theirs.status));
+        }
+    }
+    assert!(taken.is_empty(), "{taken:?}");
 }

@@ -62,6 +62,7 @@ async fn the_document_names_every_path_that_is_served_and_no_other() {
         "/-/ready",
         "/api/v1/changes",
         "/api/v1/events",
+        "/api/v1/events/export",
         "/api/v1/events/stats",
         "/api/v1/events/stream",
         "/api/v1/gaps",

@@ -7,6 +7,8 @@ mod cluster_costs;
 mod cluster_names;
 mod cluster_restart;
 mod events;
+mod events_digest;
+mod events_export;
 mod events_page;
 mod events_stats;
 mod events_stream;

@@ -1,18 +1,23 @@
-//! Events that are stored go on to Grafana Loki and OTLP, each once, whatever happens to receiver and aggregator.
+//! Events that are stored go on to Grafana Loki and OTLP, each once, whatever happens to receiver and aggregator; metrics by
+//! remote-write to a real Prometheus, and by OTLP.
 
 use std::collections::BTreeMap;
 
 use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceRequest;
+use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest;
 use opentelemetry_proto::tonic::common::v1::any_value::Value;
+use opentelemetry_proto::tonic::metrics::v1::metric::Data;
 use prost::Message as _;
 use sonde_aggregator::push::Pushes;
 use sonde_aggregator::testing::Database;
 use sonde_common::config;
 use sonde_common::shutdown::{self, Trigger};
-use sonde_common::time::now_ns;
+use sonde_common::time::{Span, now_ns};
+use sonde_push::testing::prometheus::WriteRequest;
 use sonde_push::testing::{Answer, Server};
 use tokio::task::JoinHandle;
 
+use crate::federate::{ALL, Prometheus, app_with_rows, samples};
 use crate::support::{App, Batch, Collector, EventSpec, SECOND};
 
 /// Sends on what an app stores, until it is ended.
@@ -27,7 +32,7 @@ impl Sending {
         let (trigger, shutdown) = shutdown::channel();
         Self {
             trigger,
-            task: tokio::spawn(pushes.run(app.store.clone(), shutdown)),
+            task: tokio::spawn(pushes.run(app.store.clone(), app.live.clone(), shutdown)),
         }
     }
 
@@ -208,6 +213,169 @@ async fn a_record_of_otlp_has_all_that_is_known_of_an_event() {
         Value::IntValue(event["sport"].as_i64().unwrap())
     );
     assert_eq!(attributes["sonde.id"], Value::IntValue(event["id"].as_i64().unwrap()));
+    sending.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_real_prometheus_gets_the_series_of_the_page_and_hears_when_one_ends() {
+    let receiver = ["--web.enable-remote-write-receiver"];
+    let Some(prometheus) = Prometheus::start_with("global: {}\n", &receiver) else {
+        return;
+    };
+    // Begun before there is anything: a series that comes later is sent too.
+    let app = App::start().await;
+    let mut push = config::Push::default();
+    push.remote_write.url.clone_from(&prometheus.url);
+    push.remote_write.interval = Span(std::time::Duration::from_millis(200));
+    let sending = Sending::start(&app, &push);
+    let mut collector = app.collector("n1").await;
+    let now = now_ns();
+    let mut batch = Batch::new();
+    let web = batch.pod("web", "10.0.0.1", now);
+    let api = batch.pod("api", "10.0.0.2", now);
+    batch.netdev(
+        now,
+        &[
+            (0, "eth0", [100, 1, 1_500_000_000]),
+            (web, "eth0", [7, 0, 5]),
+            (api, "a\"b\\c\nd é", [3, 1, 250]),
+        ],
+    );
+    batch.lat(now, web, [5, 3, 1, 700_000_000]);
+    collector.send(batch).await;
+    let count = "count({__name__=~\"sonde_.+\"})";
+    app.until("all series at Prometheus", async || {
+        (prometheus.query(count).await[0].1 == "14").then_some(())
+    })
+    .await;
+    let theirs = prometheus.federate(&["{__name__=~\"sonde_.+\"}"]).await;
+    assert_eq!(
+        samples(theirs.text()),
+        samples(app.get(ALL).await.text()),
+        "names, labels, values and times"
+    );
+
+    // One pod ends, and another one has no such device any more.
+    let later = now_ns();
+    let mut batch = Batch::new();
+    let web = batch.pod("web", "10.0.0.1", now);
+    batch.pod_of("shop", "api", "10.0.0.2", now, later);
+    batch.netdev(later, &[(0, "eth0", [101, 1, 1_600_000_000])]);
+    batch.lat(later, web, [6, 3, 1, 800_000_000]);
+    collector.send(batch).await;
+    app.until("ended series to be gone", async || {
+        (prometheus.query(count).await[0].1 == "8").then_some(())
+    })
+    .await;
+    let theirs = prometheus.federate(&["{__name__=~\"sonde_.+\"}"]).await;
+    assert_eq!(samples(theirs.text()), samples(app.get(ALL).await.text()));
+
+    // The other one ends too, and nothing is read any more.
+    let mut batch = Batch::new();
+    batch.pod_of("shop", "web", "10.0.0.1", now, now_ns());
+    collector.send(batch).await;
+    app.until("the last pod's series to be gone", async || {
+        (prometheus.query(count).await[0].1 == "3").then_some(())
+    })
+    .await;
+    sending.end().await;
+}
+
+#[tokio::test]
+async fn only_selected_series_are_sent_with_the_labels_that_are_given() {
+    let app = app_with_rows().await;
+    let server = Server::start([], None).await.unwrap();
+    let mut push = config::Push::default();
+    push.remote_write.url = format!("http://{}", server.address);
+    push.remote_write.r#match = vec![
+        "sonde_lat_wait_seconds_bucket{le=\"0.1\"}".to_owned(),
+        "{__name__=~\"sonde_netdev_.+\",k8s_pod=\"api\"}".to_owned(),
+    ];
+    push.remote_write.labels = [("cluster".to_owned(), "c1".to_owned())].into();
+    let sending = Sending::start(&app, &push);
+    let received = app
+        .until("a request", async || server.received().into_iter().next())
+        .await;
+    let request = WriteRequest::decode(received.unsnapped().unwrap().as_slice()).unwrap();
+    let mut seen: Vec<_> = request
+        .timeseries
+        .iter()
+        .map(|series| {
+            let label = |name: &str| {
+                let found = series.labels.iter().find(|label| label.name == name);
+                found.map_or("", |found| found.value.as_str())
+            };
+            (
+                label("__name__"),
+                label("k8s_pod"),
+                label("le"),
+                label("cluster"),
+                series.samples[0].value,
+            )
+        })
+        .collect();
+    seen.sort_by(|a, b| a.partial_cmp(b).unwrap());
+    let expected = [
+        ("sonde_lat_wait_seconds_bucket", "web", "0.1", "c1", 8.0),
+        ("sonde_netdev_busy_seconds_total", "api", "", "c1", 2.5e-7),
+        ("sonde_netdev_receive_bytes_total", "api", "", "c1", 3.0),
+    ];
+    assert_eq!(seen, expected);
+    sending.end().await;
+}
+
+#[tokio::test]
+async fn metrics_of_otlp_are_the_same_values() {
+    let app = app_with_rows().await;
+    let server = Server::start([], None).await.unwrap();
+    let mut push = config::Push::default();
+    push.otlp.url = format!("http://{}", server.address);
+    push.otlp.events = false;
+    let sending = Sending::start(&app, &push);
+    let received = app
+        .until("a request", async || server.received().into_iter().next())
+        .await;
+    assert_eq!(received.request, "POST /v1/metrics");
+    let request = ExportMetricsServiceRequest::decode(received.ungzipped().unwrap().as_slice()).unwrap();
+    let metrics: BTreeMap<_, _> = request
+        .resource_metrics
+        .iter()
+        .flat_map(|resource| &resource.scope_metrics[0].metrics)
+        .map(|metric| (metric.name.as_str(), metric))
+        .collect();
+    let Some(Data::Sum(sum)) = &metrics["sonde_netdev_busy_seconds_total"].data else {
+        panic!("{metrics:?}")
+    };
+    assert_eq!(
+        (
+            metrics["sonde_netdev_busy_seconds_total"].unit.as_str(),
+            sum.data_points.len()
+        ),
+        ("s", 2)
+    );
+    let Some(Data::Gauge(gauge)) = &metrics["sonde_netdev_carrier"].data else {
+        panic!("{metrics:?}")
+    };
+    assert_eq!(
+        gauge.data_points.len(),
+        2,
+        "the node's and one pod's: the other one has none"
+    );
+    let Some(Data::Histogram(histogram)) = &metrics["sonde_lat_wait_seconds"].data else {
+        panic!("{metrics:?}")
+    };
+    let point = &histogram.data_points[0];
+    assert_eq!((point.count, point.sum), (9, Some(0.7)));
+    assert_eq!(
+        (&point.bucket_counts[..], &point.explicit_bounds[..]),
+        (&[5, 3, 1][..], &[0.001, 0.1][..])
+    );
+    let pod = point
+        .attributes
+        .iter()
+        .find(|attribute| attribute.key == "k8s.pod.name")
+        .unwrap();
+    assert_eq!(pod.value.clone().unwrap().value, Some(Value::StringValue("web".into())));
     sending.end().await;
 }
 

@@ -106,14 +106,22 @@ impl Aggregator {
 
     /// Until the writer waits for a lock that the test holds.
     pub(crate) async fn writer_waits(&self) {
+        self.waits("writer").await;
+    }
+
+    /// The same of another of its connections.
+    pub(crate) async fn waits(&self, who: &str) {
         let waiting = "select count(*) from pg_stat_activity where datname = current_database() \
-                       and application_name = 'sonde-aggregator writer' and wait_event_type = 'Lock'";
+                       and application_name = 'sonde-aggregator ' || $1 and wait_event_type = 'Lock'";
         let waits = async {
-            while sqlx::query_scalar::<_, i64>(waiting).fetch_one(&self.db).await.unwrap() == 0 {
+            let waiting = || sqlx::query_scalar::<_, i64>(waiting).bind(who).fetch_one(&self.db);
+            while waiting().await.unwrap() == 0 {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         };
-        tokio::time::timeout(PATIENCE, waits).await.expect("the writer waits");
+        tokio::time::timeout(PATIENCE, waits)
+            .await
+            .unwrap_or_else(|_| panic!("the {who} waits"));
     }
 
     /// Until at least so many batches wait for the writer.

@@ -295,3 +295,14 @@ async fn the_views_have_each_reading_as_it_was_sent() {
         run(seed).await;
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn differences_lie_in_their_row() {
+    let aggregator = Aggregator::start().await;
+    Collector::connect(&aggregator, hello("n1", 1)).await.unwrap();
+    let delta = "pg_class where relname like 'delta\\_netdev\\_2%' and relkind = 'r'";
+    let there = "pg_class where relname like 'delta\\_netdev\\_2%' and relkind = 'r' and 'toast_tuple_target=8160' = any (reloptions)";
+    assert_eq!(aggregator.count(delta).await, 2, "of today and tomorrow");
+    assert_eq!(aggregator.count(there).await, 2);
+    aggregator.stop().await;
+}

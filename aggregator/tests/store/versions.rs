@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use sonde_aggregator::testing::Database;
 use sonde_common::config::Storage;
+use sonde_common::time::now_ns;
 use sonde_proto::v1;
 use sqlx::AssertSqlSafe;
 
@@ -241,5 +242,85 @@ async fn a_migration_waits_for_transactions_that_write_and_they_for_it() {
     let status = collector.refused().await;
     assert_eq!(status.code(), tonic::Code::Unavailable, "{status}");
     assert_eq!(aggregator.count("sonde.events").await, 1);
+    aggregator.stop().await;
+}
+
+/// What readings of a while ago leave to be rolled up.
+async fn two_hours_ago(aggregator: &Aggregator) {
+    let mut collector = Collector::connect(aggregator, hello("n1", 1)).await.unwrap();
+    let mut old = batch(2, 0);
+    old.rows[0].time_ns -= 2 * 3_600_000_000_000;
+    collector.send(1, &old).await;
+    collector.acked(1).await;
+}
+
+/// As a newer binary leaves it.
+async fn newer(aggregator: &Aggregator) {
+    aggregator
+        .execute("insert into sonde_store.migrations values (9999, 'future', now(), true, '', 0)")
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_migration_waits_for_the_roller_and_the_roller_of_an_old_binary_writes_nothing_after_it() {
+    let aggregator = Aggregator::start().await;
+    two_hours_ago(&aggregator).await;
+    let mut lock = aggregator.db.begin().await.unwrap();
+    sqlx::query("lock table sonde_store.rollup_minutes")
+        .execute(&mut *lock)
+        .await
+        .unwrap();
+    let store = aggregator.store.clone();
+    let roller = tokio::spawn(async move { store.roll_up(now_ns()).await });
+    aggregator.waits("roller").await;
+    // It has copied an hour and not committed it.
+    let mut migration = aggregator.db.acquire().await.unwrap();
+    let alone = |sql: &'static str| sqlx::query_scalar::<_, bool>(sql).bind(VERSION_LOCK);
+    let taken = alone("select pg_try_advisory_lock($1)")
+        .fetch_one(&mut *migration)
+        .await
+        .unwrap();
+    assert!(!taken, "the schema would change under an hour that is rolled up");
+    // While it rolls up, batches are stored.
+    let mut collector = Collector::connect(&aggregator, hello("n2", 1)).await.unwrap();
+    collector.send(1, &batch(1, 1)).await;
+    collector.acked(1).await;
+    lock.rollback().await.unwrap();
+    roller.await.unwrap().unwrap();
+    assert_eq!(aggregator.count("sonde.netdev_1h").await, 2);
+
+    // The other way round: it is past its first look when the migration begins.
+    aggregator.execute("update sonde_store.rollup_progress set hour = hour - interval '3 hours'; \
+                        insert into sonde_store.rollup_late (probe, hour, node_id) select 'netdev', date_trunc('hour', now() - interval '2 hours'), 1; \
+                        delete from sonde_store.r1h_netdev; delete from sonde_store.r1m_netdev").await;
+    alone("select pg_advisory_lock($1) is not null")
+        .fetch_one(&mut *migration)
+        .await
+        .unwrap();
+    let store = aggregator.store.clone();
+    let roller = tokio::spawn(async move { store.roll_up(now_ns()).await });
+    aggregator.waits("roller").await;
+    newer(&aggregator).await;
+    alone("select pg_advisory_unlock($1)")
+        .fetch_one(&mut *migration)
+        .await
+        .unwrap();
+    let error = roller.await.unwrap().unwrap_err().to_string();
+    assert!(error.contains("9999"), "{error}");
+    for untouched in ["sonde_store.r1h_netdev", "sonde_store.r1m_netdev"] {
+        assert_eq!(aggregator.count(untouched).await, 0, "{untouched}");
+    }
+    assert_eq!(aggregator.count("sonde_store.rollup_late").await, 1);
+    aggregator.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn upkeep_of_an_old_binary_writes_nothing_into_a_newer_schema() {
+    let aggregator = Aggregator::start().await;
+    newer(&aggregator).await;
+    let error = aggregator.store.repair_peers().await.unwrap_err().to_string();
+    assert!(error.contains("9999"), "{error}");
+    let error = aggregator.store.roll_up(now_ns()).await.unwrap_err().to_string();
+    assert!(error.contains("9999"), "{error}");
     aggregator.stop().await;
 }

@@ -109,7 +109,8 @@ record! {
         /// The running task is often the sender on a veth pair, while the receiver drops.
         pub head: Head,
         pub site: Site,
-        /// Function that the route hands an incoming packet to (`ip_forward`, `ip_local_deliver`), 0: no route yet.
+        /// Function that the route hands an incoming packet to (`ip_forward`, `ip_local_deliver`), 0: no route yet, or the
+        /// packet has left the device that it came by.
         pub route_input: u64,
         /// Of `skb->dev`, 0 without one.
         pub ifindex: u32,
@@ -131,6 +132,7 @@ record! {
         pub flags: u16,
         pub pkt_type: u8,
         pub pad: u8,
+        /// Of the running task. Zeroes for a packet that came in, and where there is no stack to show whose it is.
         pub comm: [u8; 16],
         pub device: [u8; 16],
         pub packet: [u8; PACKET_BYTES],

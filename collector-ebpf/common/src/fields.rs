@@ -93,6 +93,9 @@ macro_rules! for_each_field {
             SOCK_OWNED: u32 = "sock" ["sk_lock.owned"];
             SOCK_QUEUED: u32 = "sock" ["sk_receive_queue.qlen"];
             UDP_QUEUED: u32 = "udp_sock" ["reader_queue.qlen"];
+            UDP_PENDING: u32 = "udp_sock" ["pending"];
+            NEIGHBOUR_QUEUED: u32 = "neighbour" ["arp_queue.qlen"];
+            NEIGHBOUR_LAST: u64 = "neighbour" ["arp_queue.prev"];
             TCP_RCV_NXT: u32 = "tcp_sock" ["rcv_nxt"];
             TCP_COPIED: u32 = "tcp_sock" ["copied_seq"];
             TCP_WRITE_SEQ: u32 = "tcp_sock" ["write_seq"];
@@ -148,6 +151,8 @@ macro_rules! for_each_argument {
             TCP_PROBE_SK: "tcp_probe" "sk" "*sock";
             TCP_PROBE_SKB: "tcp_probe" "skb" "*sk_buff";
             NET_DEV_QUEUE_SKB: "net_dev_queue" "skb" "*sk_buff";
+            NEIGHBOUR_SEND_NEIGH: "neigh_event_send_done" "neigh" "*neighbour";
+            NEIGHBOUR_SEND_ERR: "neigh_event_send_done" "err" "int";
             SENDMSG_SK: "tcp_sendmsg_locked()" "sk" "*sock";
             START_XMIT_SKB: "net_dev_start_xmit" "skb" "*sk_buff";
             START_XMIT_DEV: "net_dev_start_xmit" "dev" "*net_device";

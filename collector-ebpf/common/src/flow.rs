@@ -79,6 +79,22 @@ record! {
     }
 }
 
+/// Packets that a CPU lets a filter see before it looks again whether the collector lives.
+pub const LOOK_EVERY: u32 = 64;
+
+record! {
+    /// What one CPU knows of the collector whose filter it runs.
+    #[derive(Debug, Default)]
+    pub struct Look {
+        /// Packets until it looks again.
+        pub left: u32,
+        /// 1: the collector has not been heard of for long.
+        pub gone: u32,
+        /// Packets that were handed on uncounted for that. Only ever grows.
+        pub passed: u64,
+    }
+}
+
 record! {
     /// A device by its index, for packets that say no more than that.
     #[derive(Debug)]

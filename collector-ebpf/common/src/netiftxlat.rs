@@ -49,6 +49,9 @@ record! {
     }
 }
 
+/// Of a packet of which it is not known when it was queued.
+pub const UNMATCHED: u64 = u64::MAX;
+
 record! {
     /// A packet that a driver is at work on.
     #[derive(Debug)]
@@ -59,6 +62,8 @@ record! {
         pub on: u64,
         /// CLOCK_MONOTONIC. 0: not looked at.
         pub since_ns: u64,
+        /// How long it waited before, [`UNMATCHED`] where that is not known: counted together with the driver's time.
+        pub queued_ns: u64,
         pub key: Key,
         pub ifindex: u32,
         pub len: u32,

@@ -40,7 +40,8 @@ pub const HOLD_NS: u64 = 100_000_000;
 
 /// Entries of the maps below that are indexed by [`slot`].
 pub const HELD: u32 = 64;
-pub const STATES: u32 = 1024;
+/// Many, as a place may be taken by another socket of the machine before it was read.
+pub const STATES: u32 = 8192;
 
 /// Place of a socket by its address, in a map of a power of two of entries.
 #[inline(always)]

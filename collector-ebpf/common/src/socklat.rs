@@ -7,7 +7,8 @@ use crate::record::Head;
 pub mod operation {
     /// From when the oldest byte (of a datagram: the oldest one) could be read to when it was.
     pub const READ: u16 = 0;
-    /// From when a send had put its bytes into the socket to when the last of them went to the device.
+    /// From when a send had put its bytes into the socket to when the last of them went to the device; of a datagram from
+    /// when it began to wait for its next hop, without which it takes no time.
     pub const SEND: u16 = 1;
 }
 
@@ -92,12 +93,42 @@ record! {
     }
 }
 
-/// What keeps a socket from sending: `enum tcp_chrono`.
+record! {
+    /// A datagram that waits until it is known where its next hop is. By the packet's address. 56 bytes.
+    #[derive(Debug)]
+    pub struct Held {
+        pub cookie: u64,
+        /// Address of the socket.
+        pub sk: u64,
+        /// When it began to wait. CLOCK_MONOTONIC.
+        pub ktime_ns: u64,
+        pub netns: u32,
+        /// Of the process that called.
+        pub tgid: u32,
+        pub comm: [u8; 16],
+        pub pad: u64,
+    }
+}
+
+record! {
+    /// What a send call that has not come back yet left waiting. By thread.
+    #[derive(Debug)]
+    pub struct Holding {
+        /// Address of the socket.
+        pub sk: u64,
+        /// Of the last packet.
+        pub skb: u64,
+    }
+}
+
+/// What keeps a socket from sending: `enum tcp_chrono`, and one more.
 pub mod limited {
     /// Something was on its way, and nothing below held it back: congestion window, pacing, Nagle.
     pub const BUSY: u32 = 1;
     pub const RWND: u32 = 2;
     pub const SNDBUF: u32 = 3;
+    /// The link-layer address of the next hop was not known.
+    pub const NEIGHBOUR: u32 = 4;
 }
 
 record! {
@@ -123,4 +154,5 @@ record! {
 const _: () = assert!(size_of::<Key>() == 16);
 const _: () = assert!(size_of::<Reads>() == 200);
 const _: () = assert!(size_of::<Sends>() == 64);
+const _: () = assert!(size_of::<Held>() == 56);
 const _: () = assert!(size_of::<Record>() == 120);

@@ -87,7 +87,7 @@ fn dropped<A: Access>(context: *const u64) -> i32 {
     if layer3.start.is_null() {
         layer3 = per_packet::received::<A>(drop.skb, drop.head);
     }
-    let ends = per_packet::ends(layer3);
+    let ends = per_packet::ends::<A>(layer3);
     let (device, direction) = way::<A>(&drop, &place);
     let mut key = key(&place, device, direction, &ends);
     let packets = packet::segments::<A>(drop.skb, drop.head);
@@ -151,7 +151,10 @@ fn way<A: Access>(drop: &Drop, place: &Place) -> ([u64; 2], u8) {
     let iif = SKB_IIF.read::<A>(drop.skb).unwrap_or(0);
     // The pointer is only believed where it leads to the namespace: UDP keeps a number there while a datagram waits.
     if !place.device.is_null() {
-        let on = place::of_device::<A>(place.device);
+        let on = match place.from {
+            place::from::DEVICE => *place,
+            _ => place::of_device::<A>(place.device),
+        };
         if on.netns == place.netns && on.cookie == place.cookie {
             let ifindex = DEV_IFINDEX.read::<A>(place.device).unwrap_or(0);
             let received =

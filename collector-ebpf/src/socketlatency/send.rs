@@ -2,6 +2,8 @@
 //! packet that reaches so far is given to a device. One mark a socket, the oldest; when it is reached and more is in the
 //! socket, that is marked anew, as if it had come then: a lower bound.
 //!
+//! Datagrams are given to a device before the call comes back, but for those in [`held`].
+//!
 //! What a call waits for before it can put its bytes into the socket is not in here: that time is the caller's own to
 //! see.
 
@@ -12,11 +14,11 @@ use aya_ebpf::macros::{btf_tracepoint, fexit, kprobe, kretprobe, map, raw_tracep
 use aya_ebpf::maps::{Array, HashMap};
 use aya_ebpf::programs::{BtfTracePointContext, FExitContext, ProbeContext, RawTracePointContext, RetProbeContext};
 use core::ptr::addr_of_mut;
-use sonde_ebpf_common::socklat::{Record, Sends, TCP, limited, operation};
+use sonde_ebpf_common::socklat::{Record, Sends, TCP, UDP, limited, operation};
 use sonde_ebpf_common::{limit as types, lost, record};
 
 use super::read::is_before;
-use super::{SOCKETLATENCY_STACKS, count, is_slow, place, protocol};
+use super::{SOCKETLATENCY_STACKS, count, held, is_slow, place, protocol};
 use crate::access::{
     Access, DESTROY_SOCK_SK, NET_DEV_QUEUE_SKB, Probed, SEND_LENGTH_RET, SEND_LENGTH_SK, SENDMSG_SK, SKB_DATA, SKB_LEN,
     SKB_SK, SKB_TRANSPORT_HEADER, SOCK_PEER_PORT, SOCK_PORT, SOCK_STATE, TCP_CHRONO, TCP_CHRONO_START,
@@ -56,7 +58,7 @@ pub fn socklat_sent_fexit(ctx: FExitContext) -> i32 {
 static SOCKETLATENCY_CALLS: HashMap<u32, u64> = HashMap::with_max_entries(1, 0);
 
 #[inline(always)]
-fn thread() -> u32 {
+pub(super) fn thread() -> u32 {
     unsafe { generated::bpf_get_current_pid_tgid() as u32 }
 }
 
@@ -136,10 +138,12 @@ fn sent<A: Access>(context: *const u64) -> i32 {
         return 0;
     };
     let sk = sk as *const u8;
-    if length as i32 <= 0 || protocol::<A>(sk) != TCP {
-        return 0;
+    let sent = length as i32 > 0;
+    match protocol::<A>(sk) {
+        TCP if sent => queued::<A>(sk),
+        UDP => held::sent::<A>(sk, sent),
+        _ => 0,
     }
-    queued::<A>(sk)
 }
 
 /// A send call put something into the socket.
@@ -204,6 +208,7 @@ fn queued<A: Access>(sk: *const u8) -> i32 {
 /// A packet goes to a device.
 #[inline(always)]
 fn out<A: Access>(context: *const u64) -> i32 {
+    held::out(context);
     if unsent() == 0 {
         return 0;
     }

@@ -299,7 +299,7 @@ pub struct Probe {
     pub ports: bool,
     /// Whether the rule of nftables that dropped a packet is asked of the kernel, for probe `packetloss`: a table `sonde_trace` is put into the network namespace for at most ten seconds, which marks a few packets of that connection to be traced (Linux 5.12). Its next events tell the rule.
     pub nft_trace: bool,
-    /// Whether packets that come into pods are counted by a program on their devices (tcx from Linux 6.6 on, else a filter named `sonde_flow:...` of their clsact qdisc), which also sees those that the tracepoint does not: moved past the host's side by another program (bpf_redirect_peer, as Cilium's host routing does), or taken from the device below (macvlan, ipvlan, VLAN). For probe `flow`.
+    /// Whether packets that come into pods are counted by a program on their devices (tcx from Linux 6.6 on, else a filter named `sonde_flow:...` of their clsact qdisc), which also sees those that the tracepoint does not: moved past the host's side by another program (bpf_redirect_peer, as Cilium's host routing does), or taken from the device below (macvlan, ipvlan, VLAN). A filter outlives a collector that is killed: after three intervals and a minute it hands packets on without counting them, and the next collector takes it away. For probe `flow`.
     pub tc: bool,
 }
 

@@ -56,7 +56,7 @@ impl Kernel {
         let before = std::mem::replace(&mut self.config, config.clone());
         let anew: Vec<&str> = probes::ALL
             .iter()
-            .filter(|probe| needs_new_maps(probe, &before, config))
+            .filter(|probe| is_other(probe, &before, config))
             .map(|probe| probe.spec.name)
             .collect();
         let ended_ns = now_ns();
@@ -169,13 +169,12 @@ fn is_wanted(signal: &Signal, config: &Config) -> bool {
     off_by_choice(signal, config).is_none()
 }
 
-/// Whether what it counts is counted by another key from now on: it ends, and begins anew.
-fn needs_new_maps(probe: &KernelProbe, before: &Config, now: &Config) -> bool {
-    let ports = |config: &Config| {
-        config
-            .probes
-            .get(probe.spec.name)
-            .is_some_and(|settings| settings.ports)
+/// Whether it counts by another key from now on, or in other places: it ends, and begins anew. The programs have both as
+/// constants: a packet is not to pay for what is seldom changed.
+fn is_other(probe: &KernelProbe, before: &Config, now: &Config) -> bool {
+    let asked = |config: &Config| {
+        let settings = config.probes.get(probe.spec.name);
+        settings.map_or((false, false), |settings| (settings.ports, settings.tc))
     };
-    ports(before) != ports(now)
+    asked(before) != asked(now)
 }

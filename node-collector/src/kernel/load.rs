@@ -38,6 +38,8 @@ impl Settings {
         settings.set_listed(config.events.unknown_netns == UnknownNetns::Drop);
         let doubt = facts.release.is_none_or(|release| NULL_IN_DOUBT.contains(&release));
         settings.global("DOUBT_NULL_CHECKS", &u32::from(doubt));
+        let by_load = facts.release >= Some(BYTES_BY_LOAD);
+        settings.global("BYTES_BY_LOAD", &u32::from(by_load));
         settings.global("ARGUMENT_REGISTERS", &ARGUMENT_REGISTERS);
         let (mut events, mut may_be) = (false, false);
         for probe in probes::ALL {
@@ -87,6 +89,12 @@ impl Settings {
     }
 }
 
+/// How long the collector may be silent before it is taken to be gone: it looks in each round.
+fn patience_ns(config: &Config) -> u64 {
+    const LATE_NS: u64 = 60_000_000_000;
+    (3 * config.collector.interval.as_nanos()).saturating_add(LATE_NS)
+}
+
 /// What may change while programs run, by name. A probe has those of its own that it wants.
 fn live(config: &Config) -> Vec<(String, Vec<u8>)> {
     let interval = 1_000_000_000 / u64::from(config.events.rate.max(1));
@@ -94,6 +102,7 @@ fn live(config: &Config) -> Vec<(String, Vec<u8>)> {
     let mut live = vec![
         ("EVENT_INTERVAL_NS".to_owned(), interval.as_bytes().to_vec()),
         ("EVENT_BURST_NS".to_owned(), burst.as_bytes().to_vec()),
+        ("FLOW_PATIENCE_NS".to_owned(), patience_ns(config).as_bytes().to_vec()),
     ];
     for probe in probes::ALL {
         let own = probe.settings(config);
@@ -110,6 +119,9 @@ fn live(config: &Config) -> Vec<(String, Vec<u8>)> {
 
 /// From where arguments were taken for valid pointers to where those of kfree_skb were marked as maybe NULL.
 const NULL_IN_DOUBT: std::ops::Range<Release> = Release(6, 2)..Release(6, 15);
+
+/// From where on typed programs may follow a pointer to plain bytes, such as `skb->head`.
+const BYTES_BY_LOAD: Release = Release(6, 18);
 
 /// Offsets of the registers that hold a function's first arguments in `struct pt_regs` (`user_pt_regs` on arm64).
 #[cfg(target_arch = "x86_64")]

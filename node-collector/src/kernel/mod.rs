@@ -50,9 +50,9 @@ mod live;
 
 pub use attribute::attribute;
 pub use change::Changed;
-pub(crate) use clock::monotonic_ns;
 pub(crate) use clock::watch as watch_clock;
 pub use clock::{Clock, clock};
+pub(crate) use clock::{boot_ns, monotonic_ns};
 pub use doctor::{DoctorReport, doctor};
 pub(crate) use facts::is_since;
 pub use governor::{GovernorStatus, GovernorThread};

@@ -69,6 +69,8 @@ pub(crate) struct Signal {
     pub steps: &'static [Step],
     /// Fields and arguments that every step needs.
     pub needs: &'static [&'static str],
+    /// Why no step is on a tracepoint, where functions are all there is.
+    pub no_tracepoint: Option<&'static str>,
     /// What is missing when the kernel skipped a run of it, for gaps.
     pub missed: &'static str,
     /// Makes it happen on this host, for `doctor`; its reader must then see something.
@@ -92,6 +94,7 @@ impl Signal {
         buckets: &[],
         steps: &[],
         needs: &[],
+        no_tracepoint: None,
         missed: "",
         provoke: None,
         after: None,
@@ -155,10 +158,13 @@ impl Decision {
             .rejected
             .iter()
             .filter(|(at, _)| taken.is_none_or(|taken| *at < taken));
-        better
+        let mut better: Vec<_> = better
             .map(|(at, why)| format!("{}: {why}", signal.steps[*at].rung.name()))
-            .collect::<Vec<_>>()
-            .join("; ")
+            .collect();
+        if taken.is_none() && !better.is_empty() {
+            better.extend(signal.no_tracepoint.map(|why| format!("tracepoints: {why}")));
+        }
+        better.join("; ")
     }
 }
 
@@ -403,6 +409,26 @@ mod tests {
         assert!(decision.chosen && decision.candidates.is_empty());
         let why = decision.reason(commands, None);
         assert_eq!(why, "no virtio-net device was there when the collector started");
+    }
+
+    #[test]
+    fn where_only_functions_tell_it_is_said_that_no_tracepoint_does() {
+        let stages = signal("kernellatency.stages");
+        let mut config = Config::default();
+        config.probes.entry("kernellatency".into()).or_default().enabled = Some(true);
+        config.kernel.rungs = vec![Rung::TpBtf, Rung::Kprobe];
+        let mut facts = capable();
+        facts.kprobes = Answer::No("no kprobes".into());
+        let decision = plan(stages, &facts, &config);
+        let off = decision.reason(stages, None);
+        assert!(
+            off.contains("no kprobes") && off.contains("tracepoints: the kernel has none"),
+            "{off}"
+        );
+        assert!(!decision.reason(stages, Some(1)).contains("tracepoints:"));
+        config.probes.entry("kernellatency".into()).or_default().enabled = Some(false);
+        let chosen = plan(stages, &facts, &config).reason(stages, None);
+        assert_eq!(chosen, "probes.kernellatency.enabled is false");
     }
 
     #[test]

@@ -16,13 +16,12 @@ use sonde_common::paths::HostPaths;
 use super::candidates::{Hook, Packet};
 use super::namespace::{Namespace, Standing};
 use super::tracer::Tracer;
-use super::{Dropper, Stats};
+use super::{Dropper, Stats, Tracing};
 use crate::event::{Event, NetnsKey, Subject};
 use crate::kernel;
 use crate::missing::Missing;
 use crate::netlink::nftables::trace::Tuple;
 use crate::pods::{PodIndex, Target, Targets, netns};
-use crate::probes::packetloss::SPEC;
 
 /// Events that wait for a ruleset; more go on without one.
 const WAITING: usize = 20_000;
@@ -55,7 +54,8 @@ pub(super) struct Worker {
     stats: Arc<Stats>,
     waiting: Vec<Waiting>,
     namespaces: HashMap<NetnsKey, Namespace>,
-    /// `None`: not wanted.
+    tracing: Tracing,
+    /// While that is on.
     tracer: Option<Tracer>,
     /// Whether the kernel has nftables, and when that was found.
     nft: Option<(bool, Instant)>,
@@ -88,9 +88,9 @@ impl Worker {
         targets: Arc<Targets>,
         missing: Arc<Missing>,
         stats: Arc<Stats>,
+        tracing: Tracing,
     ) -> Self {
         let paths = config.host.paths();
-        let traces = config.probes.get(SPEC.name).is_some_and(|probe| probe.nft_trace);
         Self {
             tells_nft: kernel::is_since(&paths.proc, 6, 7),
             paths,
@@ -100,7 +100,8 @@ impl Worker {
             stats,
             waiting: Vec::new(),
             namespaces: HashMap::new(),
-            tracer: traces.then(Tracer::default),
+            tracing,
+            tracer: None,
             nft: None,
             buffer: vec![0; 64 * 1024],
         }
@@ -132,6 +133,7 @@ impl Worker {
                 Err(RecvTimeoutError::Disconnected) => ends = true,
             }
             let targets = self.targets.load();
+            self.follow_configuration();
             if let Some(tracer) = &mut self.tracer {
                 let node = self.index.node();
                 tracer.poll(&mut self.buffer, |key| find(key, node, &targets).is_some());
@@ -142,6 +144,15 @@ impl Worker {
                 deliver(done);
                 self.stats.waiting.fetch_sub(count, Ordering::Relaxed);
             }
+        }
+    }
+
+    /// With the tracer go its sockets, and with those the tables that it put into namespaces.
+    fn follow_configuration(&mut self) {
+        match (self.tracing.is_on(), &self.tracer) {
+            (true, None) => self.tracer = Some(Tracer::default()),
+            (false, Some(_)) => self.tracer = None,
+            _ => {}
         }
     }
 

@@ -7,8 +7,7 @@ use std::sync::atomic::Ordering;
 
 use prost::Message as _;
 use sonde_proto::limits::{
-    EARLIEST_NS, MAX_ATTRIBUTES, MAX_BATCH_BYTES, MAX_FRAMES, MAX_IPS, MAX_POD_LABELS, MAX_POD_TEXT, MAX_STRING,
-    MAX_WORD,
+    MAX_ATTRIBUTES, MAX_BATCH_BYTES, MAX_FRAMES, MAX_IPS, MAX_POD_LABELS, MAX_POD_TEXT, MAX_STRING, MAX_WORD,
 };
 use sonde_proto::{body, v1};
 
@@ -311,18 +310,20 @@ impl<'a> Builder<'a> {
 
     fn gap(&mut self, gap: &Gap) {
         let subject = self.subject(&gap.subject);
+        let from_ns = gap.from_ns.max(1);
         let message = v1::Gap {
             probe: gap.probe.to_owned(),
             cause: gap.cause.to_owned(),
-            from_ns: gap.from_ns.max(EARLIEST_NS),
-            to_ns: gap.to_ns.max(gap.from_ns).max(EARLIEST_NS),
+            // A time before 2020 is put right when it is sent: see `early`. 0 would say that there is none.
+            from_ns,
+            to_ns: gap.to_ns.max(from_ns),
             count: gap.count,
             subject: subject.unwrap_or(0),
             subject_unknown: subject.is_none(),
             detail: short(&gap.detail, MAX_STRING).to_owned(),
         };
         self.size += message.encoded_len() + 4;
-        self.note(gap.from_ns, gap.to_ns, 0);
+        self.note(from_ns, gap.to_ns, 0);
         self.body.gaps.push(message);
     }
 }
@@ -465,7 +466,7 @@ mod tests {
         let gap = Gap {
             probe: "",
             cause: sonde_proto::gap::COLLECTOR_DOWN,
-            from_ns: EARLIEST_NS + 9,
+            from_ns: 9,
             to_ns: 7,
             count: 0,
             subject: Subject::Node,
@@ -484,10 +485,7 @@ mod tests {
             ("a", MAX_WORD)
         );
         assert_eq!(body.stacks[0].frames.len(), MAX_FRAMES);
-        assert_eq!(
-            (body.gaps[0].from_ns, body.gaps[0].to_ns),
-            (EARLIEST_NS + 9, EARLIEST_NS + 9)
-        );
+        assert_eq!((body.gaps[0].from_ns, body.gaps[0].to_ns), (9, 9));
     }
 
     #[test]

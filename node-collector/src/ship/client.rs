@@ -4,7 +4,7 @@
 //! Of several aggregators on one database any will do: what one has stored, another knows by the cursor that is stored
 //! with it. So the stream goes on with the next one where this one ends.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -22,6 +22,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Status, Streaming};
 
+use super::early::{self, Put};
 use super::spool::{Frame, Next, Reader, Spool};
 use crate::event::{Gap, Subject};
 use crate::ship::writer::Shipper;
@@ -66,6 +67,8 @@ enum LinkError {
     Connect(String),
     #[error("spool: {0}")]
     Spool(#[from] io::Error),
+    #[error("the clock of this machine says {0}: nothing is sent until it is set")]
+    Clock(String),
     #[error("aggregator ended the stream")]
     Ended,
     #[error("aggregator sent {0} instead of a HelloAck")]
@@ -105,8 +108,6 @@ pub struct Client {
     shipper: Shipper,
     /// How often there are rows, should that change.
     interval_ns: Option<watch::Receiver<u64>>,
-    /// Refused, and not to be sent again on this epoch.
-    refused: BTreeSet<u64>,
 }
 
 impl Client {
@@ -135,7 +136,6 @@ impl Client {
             link,
             shipper,
             interval_ns: None,
-            refused: BTreeSet::new(),
         })
     }
 
@@ -188,6 +188,11 @@ impl Client {
 
     /// One connection, from Hello to its end.
     async fn talk(&mut self) -> Result<(), LinkError> {
+        if !early::look(&self.spool) {
+            return Err(LinkError::Clock(sonde_common::time::rfc3339(
+                sonde_common::time::now_ns(),
+            )));
+        }
         let endpoint = &self.endpoints[self.at];
         *self.link.target.lock() = endpoint.uri().to_string().trim_end_matches('/').to_owned();
         let channel: Channel = endpoint.connect().await?;
@@ -208,10 +213,9 @@ impl Client {
         tracing::info!(durable, target = self.link.target(), "connected to the aggregator");
         self.link.connected.store(true, Ordering::Relaxed);
         self.link.connects.fetch_add(1, Ordering::Relaxed);
-        self.spool.acked(durable)?;
         let appended = self.spool.appended();
         let mut flow = Flow {
-            reader: Some(self.spool.sender(durable)),
+            reader: Some(self.spool.sender(durable)?),
             appended,
             window: VecDeque::new(),
             bytes: 0,
@@ -278,8 +282,10 @@ impl Client {
             let (next, reader) = read.map_err(io::Error::other)?;
             flow.reader = Some(reader);
             match next? {
-                Next::Frame(frame) if self.refused.contains(&frame.sequence) => {}
-                Next::Frame(frame) => return Ok(Some(frame)),
+                Next::Frame(frame) => match early::put_right(frame, &self.spool) {
+                    Put::Sent(frame) => return Ok(Some(frame)),
+                    Put::Lost(frame, gap) => self.leave_out(&frame, gap),
+                },
                 Next::Nothing => return Ok(None),
                 Next::Damaged(cut) => {
                     tracing::error!(
@@ -303,7 +309,7 @@ impl Client {
     }
 
     /// If the status refuses a batch that is on its way, takes it out of the stream.
-    fn set_aside(&mut self, status: &Status, flow: &Flow) {
+    fn set_aside(&self, status: &Status, flow: &Flow) {
         let Some(sequence) = poison::sequence(status) else {
             return;
         };
@@ -311,15 +317,8 @@ impl Client {
             tracing::error!(sequence, "aggregator refuses a batch that was not sent");
             return;
         };
-        self.refused.insert(sequence);
         self.link.poison.fetch_add(1, Ordering::Relaxed);
-        match self.spool.set_poison_aside(frame) {
-            Ok(path) => {
-                tracing::error!(sequence, path = %path.display(), reason = status.message(), "batch refused, set aside")
-            }
-            Err(error) => tracing::error!(sequence, %error, reason = status.message(), "batch refused, cannot be kept"),
-        }
-        self.tell(Gap {
+        let gap = Gap {
             probe: "",
             cause: gap::POISON_BATCH,
             from_ns: frame.contents.from_ns,
@@ -327,7 +326,18 @@ impl Client {
             count: frame.contents.count.into(),
             subject: Subject::Node,
             detail: status.message().to_owned(),
-        });
+        };
+        self.leave_out(frame, gap);
+    }
+
+    /// A batch that is not sent, or not again: set aside, and told.
+    fn leave_out(&self, frame: &Frame, gap: Gap) {
+        let (sequence, reason) = (frame.sequence, &gap.detail);
+        match self.spool.refuse(frame) {
+            Ok(path) => tracing::error!(sequence, path = %path.display(), reason, "batch refused, set aside"),
+            Err(error) => tracing::error!(sequence, %error, reason, "batch refused, cannot be kept"),
+        }
+        self.shipper.refused(gap, sequence);
     }
 
     fn tell(&self, gap: Gap) {

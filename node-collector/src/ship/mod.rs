@@ -3,5 +3,6 @@
 
 pub mod batch;
 pub mod client;
+mod early;
 pub mod spool;
 pub mod writer;

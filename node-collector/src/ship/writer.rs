@@ -15,6 +15,7 @@ use sonde_common::time::now_ns;
 use sonde_proto::{gap, v1};
 
 use super::batch::{self, Batch};
+use super::early;
 use super::spool::{Contents, Cut, Dropped, Heartbeat, Lane, Recovery, Spool};
 use crate::event::{Event, Gap, Subject};
 use crate::gaps::GapLog;
@@ -58,6 +59,8 @@ struct Shared {
     lost_rows: AtomicU64,
     /// For which the queue had no room.
     gaps: Mutex<Vec<Gap>>,
+    /// Batches that the aggregator refused, with their sequence.
+    refused: Mutex<Vec<(Gap, u64)>>,
 }
 
 impl Shipper {
@@ -90,6 +93,11 @@ impl Shipper {
             waiting.extend(gaps);
             bound(&mut waiting);
         }
+    }
+
+    /// A batch of the spool was refused: that is noted there once the gap is in it.
+    pub(super) fn refused(&self, gap: Gap, sequence: u64) {
+        self.shared.refused.lock().push((gap, sequence));
     }
 
     fn hand_over(&self, message: Message) -> Result<(), TrySendError<Message>> {
@@ -126,6 +134,7 @@ impl Writer {
             shared: Arc::clone(&shared),
             events: Vec::new(),
             gaps: Vec::new(),
+            refused: Vec::new(),
             pods: Vec::new(),
             live: HashMap::new(),
             since: None,
@@ -133,6 +142,7 @@ impl Writer {
             taken_ns: now_ns(),
             failing: false,
         };
+        early::look(&work.spool);
         work.tell_of_the_past(&recovery);
         let thread = std::thread::Builder::new()
             .name("sonde-spool".into())
@@ -165,6 +175,8 @@ struct Work {
     shared: Arc<Shared>,
     events: Vec<Event>,
     gaps: Vec<Gap>,
+    /// Refused batches of which the gap is among these.
+    refused: Vec<u64>,
     /// Came or ended since they were told last.
     pods: Vec<Arc<Pod>>,
     /// By sandbox, as told last.
@@ -251,10 +263,11 @@ impl Work {
         self.gaps = unwritten;
         // At once: where the spool is full, the events that follow make it drop more, and what was told would be told again
         // after a kill.
-        if self.gaps.is_empty()
-            && let Err(error) = self.spool.told()
-        {
-            tracing::debug!(%error, "what was told is not noted as told");
+        if self.gaps.is_empty() {
+            let refused = self.refused.drain(..).map(|sequence| self.spool.refusal_told(sequence));
+            if let Err(error) = refused.fold(self.spool.told(), io::Result::and) {
+                tracing::debug!(%error, "what was told is not noted as told");
+            }
         }
         let events = std::mem::take(&mut self.events);
         self.append_all(Lane::Events, &batch::events(&events, &[], &[], &self.index));
@@ -275,9 +288,7 @@ impl Work {
 
     fn append(&mut self, lane: Lane, batch: &Batch) -> bool {
         let (result, dropped) = self.spool.append(lane, batch.contents, &batch.payload);
-        for Dropped { lane, contents } in dropped {
-            self.spool_gap(lane, contents, "oldest data dropped to make room".to_owned());
-        }
+        self.dropped(dropped);
         match result {
             Ok(_) => {
                 if std::mem::take(&mut self.failing) {
@@ -294,6 +305,12 @@ impl Work {
                 }
                 false
             }
+        }
+    }
+
+    fn dropped(&mut self, dropped: Vec<Dropped>) {
+        for Dropped { lane, contents } in dropped {
+            self.spool_gap(lane, contents, "oldest data dropped to make room".to_owned());
         }
     }
 
@@ -333,6 +350,12 @@ impl Work {
         let rows = self.shared.lost_rows.swap(0, Ordering::Relaxed);
         let gaps = std::mem::take(&mut *self.shared.gaps.lock());
         gaps.into_iter().for_each(|gap| self.gap(gap));
+        let refused = std::mem::take(&mut *self.shared.refused.lock());
+        for (gap, sequence) in refused {
+            self.gap(gap);
+            self.refused.push(sequence);
+        }
+        self.dropped(self.spool.lost());
         let now = now_ns();
         for (lane, count) in [(Lane::Events, events), (Lane::Rows, rows)] {
             if count > 0 {
@@ -425,9 +448,7 @@ impl Work {
             };
             self.gap(gap(gap::COLLECTOR_DOWN, last.time_ns.min(now), how.to_owned()));
         }
-        for Dropped { lane, contents } in &recovery.dropped {
-            self.spool_gap(*lane, *contents, "oldest data dropped to make room".to_owned());
-        }
+        self.dropped(recovery.dropped.clone());
         for Cut { file, bytes, after_ns } in &recovery.cuts {
             tracing::warn!(file, bytes, "end of a spool segment could not be read back");
             let from_ns = if *after_ns == 0 { now } else { *after_ns };

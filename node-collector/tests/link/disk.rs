@@ -95,12 +95,12 @@ async fn a_full_disk_costs_what_comes_while_it_is_full_and_that_is_counted() {
     }
     let (dir, rig) = on_tmpfs("2m").await;
     for port in 1..=5 {
-        rig.event_with(port, &noise(port)).await;
+        rig.event_with(port, now_ns(), &noise(port)).await;
     }
     let filler = dir.path().join("filler");
     fill(&filler);
     for port in 6..=40 {
-        rig.event_with(port, &noise(port)).await;
+        rig.event_with(port, now_ns(), &noise(port)).await;
     }
     let stats = rig.running().spool.stats();
     assert!(stats.failing && stats.write_errors >= 30, "{stats:?}");
@@ -110,7 +110,7 @@ async fn a_full_disk_costs_what_comes_while_it_is_full_and_that_is_counted() {
     rig.until("the loss told without anything new", |rig| told_as_lost(rig) >= 30)
         .await;
     for port in 41..=50 {
-        rig.event_with(port, &noise(port)).await;
+        rig.event_with(port, now_ns(), &noise(port)).await;
     }
     all_are_accounted_for(&rig, 50).await;
 }
@@ -121,14 +121,14 @@ async fn a_directory_that_turns_read_only_costs_what_needs_a_new_file() {
         return;
     }
     let (dir, rig) = on_tmpfs("8m").await;
-    rig.event_with(1, &noise(1)).await;
+    rig.event_with(1, now_ns(), &noise(1)).await;
     let none = None::<&str>;
     mount(Some(dir.path()), dir.path(), none, MsFlags::MS_BIND, none).unwrap();
     let read_only = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY;
     mount(none, dir.path(), none, read_only, none).unwrap();
     // A segment is 64 KiB long.
     for port in 2..=40 {
-        rig.event_with(port, &noise(port)).await;
+        rig.event_with(port, now_ns(), &noise(port)).await;
     }
     let stats = rig.running().spool.stats();
     assert!(stats.failing && stats.write_errors > 0, "{stats:?}");
@@ -136,7 +136,7 @@ async fn a_directory_that_turns_read_only_costs_what_needs_a_new_file() {
     assert!(error.starts_with("Read-only file system"), "{error}");
     umount2(dir.path(), MntFlags::empty()).unwrap();
     for port in 41..=50 {
-        rig.event_with(port, &noise(port)).await;
+        rig.event_with(port, now_ns(), &noise(port)).await;
     }
     all_are_accounted_for(&rig, 50).await;
     assert!(told_as_lost(&rig) > 0);

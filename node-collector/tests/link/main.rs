@@ -132,6 +132,7 @@ fn serve(listener: TcpListener, store: &Arc<Mutex<Store>>) -> tokio::task::JoinH
 struct Rig {
     dir: PathBuf,
     _temporary: Option<tempfile::TempDir>,
+    boot: &'static str,
     store: Arc<Mutex<Store>>,
     addresses: Vec<SocketAddr>,
     link: Arc<Link>,
@@ -170,6 +171,7 @@ impl Rig {
         let mut rig = Self {
             dir,
             _temporary: None,
+            boot: "boot",
             store,
             addresses,
             link: Arc::default(),
@@ -180,7 +182,7 @@ impl Rig {
     }
 
     fn start(&mut self) {
-        let (spool, recovery) = Spool::open(&self.dir, 1 << 20, "boot").unwrap();
+        let (spool, recovery) = Spool::open(&self.dir, 1 << 20, self.boot).unwrap();
         let spool = Arc::new(spool);
         let gaps = Arc::new(GapLog::default());
         let (writer, shipper) = Writer::start(
@@ -239,11 +241,11 @@ impl Rig {
 
     /// One event with this port, and a batch of its own for it.
     async fn event(&self, port: u16) {
-        self.event_with(port, "").await;
+        self.event_with(port, now_ns(), "").await;
     }
 
     /// With a text to make it long.
-    async fn event_with(&self, port: u16, text: &str) {
+    async fn event_with(&self, port: u16, time_ns: u64, text: &str) {
         let turns = |rig: &Self| {
             let stats = rig.running().spool.stats();
             (stats.next_sequence, stats.write_errors)
@@ -257,7 +259,7 @@ impl Rig {
             ..Observation::default()
         };
         let event = Event {
-            time_ns: now_ns(),
+            time_ns,
             subject: Subject::Node,
             peer: None,
             observation,
@@ -288,6 +290,13 @@ impl Rig {
             .flat_map(|(_, body)| &body.events)
             .map(|event| event.sport)
             .collect()
+    }
+
+    /// Where a refused batch is once that is told.
+    fn aside(&self, sequence: u64) -> PathBuf {
+        let epoch = self.running().spool.epoch();
+        self.dir
+            .join(format!("poison/{sequence:016x}-{}.batch", epoch.simple()))
     }
 
     fn stored_gaps(&self) -> Vec<String> {
@@ -387,7 +396,8 @@ async fn a_refused_batch_is_set_aside_and_the_rest_goes_on() {
     rig.until("gap told", |rig| rig.stored_gaps().contains(&gap::POISON_BATCH.into()))
         .await;
     rig.until("third stored", |rig| rig.stored_ports() == [1, 3]).await;
-    let aside = rig.dir.join(format!("poison/{refused:016x}.batch"));
+    let aside = rig.aside(refused);
+    rig.until("noted", |_| aside.exists()).await;
     let body = body::decode(&std::fs::read(aside).unwrap()).unwrap();
     assert_eq!(body.events[0].sport, 2);
     let told = rig.running().gaps.newest();
@@ -433,4 +443,110 @@ async fn producers_never_wait_for_the_aggregator() {
     assert_eq!(rig.store.lock().seen.len(), 64, "no more than the window is on its way");
     assert!(rig.running().spool.stats().frames >= 200);
     rig.running().end.fire();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_that_was_refused_is_not_sent_again_by_the_next_process() {
+    let mut rig = Rig::new([]).await;
+    rig.event(1).await;
+    rig.until("first acked", |rig| {
+        rig.stored_ports() == [1] && rig.running().spool.is_drained()
+    })
+    .await;
+    let refused = rig.running().spool.stats().next_sequence;
+    // Nothing behind it arrives, so that no ack covers it.
+    let script = std::iter::repeat_n(Answer::Break, 1000);
+    rig.store.lock().script = std::iter::once(Answer::Refuse(refused)).chain(script).collect();
+    rig.event(2).await;
+    let aside = rig.aside(refused);
+    rig.until("told", |_| aside.exists()).await;
+    rig.kill().await;
+    rig.store.lock().script.clear();
+    rig.start();
+    rig.event(3).await;
+    rig.until("third stored", |rig| rig.stored_ports() == [1, 3]).await;
+    rig.until("acked", |rig| rig.running().spool.is_drained()).await;
+    let times = rig.store.lock().seen.iter().filter(|seen| **seen == refused).count();
+    assert_eq!(times, 1);
+    let gaps = rig.stored_gaps();
+    let told = gaps.iter().filter(|cause| *cause == gap::POISON_BATCH).count();
+    assert_eq!(told, 1, "{gaps:?}");
+}
+
+const SECOND: u64 = 1_000_000_000;
+
+/// The clock of this machine is not set: it says that it has been 1970 for five seconds.
+fn unset_clock(rig: &Rig) {
+    let since_boot = nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME).unwrap();
+    let since_boot = Duration::from(since_boot).as_nanos() as i64;
+    let offset_ns = 5 * SECOND as i64 - since_boot;
+    rig.running().spool.clock_is_unset(offset_ns).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_stamped_before_the_clock_was_set_is_stored_with_the_time_that_it_was() {
+    let mut rig = Rig::new(std::iter::repeat_n(Answer::Break, 1000)).await;
+    let before = now_ns();
+    unset_clock(&rig);
+    rig.event_with(1, 3 * SECOND, "").await;
+    rig.running().shipper.gaps(vec![Gap {
+        probe: "",
+        cause: gap::CLOCK_STEP,
+        from_ns: 5 * SECOND,
+        to_ns: now_ns(),
+        count: 0,
+        subject: Subject::Node,
+        detail: "the clock was set".into(),
+    }]);
+    // Also by the next process, which has never seen the clock as it was.
+    rig.kill().await;
+    rig.store.lock().script.clear();
+    rig.start();
+    rig.event(2).await;
+    rig.until("both stored", |rig| rig.stored_ports() == [1, 2]).await;
+    rig.until("acked", |rig| rig.running().spool.is_drained()).await;
+    let store = rig.store.lock();
+    let bodies = || store.stored.iter().map(|(_, body)| body);
+    let event = bodies().flat_map(|body| &body.events).next().unwrap();
+    // Two seconds before the five.
+    assert!(
+        (before - 2 * SECOND).abs_diff(event.time_ns) < SECOND / 2,
+        "{before} {}",
+        event.time_ns
+    );
+    let mut steps = bodies()
+        .flat_map(|body| &body.gaps)
+        .filter(|gap| gap.cause == gap::CLOCK_STEP);
+    let step = steps.next().unwrap();
+    assert!(
+        step.from_ns >= before - SECOND && step.from_ns <= step.to_ns,
+        "{step:?}"
+    );
+    assert_eq!((steps.count(), store.seen.len() as u64 > 2), (0, true));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_what_an_earlier_boot_stamped_before_the_clock_was_set_a_gap_tells() {
+    let mut rig = Rig::new(std::iter::repeat_n(Answer::Break, 1000)).await;
+    unset_clock(&rig);
+    rig.event_with(1, 3 * SECOND, "").await;
+    rig.kill().await;
+    rig.store.lock().script.clear();
+    rig.boot = "another";
+    rig.start();
+    rig.event(2).await;
+    rig.until("the second one stored", |rig| rig.stored_ports() == [2])
+        .await;
+    rig.until("a gap told", |rig| rig.stored_gaps().contains(&gap::CLOCK_STEP.into()))
+        .await;
+    rig.until("acked", |rig| rig.running().spool.is_drained()).await;
+    let store = rig.store.lock();
+    let gaps = || store.stored.iter().flat_map(|(_, body)| &body.gaps);
+    let told = gaps().find(|gap| gap.cause == gap::CLOCK_STEP).unwrap();
+    assert_eq!(told.count, 1, "{told:?}");
+    let earliest = sonde_proto::limits::EARLIEST_NS;
+    assert!(
+        gaps().all(|gap| gap.from_ns >= earliest && gap.from_ns <= gap.to_ns),
+        "the aggregator takes no others"
+    );
 }

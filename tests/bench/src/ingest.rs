@@ -13,6 +13,9 @@ use crate::store::{Store, Usage};
 const NODES: usize = 400;
 const PODS: usize = 50;
 const EVENTS_A_BATCH: usize = 1000;
+/// A frame is 120 readings: over fewer, the keyframe it begins with weighs more than it does in the end.
+const LONG_NODES: usize = 20;
+const LONG_READINGS: u64 = 240;
 /// From one reading of a node to its next.
 const PACED: Duration = Duration::from_secs(5);
 
@@ -54,6 +57,7 @@ pub(crate) async fn run(report: &mut Report) -> anyhow::Result<()> {
     rows(report, &store).await?;
     paced(report, &store).await?;
     events(report, &store).await?;
+    long(report, &store).await?;
     report.row(
         "resident memory of the aggregator after it",
         mebibytes(store.aggregator.resident()?),
@@ -79,8 +83,9 @@ async fn rows(report: &mut Report, store: &Store) -> anyhow::Result<()> {
         thousands(load.numbers as f64 / load.elapsed.as_secs_f64()),
     );
     cost(report, used, "samples", million);
+    let readings = load.batches as f64 / NODES as f64;
     report.row(
-        "bytes a sample in PostgreSQL, indexes included",
+        &format!("bytes a sample in PostgreSQL, indexes included, after {readings:.0} readings of each node"),
         format!("{:.2}", (store.bytes().await? - bytes) as f64 / load.samples as f64),
     );
     report.row(
@@ -104,6 +109,33 @@ async fn paced(report: &mut Report, store: &Store) -> anyhow::Result<()> {
         format!("{p50:.0} ms, {p99:.0} ms, {max:.0} ms"),
     );
     report.row("readings that were not made in time", load.late);
+    Ok(())
+}
+
+/// As much as a database holds that was not begun a minute ago.
+async fn long(report: &mut Report, store: &Store) -> anyhow::Result<()> {
+    let bytes = store.bytes().await?;
+    let span = PACED * LONG_READINGS as u32;
+    let (load, _) = load(
+        store,
+        Options {
+            nodes: LONG_NODES,
+            shape: Shape {
+                pods: PODS,
+                // A spool of its own.
+                seed: 2,
+                ..Shape::default()
+            },
+            until: Until::Batches(LONG_READINGS),
+            times: Some((sonde_common::time::now_ns() - span.as_nanos() as u64, PACED)),
+            ..options(store, Pace::Readings)
+        },
+    )
+    .await?;
+    report.row(
+        &format!("bytes a sample in PostgreSQL, indexes included, over {LONG_READINGS} readings, 5 s apart"),
+        format!("{:.2}", (store.bytes().await? - bytes) as f64 / load.samples as f64),
+    );
     Ok(())
 }
 

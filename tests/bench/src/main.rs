@@ -13,6 +13,7 @@ mod queries;
 mod report;
 mod round;
 mod scale;
+mod search;
 mod sockets;
 mod store;
 
@@ -57,6 +58,9 @@ async fn main() -> anyhow::Result<()> {
     }
     if wanted("queries") {
         queries::run(&mut report).await.context("queries")?;
+    }
+    if wanted("search") {
+        search::run(&mut report).await.context("event search")?;
     }
     if wanted("federate") {
         federate::run(&mut report).await.context("federation")?;

@@ -33,16 +33,20 @@ impl Program {
         dir: &Path,
         env: &[(&str, String)],
     ) -> anyhow::Result<Self> {
-        let path = bin_dir().join(name);
+        let mut command = Command::new(bin_dir().join(name));
+        command.arg(subcommand).envs(env.iter().map(|(k, v)| (k, v.as_str())));
+        Self::run(name, command, http, dir).context("`make build` makes it")
+    }
+
+    /// The same for any program that says so at `/-/ready`.
+    pub(crate) fn run(name: &'static str, mut command: Command, http: SocketAddr, dir: &Path) -> anyhow::Result<Self> {
         let log = std::fs::File::create(dir.join(format!("{name}.log")))?;
-        let child = Command::new(&path)
-            .arg(subcommand)
-            .envs(env.iter().map(|(k, v)| (k, v.as_str())))
+        let child = command
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)
             .spawn()
-            .with_context(|| format!("{} (`make build` makes it)", path.display()))?;
+            .with_context(|| format!("cannot start {}", command.get_program().display()))?;
         let mut program = Self { child, name, http };
         for _ in 0..600 {
             if let Some(status) = program.child.try_wait()? {
@@ -71,6 +75,11 @@ impl Program {
     /// The most it ever had, in bytes.
     pub(crate) fn highest(&self) -> anyhow::Result<u64> {
         memory(self.pid(), "VmHWM:")
+    }
+
+    /// From here on [`Self::highest`] is about what comes.
+    pub(crate) fn forget_highest(&self) -> anyhow::Result<()> {
+        Ok(std::fs::write(format!("/proc/{}/clear_refs", self.pid()), "5")?)
     }
 
     /// User and system time so far.

@@ -43,24 +43,32 @@ pub(crate) async fn run(report: &mut Report) -> anyhow::Result<()> {
         let sql = format!(
             "select * from sonde.{probe} where namespace = '{namespace}' and pod = '{pod}' and time > now() - interval '6 hours 5 minutes'"
         );
-        let (rows, time) = median(&mut database, &sql).await?;
+        let (rows, time) = median(&store, &mut database, &sql).await?;
+        if probe == "tcp" {
+            plan(&mut database, "one pod, all columns, 6 h", &sql).await?;
+        }
         // The pod may have ended and been followed by another.
         ensure!(rows > 100, "{rows} rows of {probe}");
-        report.row(
-            &format!("one pod, all columns of `{probe}`, 6 h: {rows} rows"),
-            format!("{:.1} ms", time.as_secs_f64() * 1e3),
-        );
+        report.row(&format!("one pod, all columns of `{probe}`, 6 h: {rows} rows"), time);
     }
     let sql = "select namespace, pod, sum(increase) as increase from ( \
                    select namespace, pod, device, max(receive_bytes) - min(receive_bytes) as increase \
                    from sonde.netdev where time > now() - interval '5 minutes' and pod <> '' group by 1, 2, 3) devices \
                group by 1, 2 order by 3 desc limit 10";
-    let (rows, time) = median(&mut database, sql).await?;
+    let (rows, time) = median(&store, &mut database, sql).await?;
+    plan(&mut database, "top 10 of 1,000 pods, 5 minutes", sql).await?;
     ensure!(rows == 10, "{rows} rows");
-    report.row(
-        "top 10 of 1,000 pods by increase of a counter over 5 minutes",
-        format!("{:.1} ms", time.as_secs_f64() * 1e3),
-    );
+    report.row("top 10 of 1,000 pods by increase of a counter over 5 minutes", time);
+    Ok(())
+}
+
+/// How the server does it, for docs/storage.md: with `SONDE_BENCH_PLANS` set, to standard error.
+async fn plan(database: &mut PgConnection, what: &str, sql: &str) -> anyhow::Result<()> {
+    if std::env::var_os("SONDE_BENCH_PLANS").is_some() {
+        let explain = format!("explain (analyze, buffers, costs off) {sql}");
+        let lines: Vec<String> = sqlx::query_scalar(AssertSqlSafe(explain)).fetch_all(database).await?;
+        eprintln!("{what}\n{}\n", lines.join("\n"));
+    }
     Ok(())
 }
 
@@ -89,10 +97,11 @@ async fn fill(store: &Store, nodes: usize, span: Duration) -> anyhow::Result<()>
     Ok(())
 }
 
-/// Rows, and the time of one query.
-async fn median(database: &mut PgConnection, sql: &str) -> anyhow::Result<(usize, Duration)> {
+/// Rows, and the time of one query, beside the CPU time that it took of the server.
+async fn median(store: &Store, database: &mut PgConnection, sql: &str) -> anyhow::Result<(usize, String)> {
     let mut times = Vec::new();
     let mut rows = 0;
+    let before = store.usage()?;
     for _ in 0..=TRIES {
         let started = Instant::now();
         rows = sqlx::query(AssertSqlSafe(sql.to_owned()))
@@ -104,5 +113,8 @@ async fn median(database: &mut PgConnection, sql: &str) -> anyhow::Result<(usize
     // The first one fills the cache.
     times.remove(0);
     times.sort_unstable();
-    Ok((rows, times[times.len() / 2]))
+    let used = (store.usage()? - before).postgres / (TRIES as u32 + 1);
+    let ms = |time: Duration| time.as_secs_f64() * 1e3;
+    let shown = format!("{:.1} ms, {:.0} ms of CPU", ms(times[times.len() / 2]), ms(used));
+    Ok((rows, shown))
 }

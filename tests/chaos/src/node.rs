@@ -133,9 +133,14 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
         std::thread::spawn(move || observe(&spool, after, &journal, &gaps, &status, run, &all_written))
     };
     let run = maker.run;
+    let made_in = Arc::clone(&spool);
     let made = tokio::task::spawn_blocking(move || -> anyhow::Result<Journal> {
         while mode.load(Ordering::Relaxed) != FINISH {
             maker.tick(&shipper, mode.load(Ordering::Relaxed))?;
+            std::thread::sleep(TICK);
+        }
+        // What was dropped on its way is told when it is known whether it arrived.
+        while !(made_in.is_drained() && made_in.is_settled()) {
             std::thread::sleep(TICK);
         }
         drop(shipper);

@@ -11,6 +11,8 @@ pub struct Sample {
     pub name: String,
     pub labels: BTreeMap<String, String>,
     pub value: f64,
+    /// Where the line has one.
+    pub time_ms: Option<i64>,
 }
 
 impl Sample {
@@ -50,11 +52,13 @@ fn parse_line(line: &str) -> Result<Sample> {
         }
         rest = &rest[1..];
     }
-    let value = rest.split_ascii_whitespace().next().context("no value")?;
+    let mut rest = rest.split_ascii_whitespace();
+    let value = rest.next().context("no value")?;
     Ok(Sample {
         name: name.to_owned(),
         labels,
         value: value.parse().context("value")?,
+        time_ms: rest.next().map(str::parse).transpose().context("time")?,
     })
 }
 
@@ -109,6 +113,7 @@ mod tests {
         let samples = parse(text).unwrap();
         assert_eq!((samples[0].name.as_str(), samples[0].value), ("a", 1.0));
         assert_eq!(samples[1].labels["x"], "q\"}\\");
+        assert_eq!((samples[0].time_ms, samples[1].time_ms), (None, Some(1700)));
         assert!(samples[1].has(&[("y", "")]) && !samples[1].has(&[("y", "z")]));
         assert_eq!(sum(&samples, "b", &[("y", "")]), Some(2.5));
         assert_eq!(sum(&samples, "c", &[]), None);

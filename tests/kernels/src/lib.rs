@@ -17,6 +17,8 @@ pub enum Line {
     Up { release: String },
     /// A signal on one rung.
     Check(Check),
+    /// Runs of programs that the kernel says it skipped while a check found something wrong, which is made again.
+    Skipped { run: String, signal: String, count: u64 },
     /// The log of a collector of which a check failed.
     Log { run: String, text: String },
     /// A line of the collector's own tests.

@@ -1,5 +1,7 @@
 //! `GET /api/v1/events`: events of a span of time, a page at a time.
 
+use std::borrow::Cow;
+
 use axum::Json;
 use axum::extract::{RawQuery, State};
 use serde::Serialize;
@@ -28,6 +30,7 @@ struct PageParams {
     /// `desc`: newest first, the default; `asc`: oldest first.
     order: Option<String>,
     /// Events in a page, 1 to 1000, by default 100.
+    #[param(minimum = 1, maximum = 1000)]
     limit: Option<u32>,
     /// `next_cursor` of the page before, with all other parameters as they were.
     cursor: Option<String>,
@@ -92,7 +95,7 @@ pub(crate) struct Event {
 }
 
 /// What is at the other end: a pod, a node itself, or a service by its own address.
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Default, Serialize, ToSchema)]
 struct Peer {
     #[serde(skip_serializing_if = "Option::is_none")]
     node: Option<String>,
@@ -198,6 +201,79 @@ impl From<EventRow> for Event {
             stack: row.stack.unwrap_or_default(),
             attributes: row.attributes.map(|json| json.0).unwrap_or_default(),
         }
+    }
+}
+
+impl Event {
+    pub(crate) const CSV_TITLES: [&str; 29] = [
+        "id",
+        "time",
+        "node",
+        "namespace",
+        "pod",
+        "workload",
+        "probe",
+        "type",
+        "reason",
+        "protocol",
+        "saddr",
+        "sport",
+        "daddr",
+        "dport",
+        "peer_node",
+        "peer_namespace",
+        "peer_pod",
+        "peer_service",
+        "peer_workload",
+        "direction",
+        "latency_ns",
+        "cpu",
+        "pid",
+        "comm",
+        "state",
+        "interface",
+        "suppressed",
+        "stack",
+        "attributes",
+    ];
+
+    /// In the order of [`Event::CSV_TITLES`]; what is not known is empty.
+    pub(crate) fn csv_fields(self) -> [Cow<'static, str>; 29] {
+        let text = |text: Option<String>| text.map_or(Cow::Borrowed(""), Cow::Owned);
+        let number = |number: Option<i64>| number.map_or(Cow::Borrowed(""), |n| n.to_string().into());
+        let peer = self.peer.unwrap_or_default();
+        let attributes = (!self.attributes.is_empty()).then(|| Value::Object(self.attributes).to_string());
+        [
+            self.id.to_string().into(),
+            self.time.into(),
+            self.node.into(),
+            text(self.namespace),
+            text(self.pod),
+            text(self.workload),
+            self.probe.into(),
+            self.r#type.into(),
+            text(self.reason),
+            text(self.protocol),
+            text(self.saddr),
+            number(self.sport.map(i64::from)),
+            text(self.daddr),
+            number(self.dport.map(i64::from)),
+            text(peer.node),
+            peer.namespace.into(),
+            text(peer.pod),
+            text(peer.service),
+            text(peer.workload),
+            self.direction.unwrap_or_default().into(),
+            number(self.latency_ns),
+            number(self.cpu.map(i64::from)),
+            number(self.pid.map(i64::from)),
+            text(self.comm),
+            text(self.state),
+            text(self.interface),
+            self.suppressed.to_string().into(),
+            self.stack.join("\n").into(),
+            text(attributes),
+        ]
     }
 }
 

@@ -31,6 +31,7 @@ struct StatsParams {
     /// Length of a step, such as `10s`. Default: about a sixtieth of the span.
     step: Option<String>,
     /// Values in `top`, 1 to 1000, by default 20.
+    #[param(minimum = 1, maximum = 1000)]
     limit: Option<u32>,
 }
 

@@ -3,36 +3,34 @@
 //! Ids ascend in the order in which events become visible, so "everything above the last one sent" misses nothing and
 //! repeats nothing, between history and the present as well as over a reconnect.
 
-use std::collections::VecDeque;
-use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::{RawQuery, State};
-use axum::http::{HeaderMap, StatusCode};
-use axum::response::sse::{self, KeepAlive, Sse};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use futures::Stream;
+use bytes::Bytes;
 use sonde_common::shutdown::Shutdown;
-use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::sync::OwnedSemaphorePermit;
 use utoipa::IntoParams;
 
 use super::event_filter;
 use super::events::{DEFAULT_RANGE, Event};
 use crate::http::AppState;
 use crate::http::params::{Params, micros, now_micros};
+use crate::http::pieces::{self, End, Out, Stopped};
 use crate::http::problem::Problem;
+use crate::http::tail::{self, Newest, Next};
 use crate::store::Store;
 use crate::store::query::QueryError;
 use crate::store::query::filter::{EventFilter, Window};
 
-/// Events asked for at once.
-const PAGE: u32 = 500;
-/// A stream asks no more often than this, however many commits there are.
-const PACE: Duration = Duration::from_millis(200);
+/// A stream that has nothing to say says where it is.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 /// How long a stream waits when the database does not answer.
 const RETRY: Duration = Duration::from_secs(2);
+/// A reader that takes nothing for so long is left. It finds why behind what it was sent before, and can go on from there.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 #[derive(IntoParams)]
 #[into_params(parameter_in = Query)]
@@ -45,7 +43,8 @@ struct StreamParams {
 /// Events as they are stored
 ///
 /// Server-sent events: `event: event`, `id: <id>`, `data: <one event as /api/v1/events shows it>`. A request with the
-/// header `Last-Event-ID` goes on behind that event.
+/// header `Last-Event-ID` goes on behind that event. A reader that takes nothing for a minute finds `event: end` with the
+/// reason behind what it was sent, and can go on from there.
 #[utoipa::path(
     get,
     path = "/api/v1/events/stream",
@@ -88,23 +87,25 @@ pub(crate) async fn stream(
         (None, Some(from)) => (0, Some(from)),
         (None, None) => (now, Some(now_micros() - micros(DEFAULT_RANGE))),
     };
-    let tail = Tail {
+    let follow = Follow {
+        newest: state.tail.join(&state.store),
         store: state.store,
         filter,
         window: Window {
             from: window_from,
             to: None,
         },
-        sent,
-        newest,
+        seen: sent,
         shutdown: state.shutdown,
-        ready: VecDeque::from([sse::Event::default().id(sent.to_string()).comment("open")]),
-        asked: None,
         _permit: permit,
     };
-    let headers = [("x-accel-buffering", "no"), ("cache-control", "no-store")];
-    let keep_alive = KeepAlive::new().interval(KEEP_ALIVE);
-    Ok((headers, Sse::new(tail.into_stream()).keep_alive(keep_alive)).into_response())
+    let headers = [
+        (header::CONTENT_TYPE, "text/event-stream"),
+        (header::CACHE_CONTROL, "no-store"),
+        (header::HeaderName::from_static("x-accel-buffering"), "no"),
+    ];
+    let body = pieces::body(PATIENCE, |out| follow.run(out));
+    Ok((headers, body).into_response())
 }
 
 fn last_event_id(headers: &HeaderMap) -> Result<Option<i64>, Problem> {
@@ -120,71 +121,84 @@ fn last_event_id(headers: &HeaderMap) -> Result<Option<i64>, Problem> {
         .ok_or_else(|| Problem::bad("Last-Event-ID", "`Last-Event-ID`: expected the id of an event"))
 }
 
-struct Tail {
+struct Follow {
     store: Store,
     filter: EventFilter,
     window: Window,
     /// Everything up to here was looked at.
-    sent: i64,
-    newest: watch::Receiver<i64>,
+    seen: i64,
+    newest: Arc<Newest>,
     shutdown: Shutdown,
-    ready: VecDeque<sse::Event>,
-    asked: Option<tokio::time::Instant>,
     _permit: OwnedSemaphorePermit,
 }
 
-impl Tail {
-    fn into_stream(self) -> impl Stream<Item = Result<sse::Event, Infallible>> {
-        futures::stream::unfold(self, |mut tail| async move { Some((Ok(tail.next().await?), tail)) })
+impl Follow {
+    async fn run(mut self, out: Out) -> End {
+        let mut shutdown = self.shutdown.clone();
+        let stopped = tokio::select! {
+            stopped = self.send_all(&out) => stopped,
+            () = out.gone() => Stopped::Gone,
+            () = shutdown.recv() => return End::Whole,
+        };
+        match stopped {
+            Stopped::Gone => End::Whole,
+            Stopped::Slow => End::Last(slow(self.seen)),
+        }
     }
 
-    async fn next(&mut self) -> Option<sse::Event> {
+    async fn send_all(&mut self, out: &Out) -> Stopped {
+        let mut changes = self.newest.changes();
+        let mut messages = place(self.seen, "open");
+        let mut seen = self.seen;
         loop {
-            if let Some(event) = self.ready.pop_front() {
-                return Some(event);
+            if !messages.is_empty()
+                && let Err(stopped) = out.send(messages).await
+            {
+                return stopped;
             }
-            let mut shutdown = self.shutdown.clone();
-            tokio::select! {
-                () = shutdown.recv() => return None,
-                more = self.more() => if !more { return None },
-            }
+            // Only what is on its way counts for a reader that is told where to go on.
+            self.seen = seen;
+            changes.mark_unchanged();
+            (messages, seen) = match self.newest.next(seen, &self.filter, self.window.from) {
+                Next::Messages(messages, through) => (messages, through),
+                Next::Behind => match self.catch_up().await {
+                    Ok(next) => next,
+                    Err(error) => {
+                        tracing::warn!(%error, "event stream cannot read");
+                        tokio::time::sleep(RETRY).await;
+                        (Bytes::new(), seen)
+                    }
+                },
+                Next::Nothing => {
+                    let new = tokio::time::timeout(KEEP_ALIVE, changes.changed()).await;
+                    let message = match new {
+                        Ok(_) => Bytes::new(),
+                        Err(_) => place(seen, ""),
+                    };
+                    (message, seen)
+                }
+            };
         }
     }
 
-    /// Waits for something newer and reads it; false when there never will be any.
-    async fn more(&mut self) -> bool {
-        let sent = self.sent;
-        if self.newest.wait_for(|newest| *newest > sent).await.is_err() {
-            return false;
-        }
-        if let Some(asked) = self.asked {
-            tokio::time::sleep_until(asked + PACE).await;
-        }
-        if let Err(error) = self.ask().await {
-            tracing::warn!(%error, "event stream cannot read");
-            tokio::time::sleep(RETRY).await;
-        }
-        true
+    async fn catch_up(&self) -> Result<(Bytes, i64), QueryError> {
+        tail::on_its_own(&self.store, &self.filter, self.window, self.seen).await
     }
+}
 
-    async fn ask(&mut self) -> Result<(), QueryError> {
-        let newest = *self.newest.borrow_and_update();
-        let rows = self
-            .store
-            .events_since(&self.filter, self.window, self.sent, newest, PAGE)
-            .await?;
-        let full = rows.len() == PAGE as usize;
-        // A page that is not full was the whole of it up to the newest.
-        self.sent = if full { rows[rows.len() - 1].id } else { newest };
-        self.asked = (!full).then(tokio::time::Instant::now);
-        for row in rows {
-            let event = Event::from(row);
-            let message = sse::Event::default().event("event").id(event.id.to_string());
-            match message.json_data(&event) {
-                Ok(message) => self.ready.push_back(message),
-                Err(error) => tracing::error!(%error, "an event cannot be written"),
-            }
-        }
-        Ok(())
-    }
+/// No event, but clients remember the id: a reconnect need not look through what was looked through.
+fn place(seen: i64, comment: &str) -> Bytes {
+    format!(":{comment}\nid: {seen}\n\n").into()
+}
+
+fn slow(seen: i64) -> Bytes {
+    let why = format!(
+        "nothing was read for {} s; connect again to go on behind event {seen}",
+        PATIENCE.as_secs()
+    );
+    format!(
+        "event: end\nid: {seen}\ndata: {}\n\n",
+        serde_json::json!({ "reason": why })
+    )
+    .into()
 }

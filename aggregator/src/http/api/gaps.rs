@@ -27,6 +27,7 @@ struct GapParams {
     /// Such as `rate_limited`.
     cause: Option<Vec<String>>,
     /// Gaps in an answer, 1 to 10000, by default 1000.
+    #[param(minimum = 1, maximum = 10000)]
     limit: Option<u32>,
 }
 

@@ -4,6 +4,7 @@ pub(crate) mod changes;
 pub(crate) mod cursor;
 pub(crate) mod event_filter;
 pub(crate) mod events;
+pub(crate) mod events_export;
 pub(crate) mod events_stats;
 pub(crate) mod events_stream;
 pub(crate) mod gaps;

@@ -33,6 +33,7 @@ struct PodParams {
     /// `true`: all pods ever seen. Without this, `at`, `from` and `to`: the pods that are there now.
     all: Option<bool>,
     /// Pods in an answer, 1 to 10000, by default 1000.
+    #[param(minimum = 1, maximum = 10000)]
     limit: Option<u32>,
     /// `next_cursor` of the page before, with all other parameters as they were.
     cursor: Option<String>,

@@ -37,6 +37,7 @@ struct RowsParams {
     column: Option<Vec<String>>,
     /// Points of a series, 1 to 5000, by default 300. Of each part of the span the last reading is shown. Of a long span,
     /// or one that is older than readings are kept, rollups are: see `source` in the answer.
+    #[param(minimum = 1, maximum = 5000)]
     max_points: Option<u32>,
 }
 

@@ -32,6 +32,7 @@ struct ServiceParams {
     /// As things were at that time: RFC 3339, `now`, or a time ago such as `-15m`. Default: as they are.
     at: Option<String>,
     /// Services in a page, 1 to 1000, by default 100.
+    #[param(minimum = 1, maximum = 1000)]
     limit: Option<u32>,
     /// `next_cursor` of the page before, with all other parameters as they were.
     cursor: Option<String>,

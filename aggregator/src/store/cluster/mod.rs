@@ -17,14 +17,11 @@ use super::Store;
 use super::database::{self, Trouble, classify, describe};
 use super::partitions::{self, Day};
 use super::query::micros;
-use super::schema;
 use super::transaction::Keep;
+use super::{locks, schema};
 use crate::store::query::Micros;
 
 pub(crate) use rows::{Change, EndpointRow, Loaded, LoadedEndpoint, LoadedObject, ObjectRow, Round, Span, Subject};
-
-/// Held by the session that writes these tables, for as long as that lasts.
-const LEADER_LOCK: i64 = 0x736f_6e64_6500_0002;
 
 /// Old rows that are removed at once.
 const PRUNED: i64 = 10_000;
@@ -60,7 +57,7 @@ impl Store {
     pub(crate) async fn lead(&self) -> Result<Option<Leader>, LeadError> {
         let mut connection = database::writer_connection(&self.inner.target).await?;
         let held: bool = sqlx::query_scalar("select pg_try_advisory_lock($1)")
-            .bind(LEADER_LOCK)
+            .bind(locks::LEADER)
             .fetch_one(&mut connection)
             .await?;
         if !held {
@@ -120,8 +117,7 @@ impl Leader {
     pub(crate) async fn write(&mut self, round: &mut Round) -> Result<(), LeadError> {
         self.discard_expired(round);
         self.make_leaves(round).await?;
-        let mut tx = self.connection.begin().await?;
-        schema::hold(&mut tx).await?;
+        let mut tx = schema::begin(&mut self.connection).await?;
         number(&mut tx, &mut round.changes).await?;
         // Ends first: of one object only one row may hold.
         end(&mut tx, "cluster_objects", &round.ended).await?;
@@ -164,7 +160,7 @@ impl Leader {
     pub(crate) async fn prune(&mut self) -> Result<(), LeadError> {
         let keep = self.store.inner.keep.events.as_secs_f64();
         for table in ["cluster_objects", "cluster_endpoints"] {
-            schema::check(&mut self.connection).await?;
+            let mut tx = schema::begin(&mut self.connection).await?;
             let sql = format!(
                 "delete from sonde_store.{table} where id in (select id from sonde_store.{table} \
                  where valid_to < now() - make_interval(secs => $1) limit $2)"
@@ -172,8 +168,9 @@ impl Leader {
             sqlx::query(sqlx::AssertSqlSafe(sql))
                 .bind(keep)
                 .bind(PRUNED)
-                .execute(&mut self.connection)
+                .execute(&mut *tx)
                 .await?;
+            tx.commit().await?;
         }
         Ok(())
     }

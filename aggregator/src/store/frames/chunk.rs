@@ -3,6 +3,7 @@
 use sonde_proto::ABSENT;
 
 use super::Reading;
+use crate::packed::{Packed, Packer};
 use crate::store::catalogue::{Definition, Kind};
 use crate::store::copy::CopyBuffer;
 
@@ -10,22 +11,37 @@ use crate::store::copy::CopyBuffer;
 pub(in crate::store) const ABSENT_NARROW: i32 = i32::MIN;
 pub(in crate::store) const ABSENT_WIDE: i64 = i64::MIN;
 
+/// The keyframes are kept packed, as there is one for each series; those that came with this reading are packed with
+/// the next.
 #[derive(Debug)]
 pub(super) struct Chunk {
     frame: i64,
-    room: usize,
+    cells: usize,
+    /// By cell, then by slot: the first of the slots.
+    packed: Packed,
+    packed_slots: usize,
+    /// By slot, then by cell: those that came later.
+    fresh: Vec<i64>,
     slots: usize,
-    /// By cell, then by slot.
+}
+
+/// Memory for what is worked out anew for each chunk.
+#[derive(Debug, Default)]
+pub(in crate::store) struct Scratch {
+    packer: Packer,
     base: Vec<i64>,
+    differences: Vec<i64>,
 }
 
 impl Chunk {
-    pub(super) fn new(frame: i64, room: usize, cells: usize) -> Self {
+    pub(super) fn new(frame: i64, cells: usize) -> Self {
         Self {
             frame,
-            room,
+            cells,
+            packed: Packed::default(),
+            packed_slots: 0,
+            fresh: Vec::new(),
             slots: 0,
-            base: vec![ABSENT; room * cells],
         }
     }
 
@@ -34,7 +50,29 @@ impl Chunk {
     }
 
     pub(super) fn base(&self, cell: usize, slot: usize) -> i64 {
-        self.base[cell * self.room + slot]
+        match slot.checked_sub(self.packed_slots) {
+            None => self.packed.get(cell, self.packed_slots, slot),
+            Some(fresh) => self.fresh[fresh * self.cells + cell],
+        }
+    }
+
+    /// Packs what came later too.
+    pub(super) fn seal(&mut self, scratch: &mut Scratch) {
+        if self.packed_slots == self.slots {
+            return;
+        }
+        for cell in 0..self.cells {
+            scratch.base.clear();
+            if self.packed_slots > 0 {
+                self.packed.unpack(cell, self.packed_slots, &mut scratch.base);
+            }
+            let fresh = self.fresh[cell..].iter().step_by(self.cells);
+            scratch.base.extend(fresh);
+            scratch.packer.column(&scratch.base);
+        }
+        self.packed = scratch.packer.finish();
+        self.packed_slots = self.slots;
+        self.fresh = Vec::new();
     }
 
     /// Fills the next slot with a row of a reading, and writes its keyframe.
@@ -50,7 +88,7 @@ impl Chunk {
         self.slots += 1;
         for (cell, values) in reading.cells.iter().enumerate() {
             let value = values.of_row(row);
-            self.base[cell * self.room + slot] = if value == ABSENT { before(cell) } else { value };
+            self.fresh.push(if value == ABSENT { before(cell) } else { value });
         }
         let key = reading.key(row);
         keys.row(4 + key.len() + table.columns.len());
@@ -76,16 +114,17 @@ impl Chunk {
         slot
     }
 
-    /// Whether each value of a row can be written as a difference.
-    pub(super) fn can_hold(&self, reading: &Reading<'_>, row: usize, slot: usize) -> bool {
-        reading.cells.iter().enumerate().all(|(cell, values)| {
-            let value = values.of_row(row);
-            value == ABSENT || difference(value, self.base(cell, slot)).is_some()
-        })
-    }
-
-    /// One reading: for each slot the row that is in it.
-    pub(super) fn write(&self, reading: &Reading<'_>, rows: &[Option<usize>], out: &mut CopyBuffer) {
+    /// One reading: for each slot the row that is in it. The error: slots of which a value cannot be written as a
+    /// difference; then nothing is written.
+    pub(super) fn write(
+        &mut self,
+        reading: &Reading<'_>,
+        rows: &[Option<usize>],
+        scratch: &mut Scratch,
+        out: &mut CopyBuffer,
+    ) -> Result<(), Vec<usize>> {
+        self.seal(scratch);
+        let begin = out.len();
         out.row(5 + 2 * reading.cells.len());
         out.time(reading.time_ns);
         out.i32(reading.node_id);
@@ -98,9 +137,13 @@ impl Chunk {
         } else {
             out.i16_array(&empty);
         }
-        let mut differences = vec![0; self.slots];
+        let mut too_far = Vec::new();
+        let Scratch { base, differences, .. } = scratch;
+        differences.clear();
+        differences.resize(self.slots, 0);
         for (cell, values) in reading.cells.iter().enumerate() {
-            let base = &self.base[cell * self.room..][..self.slots];
+            base.clear();
+            self.packed.unpack(cell, self.slots, base);
             let mut wide = false;
             let (mut first, mut last) = (usize::MAX, 0);
             for (slot, row) in rows.iter().enumerate() {
@@ -109,10 +152,15 @@ impl Chunk {
                     continue;
                 };
                 let value = values.of_row(*row);
-                let difference = match (value == ABSENT, base[slot] == ABSENT) {
-                    (true, true) => 0,
-                    (true, false) => ABSENT_WIDE,
-                    (false, _) => value - base[slot],
+                let difference = if value == base[slot] {
+                    0
+                } else if value == ABSENT {
+                    ABSENT_WIDE
+                } else if let Some(difference) = difference(value, base[slot]) {
+                    difference
+                } else {
+                    too_far.push(slot);
+                    0
                 };
                 differences[slot] = difference;
                 if difference != 0 {
@@ -136,6 +184,13 @@ impl Chunk {
                 out.null();
             }
         }
+        if too_far.is_empty() {
+            return Ok(());
+        }
+        out.cut(begin);
+        too_far.sort_unstable();
+        too_far.dedup();
+        Err(too_far)
     }
 }
 

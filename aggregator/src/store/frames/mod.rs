@@ -26,6 +26,7 @@ use super::catalogue::Definition;
 use super::copy::CopyBuffer;
 use super::encode::Numbers;
 use super::partitions::Day;
+use chunk::Scratch;
 pub(super) use chunk::{ABSENT_NARROW, ABSENT_WIDE};
 use layout::Layout;
 
@@ -80,6 +81,7 @@ pub(super) struct Out<'a> {
 #[derive(Debug, Default)]
 pub(super) struct Frames {
     layouts: HashMap<i32, HashMap<Arc<str>, Layout>>,
+    scratch: Scratch,
 }
 
 /// One reading with the numbers of the tables.
@@ -164,16 +166,17 @@ impl Frames {
 
     /// Writes a reading of a probe: keyframes of what is new, and the differences.
     pub(super) fn write(&mut self, table: &Definition, probe: &str, reading: &Reading<'_>, out: &mut Out<'_>) {
+        let scratch = &mut self.scratch;
         let of_node = self.layouts.entry(reading.node_id).or_default();
         let known = of_node.get_mut(probe).filter(|layout| layout.takes(reading));
         if let Some(layout) = known
-            && layout.write(table, reading, out)
+            && layout.write(table, reading, scratch, out)
         {
             return;
         }
         let before = of_node.remove(probe);
         let mut layout = Layout::begin(table, reading, before.as_ref(), out);
-        let written = layout.write(table, reading, out);
+        let written = layout.write(table, reading, scratch, out);
         debug_assert!(written, "a layout that was made for a reading has no empty slots");
         of_node.insert(probe.into(), layout);
     }

@@ -5,11 +5,12 @@ use sqlx::types::Json;
 use sqlx::{Postgres, QueryBuilder};
 
 use super::filter::{EventFilter, Resolved, Window};
+use super::search::{Asker, Running};
 use super::{Micros, QueryError, micros, push_time};
 use crate::store::Store;
 
 /// One event with names in place of ids.
-#[derive(Clone, Debug, sqlx::FromRow)]
+#[derive(Clone, Debug, Default, sqlx::FromRow)]
 pub struct EventRow {
     pub time: Micros,
     pub id: i64,
@@ -114,8 +115,8 @@ impl Store {
         after: Option<Position>,
         limit: u32,
     ) -> Result<Vec<EventRow>, QueryError> {
-        self.event_slice(filter, window, &Slice::ByTime(order, after), limit)
-            .await
+        let db = self.begin_search(Asker::Search).await?;
+        event_slice(db, filter, window, &Slice::ByTime(order, after), limit).await
     }
 
     /// Events that became visible after `after` and not after `up_to`, in the order in which they did.
@@ -127,38 +128,44 @@ impl Store {
         up_to: i64,
         limit: u32,
     ) -> Result<Vec<EventRow>, QueryError> {
-        self.event_slice(filter, window, &Slice::ById { after, up_to }, limit)
-            .await
+        let db = self.begin_search(Asker::Stream).await?;
+        event_slice(db, filter, window, &Slice::ById { after, up_to }, limit).await
     }
 
     /// When an event happened; None: there is no such event (any more).
     pub async fn event_time(&self, id: i64) -> Result<Option<Micros>, QueryError> {
         let sql = concat!("select ", micros!("time"), " from sonde_store.events where id = $1");
-        Ok(sqlx::query_scalar(sql).bind(id).fetch_optional(self.pool()).await?)
+        let mut running = self.begin_search(Asker::Stream).await?;
+        let time = sqlx::query_scalar(sql).bind(id).fetch_optional(running.db()).await?;
+        running.done();
+        Ok(time)
     }
+}
 
-    async fn event_slice(
-        &self,
-        filter: &EventFilter,
-        window: Window,
-        slice: &Slice,
-        limit: u32,
-    ) -> Result<Vec<EventRow>, QueryError> {
-        let mut db = self.pool().acquire().await?;
-        let resolved = filter.resolve(&mut db).await?;
-        let mut way = match slice {
-            Slice::ByTime(..) if resolved.is_indexed() => Way::Nearest(NEAREST),
-            _ => Way::Planned,
+async fn event_slice(
+    mut running: Running,
+    filter: &EventFilter,
+    window: Window,
+    slice: &Slice,
+    limit: u32,
+) -> Result<Vec<EventRow>, QueryError> {
+    let db = running.db();
+    let resolved = filter.resolve(db, window).await?;
+    let mut way = match slice {
+        Slice::ByTime(..) if resolved.is_indexed() => Way::Nearest(NEAREST),
+        _ => Way::Planned,
+    };
+    let limit_rows = limit as usize;
+    loop {
+        let mut sql = statement(&resolved, window, slice, limit, way);
+        let rows: Vec<EventRow> = sql.build_query_as().persistent(false).fetch_all(&mut *db).await?;
+        way = match way {
+            Way::Nearest(_) if rows.len() < limit_rows => way.next(rows.len(), limit_rows),
+            _ => {
+                running.done();
+                return Ok(rows);
+            }
         };
-        let limit_rows = limit as usize;
-        loop {
-            let mut sql = statement(&resolved, window, slice, limit, way);
-            let rows: Vec<EventRow> = sql.build_query_as().persistent(false).fetch_all(&mut *db).await?;
-            way = match way {
-                Way::Nearest(_) if rows.len() < limit_rows => way.next(rows.len(), limit_rows),
-                _ => return Ok(rows),
-            };
-        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! Which events are wanted: words are looked up in the dictionaries first, then the table of events is searched by ids.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use sqlx::{PgConnection, Postgres, QueryBuilder};
 
@@ -24,6 +24,28 @@ impl<T> Default for Terms<T> {
 }
 
 impl Network {
+    /// Its first and its last address.
+    fn ends(&self) -> (IpAddr, IpAddr) {
+        match self.address {
+            IpAddr::V4(address) => {
+                let host = u32::MAX.checked_shr(self.prefix.into()).unwrap_or(0);
+                let first = address.to_bits() & !host;
+                (
+                    Ipv4Addr::from_bits(first).into(),
+                    Ipv4Addr::from_bits(first | host).into(),
+                )
+            }
+            IpAddr::V6(address) => {
+                let host = u128::MAX.checked_shr(self.prefix.into()).unwrap_or(0);
+                let first = address.to_bits() & !host;
+                (
+                    Ipv6Addr::from_bits(first).into(),
+                    Ipv6Addr::from_bits(first | host).into(),
+                )
+            }
+        }
+    }
+
     fn is_host(&self) -> bool {
         self.prefix == if self.address.is_ipv4() { 32 } else { 128 }
     }
@@ -90,6 +112,7 @@ pub(super) struct Resolved<'a> {
     words: HashMap<String, i32>,
     nodes: HashMap<String, i32>,
     pods: Pods,
+    networks: Option<Addresses>,
     q_any: Vec<TextIds>,
     q_none: Vec<TextIds>,
 }
@@ -103,16 +126,28 @@ enum Pods {
     Not(Vec<i32>),
 }
 
+/// The addresses of wanted networks that events up to an id have.
+#[derive(Debug)]
+struct Addresses {
+    there: Vec<String>,
+    through: i64,
+}
+
+/// More addresses than this are not looked for one by one: so many are frequent enough to be met on the way.
+const MOST_ADDRESSES: i64 = 3000;
+
 /// Words and stacks that hold a text.
 #[derive(Debug)]
 struct TextIds {
     text: String,
     words: Vec<i32>,
     stacks: Vec<i32>,
+    /// No attribute of events up to this id holds it. None: one does, or may.
+    not_in_attributes: Option<i64>,
 }
 
 impl EventFilter {
-    pub(super) async fn resolve(&self, db: &mut PgConnection) -> Result<Resolved<'_>, QueryError> {
+    pub(super) async fn resolve(&self, db: &mut PgConnection, window: Window) -> Result<Resolved<'_>, QueryError> {
         let words: Vec<&str> = [&self.probe, &self.kind, &self.reason, &self.protocol]
             .into_iter()
             .flat_map(|terms| terms.any.iter().chain(&terms.none))
@@ -140,8 +175,9 @@ impl EventFilter {
             )
             .await?,
             pods: self.pods(db).await?,
-            q_any: text_ids(db, &self.q.any).await?,
-            q_none: text_ids(db, &self.q.none).await?,
+            networks: addresses(db, &self.ip, window).await?,
+            q_any: text_ids(db, &self.q.any, window).await?,
+            q_none: text_ids(db, &self.q.none, window).await?,
         })
     }
 
@@ -197,7 +233,32 @@ async fn ids(db: &mut PgConnection, sql: &'static str, words: &[&str]) -> Result
     Ok(rows.into_iter().collect())
 }
 
-async fn text_ids(db: &mut PgConnection, texts: &[String]) -> Result<Vec<TextIds>, QueryError> {
+/// None where no network is wanted, or has too many addresses.
+async fn addresses(
+    db: &mut PgConnection,
+    ip: &Terms<Network>,
+    window: Window,
+) -> Result<Option<Addresses>, QueryError> {
+    let networks: Vec<&Network> = ip.any.iter().filter(|n| !n.is_host()).collect();
+    if networks.is_empty() {
+        return Ok(None);
+    }
+    let through = through(db).await?;
+    let mut sql =
+        QueryBuilder::<Postgres>::new("select distinct host(address) from sonde_store.event_addresses where true");
+    push_days(&mut sql, window);
+    sql.push(" and (false");
+    for network in networks {
+        let (first, last) = network.ends();
+        sql.push(" or address between ").push_bind(first.to_string());
+        sql.push("::inet and ").push_bind(last.to_string()).push("::inet");
+    }
+    sql.push(") limit ").push_bind(MOST_ADDRESSES + 1);
+    let there: Vec<String> = sql.build_query_scalar().persistent(false).fetch_all(db).await?;
+    Ok((there.len() as i64 <= MOST_ADDRESSES).then_some(Addresses { there, through }))
+}
+
+async fn text_ids(db: &mut PgConnection, texts: &[String], window: Window) -> Result<Vec<TextIds>, QueryError> {
     let mut out = Vec::with_capacity(texts.len());
     for text in texts {
         let words = "select id from sonde_store.strings where position(lower($1) in lower(text)) > 0";
@@ -207,9 +268,42 @@ async fn text_ids(db: &mut PgConnection, texts: &[String]) -> Result<Vec<TextIds
             text: text.clone(),
             words: sqlx::query_scalar(words).bind(text).fetch_all(&mut *db).await?,
             stacks: sqlx::query_scalar(stacks).bind(text).fetch_all(&mut *db).await?,
+            not_in_attributes: not_in_attributes(db, text, window).await?,
         });
     }
     Ok(out)
+}
+
+/// Up to which id it is certain that no attribute holds the text.
+async fn not_in_attributes(db: &mut PgConnection, text: &str, window: Window) -> Result<Option<i64>, QueryError> {
+    let through = through(db).await?;
+    let mut sql = QueryBuilder::<Postgres>::new("select exists (select from sonde_store.event_attributes where true");
+    push_days(&mut sql, window);
+    sql.push(" and (more = 2 or position(lower(").push_bind(text);
+    sql.push(") in lower(text)) > 0 or more = 1 and position(lower(rtrim(")
+        .push_bind(text);
+    sql.push(", '0123456789')) in lower(text)) > 0))");
+    let may: bool = sql.build_query_scalar().persistent(false).fetch_one(db).await?;
+    Ok((!may).then_some(through))
+}
+
+/// What the digest of events has. Asked for before what is in it, which then is of the same events or of more.
+async fn through(db: &mut PgConnection) -> Result<i64, QueryError> {
+    let sql = "select through from sonde_store.event_digest";
+    Ok(sqlx::query_scalar(sql).fetch_one(db).await?)
+}
+
+/// ` and ...` for a table of the digest that goes by days.
+fn push_days(sql: &mut QueryBuilder<Postgres>, window: Window) {
+    if let Some(from) = window.from {
+        sql.push(" and time > ");
+        push_time(sql, from);
+        sql.push(" - interval '1 day'");
+    }
+    if let Some(to) = window.to {
+        sql.push(" and time < ");
+        push_time(sql, to);
+    }
 }
 
 impl Resolved<'_> {
@@ -226,7 +320,9 @@ impl Resolved<'_> {
         [&filter.kind, &filter.reason, &filter.node].into_iter().any(words)
             || matches!(self.pods, Pods::Only(_))
             || !filter.port.any.is_empty()
-            || (!filter.ip.any.is_empty() && filter.ip.any.iter().all(Network::is_host))
+            || filter.min_latency_ns.is_some()
+            || (!self.q_any.is_empty() && self.q_any.iter().all(|ids| ids.not_in_attributes.is_some()))
+            || (!filter.ip.any.is_empty() && (self.networks.is_some() || filter.ip.any.iter().all(Network::is_host)))
     }
 
     /// The same without the window.
@@ -273,6 +369,7 @@ impl Resolved<'_> {
                 }
             }
             sql.push(")");
+            self.push_addresses(sql);
         }
         if !ip.none.is_empty() {
             sql.push(" and not (coalesce(e.saddr <<= any(")
@@ -296,10 +393,29 @@ impl Resolved<'_> {
         }
     }
 
+    /// What an index finds of wanted networks: their addresses, and all that is newer than what is known of addresses. It is
+    /// asked beside the networks themselves.
+    fn push_addresses(&self, sql: &mut QueryBuilder<Postgres>) {
+        let Some(Addresses { there, through }) = &self.networks else {
+            return;
+        };
+        let hosts = self.filter.ip.any.iter().filter(|n| n.is_host());
+        let all: Vec<String> = hosts
+            .map(|n| n.address.to_string())
+            .chain(there.iter().cloned())
+            .collect();
+        sql.push(" and (e.saddr = any(").push_bind(all.clone());
+        sql.push("::text[]::inet[]) or e.daddr = any(").push_bind(all);
+        sql.push("::text[]::inet[]) or e.id > ").push_bind(*through).push(")");
+    }
+
     fn push_text(&self, sql: &mut QueryBuilder<Postgres>) {
         for (wanted, texts) in [(true, &self.q_any), (false, &self.q_none)] {
             if texts.is_empty() {
                 continue;
+            }
+            if wanted {
+                push_found(sql, texts);
             }
             sql.push(if wanted { " and (false" } else { " and not (false" });
             for ids in texts {
@@ -320,6 +436,26 @@ impl Resolved<'_> {
             sql.push(")");
         }
     }
+}
+
+/// What an index finds of wanted texts where no attribute holds them, and all that is newer than what is known of attributes.
+/// It is asked beside the texts themselves.
+fn push_found(sql: &mut QueryBuilder<Postgres>, texts: &[TextIds]) {
+    let Some(through) = texts
+        .iter()
+        .map(|ids| ids.not_in_attributes)
+        .collect::<Option<Vec<i64>>>()
+    else {
+        return;
+    };
+    let words: Vec<i32> = texts.iter().flat_map(|ids| ids.words.iter().copied()).collect();
+    let stacks: Vec<i32> = texts.iter().flat_map(|ids| ids.stacks.iter().copied()).collect();
+    sql.push(" and (e.reason = any(").push_bind(words.clone());
+    sql.push(") or e.comm = any(").push_bind(words);
+    sql.push(") or e.stack_id = any(").push_bind(stacks);
+    sql.push(") or e.id > ")
+        .push_bind(through.into_iter().min().unwrap_or(0))
+        .push(")");
 }
 
 /// A word that the dictionary does not have has no id: wanted, it finds nothing; unwanted, it rules nothing out.
@@ -345,5 +481,30 @@ fn push_ids(sql: &mut QueryBuilder<Postgres>, column: &'static str, terms: &Term
             .push("), ");
         sql.push(if has_empty(&terms.none) { "false" } else { "true" })
             .push(")");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_network_goes_from_its_first_address_to_its_last() {
+        for (address, prefix, first, last) in [
+            ("10.1.2.3", 8, "10.0.0.0", "10.255.255.255"),
+            ("10.1.2.3", 31, "10.1.2.2", "10.1.2.3"),
+            ("10.1.2.3", 32, "10.1.2.3", "10.1.2.3"),
+            ("10.1.2.3", 0, "0.0.0.0", "255.255.255.255"),
+            ("fd00::1", 64, "fd00::", "fd00::ffff:ffff:ffff:ffff"),
+            ("fd00::1", 128, "fd00::1", "fd00::1"),
+            ("::", 0, "::", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"),
+        ] {
+            let network = Network {
+                address: address.parse().unwrap(),
+                prefix,
+            };
+            let ends = (first.parse().unwrap(), last.parse().unwrap());
+            assert_eq!(network.ends(), ends, "{address}/{prefix}");
+        }
     }
 }

@@ -2,15 +2,18 @@
 //! and from the catalogue. Reads go through [`Store::pool`](super::Store::pool): read-only, with a statement timeout.
 
 pub mod changes;
+mod cover;
 pub mod events;
 pub mod filter;
 pub mod gaps;
+pub mod matches;
 pub mod newest;
 pub mod nodes;
 pub mod pods;
 pub mod probes;
 pub mod rolled;
 pub mod rows;
+pub mod search;
 pub mod services;
 pub mod stats;
 
@@ -26,6 +29,8 @@ pub type Micros = i64;
 pub enum QueryError {
     #[error("the query took too long and was ended; ask for a shorter time or with more filters")]
     TooSlow,
+    #[error("too many searches are under way; ask again in a moment")]
+    Busy,
     #[error("the database does not answer: {0}")]
     Unavailable(String),
     #[error("{0}")]

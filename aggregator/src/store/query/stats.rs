@@ -1,8 +1,12 @@
-//! Counts of events over time and by one field, in one pass over the table.
+//! Counts of events over time and by one field: from the digest of events (`store/digest.rs`) where it has what is asked for,
+//! else in one pass over the events.
 
-use sqlx::{Postgres, QueryBuilder, Row as _};
+use sonde_common::time::now_ns;
+use sqlx::{PgConnection, Postgres, QueryBuilder, Row as _};
 
-use super::filter::{EventFilter, Window};
+use super::cover::{Piece, cover};
+use super::filter::{EventFilter, Resolved, Window};
+use super::search::Asker;
 use super::{Micros, QueryError, push_time};
 use crate::store::Store;
 
@@ -49,7 +53,8 @@ impl Field {
 
     /// What is grouped by in the table of events, and how a group then gets its name (`k` is the group).
     const fn columns(self) -> (&'static str, &'static str) {
-        const WORD: &str = "(select text from sonde_store.strings where id = k)";
+        // The empty word stands for none.
+        const WORD: &str = "(select nullif(text, '') from sonde_store.strings where id = k)";
         match self {
             Self::Type => ("e.type", WORD),
             Self::Reason => ("e.reason", WORD),
@@ -85,42 +90,137 @@ pub struct Counts {
     pub top: Vec<(Option<String>, i64)>,
 }
 
+/// Tables of counts, which are by time and some of the columns of events; longest buckets first.
+#[derive(Debug, PartialEq, Eq)]
+struct Digest([(&'static str, Micros); 2]);
+
+const MINUTE: Micros = 60_000_000;
+static KINDS: Digest = Digest([("event_kinds_10m", 10 * MINUTE), ("event_kinds_1m", MINUTE)]);
+static SUBJECTS: Digest = Digest([("event_subjects_1h", 60 * MINUTE), ("event_subjects_10m", 10 * MINUTE)]);
+
+/// Groups of columns that a question is about.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct About {
+    /// Reason, protocol, direction.
+    kind: bool,
+    /// Node and pod.
+    subject: bool,
+    /// What no digest has.
+    other: bool,
+}
+
+impl About {
+    fn filter(filter: &EventFilter) -> Self {
+        Self {
+            kind: !(filter.reason.is_empty() && filter.protocol.is_empty()),
+            subject: !(filter.node.is_empty()
+                && filter.namespace.is_empty()
+                && filter.pod.is_empty()
+                && filter.workload.is_empty()),
+            other: !(filter.ip.is_empty() && filter.port.is_empty() && filter.q.is_empty())
+                || filter.min_latency_ns.is_some(),
+        }
+    }
+
+    fn and(self, field: Field) -> Self {
+        use Field as F;
+        match field {
+            F::Type | F::Probe => self,
+            F::Reason | F::Protocol | F::Direction => Self { kind: true, ..self },
+            F::Node | F::Namespace | F::Pod | F::Workload => Self { subject: true, ..self },
+            F::Interface | F::Comm | F::State | F::Saddr | F::Daddr | F::Sport | F::Dport => {
+                Self { other: true, ..self }
+            }
+        }
+    }
+
+    /// Where it can be found. None: in the events only.
+    fn digest(self) -> Option<&'static Digest> {
+        match self {
+            Self { other: true, .. } => None,
+            Self {
+                kind: true,
+                subject: true,
+                ..
+            } => None,
+            Self { subject: true, .. } => Some(&SUBJECTS),
+            Self { .. } => Some(&KINDS),
+        }
+    }
+}
+
+/// One of the two questions: how many in each step, or how many of each value.
+struct Question<'a> {
+    resolved: &'a Resolved<'a>,
+    range: (Micros, Micros),
+    /// Tables that answer it; none: the events do.
+    levels: Vec<(&'static str, Micros)>,
+    /// Up to this id events are in them.
+    through: i64,
+    by: By,
+}
+
+#[derive(Clone, Copy)]
+enum By {
+    Step { first: Micros, step: Micros },
+    Field(Field),
+}
+
 impl Store {
     /// `from` and `to` bound the time; steps of that length are counted from `first`.
     pub async fn event_counts(
         &self,
         filter: &EventFilter,
-        (from, to): (Micros, Micros),
+        range: (Micros, Micros),
         (first, step): (Micros, Micros),
         by: Field,
         top: u32,
     ) -> Result<Counts, QueryError> {
-        let mut db = self.pool().acquire().await?;
-        let resolved = filter.resolve(&mut db).await?;
-        let (column, name) = by.columns();
-        let mut sql = QueryBuilder::<Postgres>::new(
-            "with groups as materialized (select s, k, count(*) as n, grouping(s) = 0 as by_step from (\
-             select (extract(epoch from e.time - ",
+        let mut running = self.begin_search(Asker::Search).await?;
+        let db = running.db();
+        let window = Window {
+            from: Some(range.0),
+            to: Some(range.1),
+        };
+        let resolved = filter.resolve(db, window).await?;
+        let about = About::filter(filter);
+        let of_steps = about.digest().map_or(Vec::new(), |Digest(levels)| {
+            levels
+                .iter()
+                .copied()
+                .filter(|(_, bucket)| step % bucket == 0)
+                .collect()
+        });
+        let of_top = about
+            .and(by)
+            .digest()
+            .map_or(Vec::new(), |Digest(levels)| levels.to_vec());
+        let digest = !(of_steps.is_empty() && of_top.is_empty());
+        let mut sql = if !digest {
+            one_pass(&resolved, range, (first, step), by)
+        } else {
+            let through = begin(db).await?;
+            let question = |levels, by| Question {
+                resolved: &resolved,
+                range,
+                levels,
+                through,
+                by,
+            };
+            let mut sql = QueryBuilder::new("with steps as (");
+            question(of_steps, By::Step { first, step }).push(&mut sql);
+            sql.push("), by_field as (");
+            question(of_top, By::Field(by)).push(&mut sql);
+            sql.push(")");
+            sql
+        };
+        sql.push(
+            " select true as by_step, k::bigint as s, null as name, n::bigint as n from steps where n > 0 union all \
+             (select false, null, name, sum(n)::bigint as n from (select ",
         );
-        push_time(&mut sql, first);
-        sql.push(") * 1000000)::bigint / ")
-            .push_bind(step)
-            .push(" as s, ")
-            .push(column);
-        sql.push(" as k from sonde_store.events e where true");
-        resolved.push(
-            &mut sql,
-            Window {
-                from: Some(from),
-                to: Some(to),
-            },
-        );
-        sql.push(") e group by grouping sets ((s), (k))), top as (select ")
-            .push(name);
-        sql.push(" as name, n from groups where not by_step) ");
-        sql.push("select true as by_step, s, null as name, n::bigint as n from groups where by_step union all ");
-        sql.push("(select false, null, name, sum(n)::bigint as n from top group by name order by n desc, name limit ");
-        sql.push_bind(i64::from(top))
+        sql.push(by.columns().1)
+            .push(" as name, n from by_field where n > 0) named group by name order by n desc, name limit ")
+            .push_bind(i64::from(top))
             .push(") order by by_step, s, n desc, name");
         let mut counts = Counts::default();
         for row in sql.build().persistent(false).fetch_all(&mut *db).await? {
@@ -131,6 +231,187 @@ impl Store {
                 counts.top.push((row.try_get("name")?, n));
             }
         }
+        if digest {
+            sqlx::raw_sql("commit").execute(&mut *db).await?;
+        }
+        running.done();
         Ok(counts)
+    }
+}
+
+/// What is read from now on belongs together. The id goes into the statement as a number and not as a query: the planner, which
+/// cannot know what a query will find, would take a third of all events to be newer.
+async fn begin(db: &mut PgConnection) -> Result<i64, QueryError> {
+    sqlx::raw_sql("begin isolation level repeatable read read only")
+        .execute(&mut *db)
+        .await?;
+    let through = sqlx::query_scalar("select through from sonde_store.event_digest");
+    Ok(through.fetch_one(db).await?)
+}
+
+/// Both questions at once, from the events.
+fn one_pass(
+    resolved: &Resolved<'_>,
+    (from, to): (Micros, Micros),
+    (first, step): (Micros, Micros),
+    by: Field,
+) -> QueryBuilder<Postgres> {
+    let mut sql = QueryBuilder::new(
+        "with groups as materialized (select s, k, count(*) as n, grouping(s) = 0 as by_step from (select ",
+    );
+    By::Step { first, step }.push(&mut sql, false);
+    sql.push(" as s, ").push(by.columns().0);
+    sql.push(" as k from sonde_store.events e where true");
+    let window = Window {
+        from: Some(from),
+        to: Some(to),
+    };
+    resolved.push(&mut sql, window);
+    sql.push(
+        ") e group by grouping sets ((s), (k))), steps as (select s as k, n from groups where by_step), \
+         by_field as (select k, n from groups where not by_step)",
+    );
+    sql
+}
+
+impl By {
+    /// The key. Tables of the digest have no nulls, and what is added to them must not either.
+    fn push(self, sql: &mut QueryBuilder<Postgres>, beside_digest: bool) {
+        match self {
+            Self::Step { first, step } => {
+                sql.push("(extract(epoch from e.time - ");
+                push_time(sql, first);
+                sql.push(") * 1000000)::bigint / ").push_bind(step);
+            }
+            Self::Field(Field::Reason) if beside_digest => {
+                sql.push("coalesce(e.reason, 0)");
+            }
+            Self::Field(Field::Protocol) if beside_digest => {
+                sql.push("coalesce(e.protocol, 0)");
+            }
+            Self::Field(Field::Namespace | Field::Pod | Field::Workload) if beside_digest => {
+                sql.push("coalesce(e.pod_id, -1)");
+            }
+            Self::Field(field) => {
+                sql.push(field.columns().0);
+            }
+        }
+    }
+}
+
+impl Question<'_> {
+    /// `select k, n`: a key, and how many.
+    fn push(&self, sql: &mut QueryBuilder<Postgres>) {
+        sql.push("select k, sum(n) as n from (");
+        let lengths: Vec<Micros> = self.levels.iter().map(|(_, bucket)| *bucket).collect();
+        for piece in cover(&lengths, self.range, now_micros()) {
+            match piece {
+                Piece::Buckets { level, from, to } => self.buckets(sql, self.levels[level].0, (from, to)),
+                Piece::Plus { from, to } => self.events(sql, "count(*)", (from, to), " <= "),
+                Piece::Minus { from, to } => self.events(sql, "-count(*)", (from, to), " <= "),
+            }
+            sql.push(" union all ");
+        }
+        if self.levels.is_empty() {
+            // The last `union all` wants something.
+            sql.push("select null, 0 where false");
+        } else {
+            self.events(sql, "count(*)", self.range, " > ");
+        }
+        sql.push(") pieces group by k");
+    }
+
+    /// Steps are told from the few times of buckets, not from each row.
+    fn buckets(&self, sql: &mut QueryBuilder<Postgres>, table: &'static str, (from, to): (Micros, Micros)) {
+        sql.push("(select ");
+        self.by.push(sql, true);
+        sql.push(" as k, sum(n) as n from ");
+        if matches!(self.by, By::Step { .. }) {
+            sql.push("(select time, sum(n) as n from ");
+        }
+        sql.push("sonde_store.").push(table).push(" e where true");
+        self.push_terms(sql, (from, to));
+        if matches!(self.by, By::Step { .. }) {
+            sql.push(" group by time) e");
+        }
+        sql.push(" group by 1)");
+    }
+
+    /// Of events that are in the digest, or that are not.
+    fn events(
+        &self,
+        sql: &mut QueryBuilder<Postgres>,
+        count: &'static str,
+        (from, to): (Micros, Micros),
+        through: &'static str,
+    ) {
+        sql.push("(select ");
+        self.by.push(sql, !self.levels.is_empty());
+        sql.push(" as k, ")
+            .push(count)
+            .push(" as n from sonde_store.events e where true");
+        if !self.levels.is_empty() {
+            sql.push(" and e.id").push(through).push_bind(self.through);
+        }
+        self.push_terms(sql, (from, to));
+        sql.push(" group by 1)");
+    }
+
+    fn push_terms(&self, sql: &mut QueryBuilder<Postgres>, (from, to): (Micros, Micros)) {
+        let window = Window {
+            from: Some(from),
+            to: Some(to),
+        };
+        self.resolved.push(sql, window);
+    }
+}
+
+fn now_micros() -> Micros {
+    Micros::try_from(now_ns() / 1000).unwrap_or(Micros::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::filter::Terms;
+    use super::*;
+
+    #[test]
+    fn a_question_is_answered_where_all_that_it_is_about_is_known() {
+        let terms = || Terms {
+            any: vec!["x".to_owned()],
+            none: vec![],
+        };
+        let none = EventFilter::default();
+        let kind = EventFilter {
+            kind: terms(),
+            ..EventFilter::default()
+        };
+        let reason = EventFilter {
+            reason: terms(),
+            ..EventFilter::default()
+        };
+        let pod = EventFilter {
+            pod: terms(),
+            ..EventFilter::default()
+        };
+        let text = EventFilter {
+            q: terms(),
+            ..EventFilter::default()
+        };
+        for (filter, by, expected) in [
+            (&none, Field::Type, Some(&KINDS)),
+            (&none, Field::Direction, Some(&KINDS)),
+            (&none, Field::Pod, Some(&SUBJECTS)),
+            (&none, Field::Saddr, None),
+            (&kind, Field::Reason, Some(&KINDS)),
+            (&kind, Field::Namespace, Some(&SUBJECTS)),
+            (&reason, Field::Type, Some(&KINDS)),
+            (&reason, Field::Node, None),
+            (&pod, Field::Type, Some(&SUBJECTS)),
+            (&pod, Field::Reason, None),
+            (&text, Field::Type, None),
+        ] {
+            assert_eq!(About::filter(filter).and(by).digest(), expected, "{filter:?} {by:?}");
+        }
     }
 }

@@ -21,11 +21,9 @@ use tokio::time::MissedTickBehavior;
 
 use super::Store;
 use super::database::{self, describe};
-use super::{event_indexes, schema};
+use super::{event_indexes, locks, schema};
 use round::Round;
 
-/// Held by the session that rolls up, while it does.
-const ROLLUP_LOCK: i64 = 0x736f_6e64_6500_0003;
 /// How often somebody looks whether something is due.
 const LOOK: Duration = Duration::from_secs(60);
 
@@ -48,7 +46,7 @@ impl Store {
         let mut connection = database::roller_connection(&self.inner.target).await?;
         schema::check(&mut connection).await?;
         let held: bool = sqlx::query_scalar("select pg_try_advisory_lock($1)")
-            .bind(ROLLUP_LOCK)
+            .bind(locks::ROLLUP)
             .fetch_one(&mut connection)
             .await?;
         let rolled = if held {
@@ -60,6 +58,13 @@ impl Store {
         } else {
             Rolled::Elsewhere
         };
+        if held {
+            // Whoever looks next may come before the server notices that the session has ended.
+            sqlx::query("select pg_advisory_unlock($1)")
+                .bind(locks::ROLLUP)
+                .execute(&mut connection)
+                .await?;
+        }
         let _ = connection.close().await;
         Ok(rolled)
     }

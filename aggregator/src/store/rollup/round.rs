@@ -151,6 +151,7 @@ impl<'a> Round<'a> {
         let mut probes = Vec::new();
         for (name, Json(definition), _) in stored.into_iter().filter(|(.., there)| *there) {
             self.widen(&name, &definition).await?;
+            let mut tx = schema::begin(self.db).await?;
             let (hour, node): (Micros, i32) = sqlx::query_as(concat!(
                 "insert into sonde_store.rollup_progress as p (probe, hour) values ($1, $2::timestamptz) \
                  on conflict (probe) do update set hour = greatest(p.hour, $2::timestamptz), \
@@ -160,8 +161,9 @@ impl<'a> Round<'a> {
             ))
             .bind(&name)
             .bind(rfc3339(first))
-            .fetch_one(&mut *self.db)
+            .fetch_one(&mut *tx)
             .await?;
+            tx.commit().await?;
             probes.push(Probe {
                 parts: parts(&definition),
                 source: Source::new(&name, &definition),
@@ -224,7 +226,9 @@ impl<'a> Round<'a> {
                 probe.hour += HOUR;
             }
             if probe.hour != before {
-                put_progress(self.db, probe).await?;
+                let mut tx = schema::begin(self.db).await?;
+                put_progress(&mut tx, probe).await?;
+                tx.commit().await?;
             }
             if probe.hour >= until {
                 return Ok(0);
@@ -238,7 +242,7 @@ impl<'a> Round<'a> {
         let last = (nodes.len() as i64) < probe.at_once;
         self.make_leaves(probe, probe.hour).await?;
         let (kept, keeps) = (self.kept_since(self.keep.rows), self.keeps(probe.hour));
-        let mut tx = self.db.begin().await?;
+        let mut tx = schema::begin(self.db).await?;
         // Marks before readings: what a mark is for is then in what is read. What is committed later has its own.
         let marks: Vec<i64> = sqlx::query_scalar(
             "select id from sonde_store.rollup_late where probe = $1 and hour = $2::timestamptz and node_id = any($3)",
@@ -316,7 +320,7 @@ impl<'a> Round<'a> {
             self.make_leaves(probe, hour).await?;
         }
         let keep = self.kept_hours();
-        let mut tx = self.db.begin().await?;
+        let mut tx = schema::begin(self.db).await?;
         let mut open: HashMap<Key, Vec<bool>> = HashMap::new();
         let (mut hours, mut rows) = (0, 0);
         let mut at = first;
@@ -387,11 +391,12 @@ impl<'a> Round<'a> {
     /// Minutes that no rollup has any more. A table of some ten thousand rows, so this is no matter for partitions.
     async fn forget(&mut self) -> sqlx::Result<()> {
         let oldest = self.kept_since(self.keep.rollups_1m) - 24 * HOUR;
+        let mut tx = schema::begin(self.db).await?;
         sqlx::query("delete from sonde_store.rollup_minutes where hour < $1::timestamptz")
             .bind(rfc3339(oldest))
-            .execute(&mut *self.db)
+            .execute(&mut *tx)
             .await?;
-        Ok(())
+        tx.commit().await
     }
 }
 
@@ -591,12 +596,12 @@ async fn remove_marks(tx: &mut PgConnection, marks: &[i64]) -> sqlx::Result<()> 
     Ok(())
 }
 
-async fn put_progress(db: &mut PgConnection, probe: &Probe) -> sqlx::Result<()> {
+async fn put_progress(tx: &mut PgConnection, probe: &Probe) -> sqlx::Result<()> {
     sqlx::query("update sonde_store.rollup_progress set hour = $2::timestamptz, node_id = $3 where probe = $1")
         .bind(&probe.name)
         .bind(rfc3339(probe.hour))
         .bind(probe.node)
-        .execute(db)
+        .execute(tx)
         .await?;
     Ok(())
 }

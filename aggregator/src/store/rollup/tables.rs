@@ -8,7 +8,7 @@ use sqlx::{AssertSqlSafe, PgConnection};
 
 use crate::store::catalogue::{Column, Definition, Kind};
 use crate::store::schema::{ident, literal};
-use crate::store::tables::columns_of;
+use crate::store::tables::{add_columns, bare_view, columns_of, create_table};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Length {
@@ -55,6 +55,9 @@ pub(crate) async fn apply(tx: &mut PgConnection, probe: &str, definition: &Defin
         let in_table = columns_of(tx, &table).await?;
         let in_view = columns_of(tx, &view).await?;
         let mut run = table_statements(length, &table, definition, &in_table);
+        if !in_view.is_empty() && in_view.len() < shown(length, definition).len() {
+            run.push(bare_view(tx, &view).await?);
+        }
         run.extend(view_statements(length, probe, &view, &table, definition, in_view));
         if reader {
             run.push(format!("grant select on {view} to sonde_reader"));
@@ -100,40 +103,28 @@ fn kept(length: Length, column: &Column) -> Vec<(String, &'static str)> {
 }
 
 fn table_statements(length: Length, table: &str, definition: &Definition, existing: &[String]) -> Vec<String> {
-    let mut run = Vec::new();
-    if existing.is_empty() {
-        run.push(format!(
-            "create table {table} (time timestamptz not null, node_id int not null, pod_id int not null) partition by range (time)"
-        ));
-        run.push(format!("create index on {table} (pod_id, node_id, time)"));
-        run.push(format!(
-            "create index on {table} using brin (time) with (pages_per_range = 16, autosummarize = on)"
-        ));
-        run.push(format!(
-            "comment on table {table} is 'A row for each series and hour; read the view in schema sonde'"
-        ));
-    }
-    let mut add = |name: &str, of_type: &str| {
-        if !existing.iter().any(|known| known == name) {
-            run.push(format!("alter table {table} add column {} {of_type}", ident(name)));
-        }
+    let readings = if length == Length::Minute {
+        "int[] not null"
+    } else {
+        "int not null"
     };
-    definition
+    let kept: Vec<(String, &str)> = definition.columns.iter().flat_map(|c| kept(length, c)).collect();
+    let wanted = definition
         .labels
         .iter()
-        .for_each(|l| add(&l.name, "int not null default 0"));
-    add(
-        "#readings",
-        if length == Length::Minute {
-            "int[] not null"
-        } else {
-            "int not null"
-        },
-    );
-    for (name, of_type) in definition.columns.iter().flat_map(|c| kept(length, c)) {
-        add(&name, of_type);
+        .map(|l| (&*l.name, "int not null default 0"))
+        .chain([("#readings", readings)])
+        .chain(kept.iter().map(|(name, of_type)| (&**name, *of_type)));
+    if !existing.is_empty() {
+        return add_columns(table, wanted, existing);
     }
-    run
+    let fixed = "time timestamptz not null, node_id int not null, pod_id int not null";
+    vec![
+        create_table(table, fixed, wanted),
+        format!("create index on {table} (pod_id, node_id, time)"),
+        format!("create index on {table} using brin (time) with (pages_per_range = 16, autosummarize = on)"),
+        format!("comment on table {table} is 'A row for each series and hour; read the view in schema sonde'"),
+    ]
 }
 
 /// A column of a view.

@@ -32,6 +32,16 @@ pub(super) fn readings_view(probe: &str) -> String {
     format!("sonde_store.{}", ident(&format!("readings_{probe}")))
 }
 
+/// When each node was read: the same without what was read, and without the join for it.
+pub(super) fn reading_times(probe: &str, has_wide_table: bool) -> String {
+    let times = |table: &str| format!("select node_id, time from {}", in_store(table));
+    let mut sql = times(&delta_table(probe));
+    if has_wide_table {
+        sql.extend([" union all ", &times(&wide_table(probe))]);
+    }
+    sql
+}
+
 /// What the arrays of a number are called in `delta_<probe>`. No name of a catalogue has a `#`.
 struct Cell {
     narrow: String,
@@ -116,68 +126,96 @@ pub(super) async fn columns_of(tx: &mut PgConnection, relation: &str) -> sqlx::R
     .await
 }
 
+/// A view that shows nothing, with the name and the columns of one that is to get more of them. PostgreSQL reads a view's
+/// definition again for each column that it gets, and where it has hundreds that takes seconds, unless it is a short one.
+pub(super) async fn bare_view(tx: &mut PgConnection, view: &str) -> sqlx::Result<String> {
+    let columns: Vec<(String, String)> = sqlx::query_as(
+        "select attname::text, format_type(atttypid, atttypmod) from pg_attribute \
+         where attrelid = to_regclass($1) and attnum > 0 and not attisdropped order by attnum",
+    )
+    .bind(view)
+    .fetch_all(tx)
+    .await?;
+    let columns: Vec<String> = columns
+        .iter()
+        .map(|(name, of_type)| format!("null::{of_type} as {}", ident(name)))
+        .collect();
+    Ok(format!(
+        "create or replace view {view} as select {}",
+        columns.join(", ")
+    ))
+}
+
 /// From a table with the `existing` columns (none: no table) to one that has all of the definition.
 fn key_statements(table: &str, definition: &Definition, existing: &[String]) -> Vec<String> {
-    let mut statements = Vec::new();
-    if existing.is_empty() {
-        statements.push(format!(
-            "create table {table} (time timestamptz not null, node_id int not null, frame bigint not null, \
-             pos smallint not null, pod_id int not null) partition by range (time)"
-        ));
-        // Many rows of a pod, and of a frame, are next to each other in their index: it stores each number once.
-        statements.push(format!("create index on {table} (pod_id)"));
-        statements.push(format!("create index on {table} (frame)"));
-        statements.push(format!(
-            "comment on table {table} is 'Keyframes: what the differences of a frame start from, a row for each series'"
-        ));
+    let labels = definition.labels.iter().map(|l| (&*l.name, "int not null default 0"));
+    let columns = definition.columns.iter().map(|c| (&*c.name, c.sql_type()));
+    let wanted = labels.chain(columns);
+    if !existing.is_empty() {
+        return add_columns(table, wanted, existing);
     }
-    let labels = definition.labels.iter().map(|l| (&l.name, "int not null default 0"));
-    let columns = definition.columns.iter().map(|c| (&c.name, c.sql_type()));
-    add_columns(&mut statements, table, labels.chain(columns), existing);
-    statements
+    let fixed = "time timestamptz not null, node_id int not null, frame bigint not null, pos smallint not null, \
+                 pod_id int not null";
+    vec![
+        create_table(table, fixed, wanted),
+        // Many rows of a pod, and of a frame, are next to each other in their index: it stores each number once.
+        format!("create index on {table} (pod_id)"),
+        format!("create index on {table} (frame)"),
+        format!(
+            "comment on table {table} is 'Keyframes: what the differences of a frame start from, a row for each series'"
+        ),
+    ]
 }
 
 fn delta_statements(table: &str, definition: &Definition, existing: &[String]) -> Vec<String> {
-    let mut statements = Vec::new();
-    if existing.is_empty() {
-        statements.push(format!(
-            "create table {table} (time timestamptz not null, node_id int not null, frame bigint not null, \
-             slots smallint not null, empty smallint[]) partition by range (time)"
-        ));
-        statements.push(format!("create index on {table} (frame)"));
-        statements.push(format!(
-            "create index on {table} using brin (time) with (pages_per_range = 16, autosummarize = on)"
-        ));
-        statements.push(format!(
+    let cells: Vec<Cell> = definition.columns.iter().flat_map(cells_of).collect();
+    let wanted = cells
+        .iter()
+        .flat_map(|c| [(&*c.narrow, "int[]"), (&*c.wide, "bigint[]")]);
+    if !existing.is_empty() {
+        return add_columns(table, wanted, existing);
+    }
+    let fixed = "time timestamptz not null, node_id int not null, frame bigint not null, slots smallint not null, \
+                 empty smallint[]";
+    vec![
+        create_table(table, fixed, wanted),
+        format!("create index on {table} (frame)"),
+        format!("create index on {table} using brin (time) with (pages_per_range = 16, autosummarize = on)"),
+        format!(
             "comment on table {table} is 'Readings: a row for each frame and time. An array holds, by position in the frame, \
              how far a value is from its keyframe: 0 beyond its ends, the lowest number for absent; null = nothing moved. \
              Names with # at the end have what does not fit into int'"
-        ));
-        statements.push(format!(
+        ),
+        format!(
             "comment on column {table}.slots is 'Positions that the frame had by then; those in \"empty\" have no reading'"
-        ));
-    }
-    let cells: Vec<Cell> = definition.columns.iter().flat_map(cells_of).collect();
-    let wanted = cells.iter().flat_map(|c| [(&c.narrow, "int[]"), (&c.wide, "bigint[]")]);
-    add_columns(&mut statements, table, wanted, existing);
-    statements
+        ),
+    ]
+}
+
+/// With all its columns: each that is added to a table later makes PostgreSQL read them all again, so that hundreds take
+/// seconds.
+pub(super) fn create_table<'a>(table: &str, fixed: &str, wanted: impl Iterator<Item = (&'a str, &'a str)>) -> String {
+    let columns: String = wanted
+        .map(|(name, of_type)| format!(", {} {of_type}", ident(name)))
+        .collect();
+    format!("create table {table} ({fixed}{columns}) partition by range (time)")
 }
 
 /// In one statement: each would lock and look through all partitions.
-fn add_columns<'a>(
-    statements: &mut Vec<String>,
+pub(super) fn add_columns<'a>(
     table: &str,
-    wanted: impl Iterator<Item = (&'a String, &'a str)>,
+    wanted: impl Iterator<Item = (&'a str, &'a str)>,
     existing: &[String],
-) {
+) -> Vec<String> {
     let existing: HashSet<&str> = existing.iter().map(String::as_str).collect();
-    let missing = wanted.filter(|(name, _)| !existing.contains(name.as_str()));
+    let missing = wanted.filter(|(name, _)| !existing.contains(name));
     let add: Vec<String> = missing
         .map(|(name, of_type)| format!("add column {} {of_type}", ident(name)))
         .collect();
-    if !add.is_empty() {
-        statements.push(format!("alter table {table} {}", add.join(", ")));
+    if add.is_empty() {
+        return Vec::new();
     }
+    vec![format!("alter table {table} {}", add.join(", "))]
 }
 
 #[cfg(test)]
@@ -226,20 +264,16 @@ mod tests {
     #[test]
     fn copies_name_all_columns_of_a_new_table() {
         let definition = definition();
-        let made = |statements: Vec<String>, fixed: usize| {
-            fixed
-                + statements
-                    .iter()
-                    .map(|s| s.matches("add column ").count())
-                    .sum::<usize>()
+        let columns = |create: &str| -> Vec<String> {
+            let (_, columns) = create.split_once('(').unwrap();
+            let (columns, _) = columns.rsplit_once(") partition").unwrap();
+            let names = columns.split(", ").map(|column| column.split(' ').next().unwrap());
+            names.map(String::from).collect()
         };
-        let named = |columns: String| columns.split(", ").count();
-        let keys = made(key_statements("t", &definition, &[]), 5);
-        let deltas = made(delta_statements("t", &definition, &[]), 5);
-        assert_eq!(
-            (keys, deltas),
-            (named(key_columns(&definition)), named(delta_columns(&definition)))
-        );
-        assert_eq!(keys + deltas, column_count(&definition));
+        let keys = columns(&key_statements("t", &definition, &[])[0]);
+        let deltas = columns(&delta_statements("t", &definition, &[])[0]);
+        assert_eq!(keys.join(", "), key_columns(&definition));
+        assert_eq!(deltas.join(", "), delta_columns(&definition));
+        assert_eq!(keys.len() + deltas.len(), column_count(&definition));
     }
 }

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 
 use sqlx::{AssertSqlSafe, PgConnection};
 
-use super::{Cell, cells_of, columns_of, delta_table, in_store, key_table, readings_view, wide_table};
+use super::{Cell, bare_view, cells_of, columns_of, delta_table, in_store, key_table, readings_view, wide_table};
 use crate::store::catalogue::{Column, Definition, Kind};
 use crate::store::frames::{ABSENT_NARROW, ABSENT_WIDE};
 use crate::store::schema::{ident, literal};
@@ -25,6 +25,9 @@ const FIXED_IDS: [&str; 3] = ["time", "node_id", "pod_id"];
 /// would join in the order written (join_collapse_limit) and could not start from a filter on a pod or a label.
 const JOINED_LABELS: usize = 4;
 
+/// How the statement begins after which a view has no comments.
+const DROP: &str = "drop view";
+
 /// Makes both views what the definition says.
 pub(super) async fn apply(tx: &mut PgConnection, probe: &str, help: &str, definition: &Definition) -> sqlx::Result<()> {
     let people = format!("sonde.{}", ident(probe));
@@ -37,10 +40,10 @@ pub(super) async fn apply(tx: &mut PgConnection, probe: &str, help: &str, defini
     let mut run = Vec::new();
     let shown = shown(tx, &people, &FIXED, definition, &mut run).await?;
     // Each comment is a row of the catalogue: those that are there already are not written again.
-    let said = if run.is_empty() {
-        comments_of(tx, &people).await?
-    } else {
+    let said = if run.iter().any(|statement| statement.starts_with(DROP)) {
         HashSet::new()
+    } else {
+        comments_of(tx, &people).await?
     };
     let statements = view_statements(&people, &sources, help, definition, &shown);
     run.extend(statements.into_iter().filter(|statement| !said.contains(statement)));
@@ -97,13 +100,17 @@ async fn shown(
     let fixed = fixed.iter().map(|name| (*name).to_owned());
     let wanted: Vec<String> = fixed.chain(labels).chain(columns).collect();
     if !names.iter().all(|name| wanted.contains(name)) {
-        run.push(format!("drop view {view}"));
+        run.push(format!("{DROP} {view}"));
         names.clear();
     }
+    let before = names.len();
     for name in wanted {
         if !names.contains(&name) {
             names.push(name);
         }
+    }
+    if before > 0 && names.len() > before {
+        run.push(bare_view(tx, view).await?);
     }
     Ok(names)
 }

@@ -1,7 +1,7 @@
 //! A whole aggregator but for its gRPC side, on a database of its own.
 
 mod batch;
-mod client;
+pub(crate) mod client;
 pub(crate) mod cluster;
 
 use std::sync::Arc;

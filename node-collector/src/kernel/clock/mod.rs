@@ -1,5 +1,6 @@
-//! CLOCK_MONOTONIC, in which the kernel side stamps, as UTC.
+//! CLOCK_MONOTONIC of the kernel, in which its side stamps, as UTC.
 
+mod namespace;
 mod timeline;
 mod watch;
 
@@ -9,6 +10,7 @@ use std::sync::{Arc, LazyLock};
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 
+use namespace::SHIFT;
 use timeline::{Sample, Step, Timeline};
 pub(crate) use watch::watch;
 
@@ -65,7 +67,7 @@ fn steps() -> Vec<Step> {
 fn measure() -> Sample {
     let read = || {
         let before = monotonic_ns();
-        let (utc_ns, boot_ns) = (read(libc::CLOCK_REALTIME), read(libc::CLOCK_BOOTTIME));
+        let (utc_ns, boot_ns) = (read(libc::CLOCK_REALTIME), boot_ns());
         let after = monotonic_ns();
         Sample {
             monotonic_ns: before + (after - before) / 2,
@@ -80,8 +82,14 @@ fn measure() -> Sample {
         .unwrap_or_default()
 }
 
+/// As the kernel has it, also in a time namespace.
 pub(crate) fn monotonic_ns() -> u64 {
-    read(libc::CLOCK_MONOTONIC)
+    read(libc::CLOCK_MONOTONIC).saturating_add_signed(-SHIFT.monotonic_ns)
+}
+
+/// The same with the time that the machine slept.
+pub(crate) fn boot_ns() -> u64 {
+    read(libc::CLOCK_BOOTTIME).saturating_add_signed(-SHIFT.boot_ns)
 }
 
 fn read(id: libc::clockid_t) -> u64 {

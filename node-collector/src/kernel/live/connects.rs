@@ -109,8 +109,6 @@ fn an_attempt_without_an_answer_says_why_it_ended() {
         let Some(mut scene) = scene(&lab, "fail", rung) else {
             return;
         };
-        // The second SYN is the last one: 3 s in all, or 2 where the first ones come at even distance.
-        scene.client.sysctl("net.ipv4.tcp_syn_retries", "1").unwrap();
         for family in Family::BOTH {
             let kind = if family == Family::V4 {
                 "icmp type host-unreachable"
@@ -123,28 +121,26 @@ fn an_attempt_without_an_answer_says_why_it_ended() {
                     "table inet lab {{ chain c {{ type filter hook input priority 0; tcp dport 1 drop; tcp dport 2 reject with {kind}; }}\n }}"
                 ))
                 .unwrap();
-            let given_up = sockets::tcp_start_connect(&scene.client, 0, scene.server.socket(family, 1)).unwrap();
+            let label = label(family);
+            // The second SYN is the last one: 3 s in all, or 2 where the first ones come at even distance.
+            scene.client.sysctl("net.ipv4.tcp_syn_retries", "1").unwrap();
             let began = Instant::now();
             let error = scene.connect(scene.server.socket(family, 1)).unwrap_err();
             let took = began.elapsed().as_nanos() as i64;
             assert_eq!(error.kind(), std::io::ErrorKind::TimedOut);
-            drop(given_up);
+            let (timeouts, sum_ns) = scene.attempts(label, "timeout");
+            assert_eq!(timeouts, 1, "{family}");
+            assert!(sum_ns > 1_000_000_000 && sum_ns < took, "{sum_ns} {took}");
             // A socket that is not waited for is told of the first such message, and is given up then.
             let to = scene.server.socket(family, 2);
             scene.client.run(|| TcpStream::connect(to)).unwrap().unwrap_err();
-            let label = label(family);
-            // Its own retries are over at the same time: it may have timed out by itself before it was given up.
-            let (timeouts, sum_ns) = scene.attempts(label, "timeout");
-            let (aborted, _) = scene.attempts(label, "aborted");
-            assert_eq!(timeouts + aborted, 2, "{family}: {timeouts} {aborted}");
-            assert!(
-                timeouts >= 1 && sum_ns > 1_000_000_000 && sum_ns < 2 * took + 1_000_000_000,
-                "{sum_ns} {took}"
-            );
             assert_eq!(scene.attempts(label, "unreachable").0, 1, "{family}");
+            // Given up by its own side: it must not be over by itself before that, however long this thread waits.
+            scene.client.sysctl("net.ipv4.tcp_syn_retries", "100").unwrap();
             let given_up = sockets::tcp_start_connect(&scene.client, 0, scene.server.socket(family, 1)).unwrap();
+            assert_eq!(scene.attempts(label, "aborted").0, 0, "{family}");
             drop(given_up);
-            assert_eq!(scene.attempts(label, "aborted").0, aborted + 1, "{family}");
+            assert_eq!(scene.attempts(label, "aborted").0, 1, "{family}");
             scene.server.nft("delete table inet lab").unwrap();
         }
     }

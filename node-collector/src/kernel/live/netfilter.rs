@@ -324,7 +324,7 @@ fn without_stacks_every_hook_on_the_way_counts() {
     let drops =
         "table inet t { chain p { type filter hook prerouting priority 0; meta mark 1 drop comment \"early\"\n }\n
         chain i { type filter hook input priority 0; udp dport 40009 drop comment \"it\"\n }\n
-        chain o { type filter hook output priority 0; drop comment \"other way\"\n }\n }";
+        chain o { type filter hook output priority 0; meta l4proto udp drop comment \"other way\"\n }\n }";
     scene.server.nft(drops).unwrap();
     send(&scene.client, &scene.server, Family::V4);
     let events = explained.next(1);

@@ -128,11 +128,18 @@ fn namespaces_that_are_not_listed_are_none_of_our_business() {
     };
     theirs.inject(Family::V4, 2000).unwrap();
     scene.inject(Family::V4, 2).unwrap();
-    let events = live.settle(&scene.client);
+    let mut events = live.settle(&scene.client);
+    // Packets that do not tell where they are may be anybody's, and others run on this machine too.
+    events.retain(|event| event.observation.netns.is_some());
     assert_eq!(events.len(), 2, "{events:#?}");
     assert_eq!(live.drops().values().sum::<i64>(), 3, "two, and the mark");
-    // Packets that do not tell where they are may be anybody's, and others run on this machine too.
-    assert!(live.report().unknown < 1000, "{:?}", live.report());
+    // What others do comes and goes; were theirs counted, it would be so each time.
+    until("drops of others to be left out", || {
+        let before = live.report().unknown;
+        theirs.inject(Family::V4, 2000).unwrap();
+        live.drops();
+        live.report().unknown - before < 1000
+    });
 
     // The other way round: everybody's, but rows for pods only.
     let mut all = config();

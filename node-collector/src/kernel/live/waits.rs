@@ -448,6 +448,103 @@ fn a_send_that_goes_out_at_once_took_no_time() {
     assert!(scene.slow("SOCKETLAT_SENDSLOW").is_empty());
 }
 
+/// Datagrams of the client that were handed over, and those of them that had waited long.
+fn handed_over(scene: &mut Scene) -> (i64, i64) {
+    let rows = scene.live.rows("socketlatency");
+    let Some(row) = rows.get("client send udp") else {
+        return (0, 0);
+    };
+    let (_, slots) = row["latency_seconds"].split_last().unwrap();
+    (slots.iter().sum(), row["over_100ms"][0])
+}
+
+#[test]
+fn a_datagram_that_waits_for_its_neighbour_is_told_when_it_goes_and_others_take_no_time() {
+    let Some(lab) = lab_alone("kernel-neighbour") else {
+        return;
+    };
+    for way in &WAYS[..2] {
+        let Some(mut scene) = scene(&lab, "neighbour", *way, |_| ()) else {
+            return;
+        };
+        let pod = scene.client.clone();
+        let ip = |what: &str, address: std::net::IpAddr, rest: &str| {
+            let family = if address.is_ipv4() { "-4" } else { "-6" };
+            pod.ip(&format!("{family} {what} {address}{rest} dev eth0"))
+        };
+        let neighbour = |what, address, rest: &str| drop(ip(what, address, rest).unwrap());
+        for (family, nobody, bits) in [
+            (Family::V4, ["192.0.2.7", "192.0.2.8"], "/32"),
+            (Family::V6, ["2001:db8:7::7", "2001:db8:7::8"], "/128"),
+        ] {
+            let nobody = nobody.map(|address| address.parse::<std::net::IpAddr>().unwrap());
+            let at = if family == Family::V4 { "ipv4" } else { "ipv6" };
+            // Asked for as long as the test may take.
+            let patient = format!("net.{at}.neigh.eth0.mcast_solicit");
+            scene.client.sysctl(&patient, "60").unwrap();
+            for address in nobody {
+                neighbour("route add", address, bits);
+            }
+            let server = sockets::udp(&scene.server, family, PORT).unwrap();
+            let client = sockets::udp(&scene.client, family, PORT + 1).unwrap();
+            // The first one may wait for its neighbour too.
+            client.send_to(b"0", scene.server.socket(family, PORT)).unwrap();
+            server.recv_from(&mut [0; 8]).unwrap();
+            let (before, slow) = handed_over(&mut scene);
+            for _ in 0..20 {
+                client.send_to(b"1", scene.server.socket(family, PORT)).unwrap();
+            }
+            assert_eq!(handed_over(&mut scene), (before + 20, slow), "{way:?} {family}");
+
+            for connected in [false, true] {
+                let what = format!("{way:?} {family} {connected}");
+                let to = SocketAddr::new(nobody[0], PORT);
+                // There is none the first time.
+                let _ = ip("neigh del", nobody[0], "");
+                let (before, slow) = handed_over(&mut scene);
+                let began = Instant::now();
+                if connected {
+                    client.connect(to).unwrap();
+                    client.send(b"2").unwrap();
+                } else {
+                    client.send_to(b"2", to).unwrap();
+                }
+                assert_eq!(handed_over(&mut scene), (before, slow), "{what}: not yet");
+                std::thread::sleep(PAUSE);
+                neighbour("neigh replace", nobody[0], " lladdr 02:00:00:00:00:07 nud permanent");
+                let took = began.elapsed();
+                assert_eq!(handed_over(&mut scene), (before + 1, slow + 1), "{what}");
+                let events = scene.slow("SOCKETLAT_SENDSLOW");
+                assert_eq!(events.len(), 1, "{what}");
+                let seen = &events[0].observation;
+                let latency = Duration::from_nanos(seen.latency_ns.unwrap());
+                assert!(latency >= PAUSE && latency <= took, "{what}: {latency:?} of {took:?}");
+                assert_eq!(
+                    ends_of(&events[0]),
+                    (scene.client.socket(family, PORT + 1), to),
+                    "{what}"
+                );
+                assert_eq!(name(&events[0].subject), "client", "{what}");
+                assert_eq!(
+                    (seen.pid, seen.protocol.as_deref(), seen.direction),
+                    (Some(std::process::id()), Some("UDP"), Direction::Egress)
+                );
+                assert_eq!(attribute_of(&events[0], "limited_by"), Some("neighbour"), "{what}");
+            }
+            // Dropped while it waits: it was never handed over, and the next one is.
+            let before = handed_over(&mut scene);
+            client.connect(SocketAddr::new(nobody[1], PORT)).unwrap();
+            client.send(b"3").unwrap();
+            neighbour("neigh del", nobody[1], "");
+            assert_eq!(handed_over(&mut scene), before, "{way:?} {family}");
+            client.connect(SocketAddr::new(nobody[0], PORT)).unwrap();
+            client.send(b"4").unwrap();
+            assert_eq!(handed_over(&mut scene), (before.0 + 1, before.1), "{way:?} {family}");
+            assert!(scene.slow("SOCKETLAT_SENDSLOW").is_empty(), "{way:?} {family}");
+        }
+    }
+}
+
 #[test]
 fn without_events_slow_reads_are_counted_all_the_same() {
     let Some(lab) = lab_alone("kernel-waits-silent") else {

@@ -43,7 +43,7 @@ use crate::table::Table;
 
 mod devices;
 
-use devices::Devices;
+use devices::{Beat, Devices};
 
 /// After which time a flow without packets is forgotten.
 const IDLE: Duration = Duration::from_secs(300);
@@ -129,6 +129,8 @@ pub(super) const PROBE: KernelProbe = KernelProbe {
         ("FLOW_UNDECIDED", |_| 4096),
         ("FLOW_SITES", |_| 8192),
         ("FLOW_BY_TC", |_| 8192),
+        ("FLOW_BEAT", |_| 1),
+        ("FLOW_LOOKS", |_| 1),
     ],
     uncounted: Some((
         lost::FLOW,
@@ -242,8 +244,10 @@ fn prepare(host: &Host<'_>) -> Setup {
         let devices = if let Some(program) = object.for_devices(BY_TCX) {
             Some(Devices::by_tcx(program, by_tc()?))
         } else if let Some(program) = object.for_devices(BY_CLSACT) {
-            let devices = Devices::by_clsact(program, by_tc()?);
-            Some(devices.map_err(|error| LoadError::Map("FLOW_BY_TC", error))?)
+            let by_tc = by_tc()?;
+            let beat = Beat::new(object.map("FLOW_BEAT")?, object.map("FLOW_LOOKS")?);
+            let devices = beat.and_then(|beat| Devices::by_clsact(program, by_tc, beat));
+            Some(devices.map_err(|error| LoadError::Map("FLOW_BEAT", error))?)
         } else {
             None
         };
@@ -298,7 +302,7 @@ struct Flows {
     known: HashMap<u32, u64>,
     undecided: Undecided,
     devices: Option<Devices>,
-    /// Where its program was gone, or was not the first, since the last round.
+    /// Where its program was gone, was not the first, or stood aside, since the last round.
     disturbed: HashSet<NetnsKey>,
 }
 
@@ -394,7 +398,8 @@ impl Reader for Flows {
 
     fn missed(&mut self) -> Vec<(NetnsKey, &'static str)> {
         const DETAIL: &str = "somebody took the program away that counts what the pod's devices receive, or put another one \
-                              before it: until it was back, packets are in no row";
+                              before it, or the collector stood still for so long that the program took it to be gone: \
+                              until it was back, packets are in no row";
         let disturbed = std::mem::take(&mut self.disturbed).into_iter();
         disturbed.map(|netns| (netns, DETAIL)).collect()
     }

@@ -9,7 +9,8 @@
 //! are left out.
 //!
 //! Where functions of the IP layer can be hooked, there is UDP, netfilter's share, and what the time of a slow packet is
-//! made of; no tracepoint tells these.
+//! made of; no tracepoint tells these. A link of netfilter's own kind (Linux 6.4) at the first and the last place of a hook
+//! could tell its share without, but where there are no rules it is what makes packets pass through the hook at all.
 
 use std::error::Error;
 use std::io;
@@ -41,7 +42,8 @@ const SPEC: ProbeSpec = ProbeSpec {
     help: "Time of packets in the kernel's stack; of a sample where probes.kernellatency.sample is above 1",
     source: "eBPF on tracepoints net:netif_rx, net:netif_receive_skb, tcp:tcp_probe and net:net_dev_queue (Linux net/core/dev.c, \
              net/ipv4/tcp_input.c); for UDP, netfilter's share and the parts of a time also on functions ip_rcv_core, \
-             ip_local_deliver_finish, __ip_local_out, those of IPv6, nf_hook_slow and __udp_enqueue_schedule_skb",
+             ip_local_deliver_finish, __ip_local_out, those of IPv6, nf_hook_slow and __udp_enqueue_schedule_skb, as the kernel has \
+             no tracepoint in netfilter or the IP layer: where it takes no programs at functions, these are absent",
     labels: &[LabelSpec {
         name: "protocol",
         help: "tcp, or udp where functions can be hooked",
@@ -253,6 +255,7 @@ const STAGES: Signal = Signal {
         "UDP_ENQUEUE_SK",
         "UDP_ENQUEUE_SKB",
     ],
+    no_tracepoint: Some("the kernel has none in netfilter, nor where a packet comes into the IP layer or leaves it"),
     missed: "packets whose way through the IP layer was not seen",
     provoke: None,
     after: Some(TIME.name),

@@ -3,7 +3,10 @@
 //! A read is as old as the oldest byte it takes (tracepoints sock:sk_data_ready and tcp:tcp_rcv_space_adjust); time in
 //! which there was nothing to read does not count. Of UDP it is a lower bound (sock:sock_recv_length), and there is none
 //! below Linux 6.3. A send that could go out whole took no time; else it lasts until its last byte is given to a device
-//! (sock:sock_send_length and net:net_dev_queue). Not in here: MPTCP, and what is sent without a send call (sendfile).
+//! (sock:sock_send_length and net:net_dev_queue). A datagram of UDP is there when the send call comes back, unless the
+//! address of its next hop has to be found first (neigh:neigh_event_send_done, from Linux 6.3 on): then it lasts until that
+//! is known, and is not counted if it is dropped for want of it. Not in here: MPTCP, what is sent without a send call
+//! (sendfile), and datagrams that wait for user space (NFQUEUE) or for keys of IPsec.
 
 mod decode;
 mod signals;
@@ -33,15 +36,16 @@ const SPEC: ProbeSpec = ProbeSpec {
     name: "socketlatency",
     help: "Time that data waits in sockets to be read, and to be sent",
     source: "eBPF on tracepoints sock:sk_data_ready, sock_recv_length and sock_send_length (Linux 6.3; before it tcp:tcp_probe, \
-             and the function tcp_sendmsg_locked), tcp:tcp_rcv_space_adjust, net:net_dev_queue",
+             and the function tcp_sendmsg_locked, of TCP alone), tcp:tcp_rcv_space_adjust, net:net_dev_queue, \
+             neigh:neigh_event_send_done",
     labels: &[
         LabelSpec {
             name: "operation",
-            help: "read: from readable to read; send: from the send call to the device",
+            help: "read: from readable to read; send: from the send call to the device; datagrams wait there for the address of their next hop alone, and those that are dropped for want of it are not counted",
         },
         LabelSpec {
             name: "protocol",
-            help: "tcp or udp (reads only, a lower bound)",
+            help: "tcp, or udp from Linux 6.3 on (its reads are a lower bound)",
         },
     ],
     columns: &[
@@ -96,6 +100,8 @@ pub(super) const PROBE: KernelProbe = KernelProbe {
         ("SOCKETLATENCY_UDP", |_| 4096),
         ("SOCKETLATENCY_SENDS", |_| 4096),
         ("SOCKETLATENCY_CALLS", |_| 2048),
+        ("SOCKETLATENCY_HELD", |_| 1024),
+        ("SOCKETLATENCY_HOLDING", |_| 1024),
     ],
     uncounted: Some((
         lost::SOCKETLATENCY,

@@ -1,13 +1,15 @@
 //! What a spool holds, behind its lock: the segments of all lanes, their sequence, and what went wrong with them.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::io;
 use std::path::{Path, PathBuf};
 
 use super::disk::Disk;
-use super::losses::Losses;
+use super::losses::{Going, Losses};
 use super::segment::Segment;
-use super::{Contents, Dropped, Heartbeat, JUMP, LANES, Lane, Recovery, Spool, SpoolError, fail, frame};
+use super::state::Sent;
+use super::unset::Unset;
+use super::{Contents, Heartbeat, JUMP, LANES, Lane, Recovery, Spool, SpoolError, fail, frame};
 
 #[derive(Debug)]
 pub(super) struct Inner {
@@ -17,6 +19,13 @@ pub(super) struct Inner {
     pub acked: u64,
     /// Up to here batches were handed to a stream: until that says what of it arrived, nobody knows.
     pub handed_out: u64,
+    /// Which stream that is, and where it is noted for the next process.
+    pub stream: u64,
+    pub sent: Sent,
+    /// Batches that the aggregator refused and will not get again. They are told already, so they are not missing when they go.
+    pub refused: BTreeSet<u64>,
+    /// `None` only until it is read.
+    pub unset: Option<Unset>,
     pub unsynced: bool,
     pub losses: Losses,
     pub errors: Errors,
@@ -112,10 +121,9 @@ impl Inner {
         contents: Contents,
         payload: &[u8],
         size: u64,
-        dropped: &mut Vec<Dropped>,
     ) -> io::Result<u64> {
         while self.bytes() + size > spool.max_bytes {
-            dropped.extend(self.evict(spool)?);
+            self.evict(spool)?;
         }
         let sequence = self.next;
         if sequence > frame::LAST_SEQUENCE {
@@ -153,8 +161,8 @@ impl Inner {
         (lane, self.lanes[lane as usize].iter().position(certain).unwrap_or(0))
     }
 
-    /// Drops a segment. `None` when it was acked anyway.
-    fn evict(&mut self, spool: &Spool) -> io::Result<Option<Dropped>> {
+    /// Drops a segment.
+    fn evict(&mut self, spool: &Spool) -> io::Result<()> {
         let (lane, at) = self.victim();
         if at + 1 == self.lanes[lane as usize].len() {
             // It is the one that is written to.
@@ -166,25 +174,31 @@ impl Inner {
         }
         let chain = &mut self.lanes[lane as usize];
         let Some(oldest) = chain.get(at) else {
-            return Ok(None);
+            return Ok(());
         };
-        let lost = (oldest.last > self.acked).then(|| Dropped {
-            lane,
-            contents: oldest.contents_above(self.acked),
-        });
-        match lost {
-            Some(lost) => self.losses.going(lost, oldest.first)?,
-            None => self.losses.going_acked(lane, oldest.first)?,
+        let mut going = None;
+        if oldest.last > self.acked {
+            let goes = goes_with(oldest, lane, self.acked, self.handed_out, &self.refused);
+            going = Some(self.losses.going(goes)?);
+        } else {
+            self.losses.going_acked(lane, oldest.first)?;
         }
         // What is still there is not told as gone.
         oldest.remove(&*spool.disk)?;
         chain.remove(at);
-        if let Some(lost) = lost {
-            self.losses.gone(lost);
+        if let Some(going) = going {
+            self.losses.gone(going);
             // Else a power cut might bring back what was told as gone.
             let _ = spool.disk.sync_dir(&spool.dir);
         }
-        Ok(lost)
+        Ok(())
+    }
+
+    /// The aggregator has everything up to `sequence`.
+    pub(super) fn acked(&mut self, sequence: u64) {
+        self.acked = self.acked.max(sequence);
+        self.losses.arrived(sequence);
+        self.refused = self.refused.split_off(&(self.acked + 1));
     }
 
     /// Deletes segments that are acked as a whole.
@@ -204,4 +218,28 @@ impl Inner {
         }
         Ok(())
     }
+}
+
+/// What is missing, and what may be, when a segment goes that is not acked as a whole.
+fn goes_with(segment: &Segment, lane: Lane, acked: u64, handed_out: u64, refused: &BTreeSet<u64>) -> Going {
+    let mut going = Going {
+        lane,
+        first: segment.first,
+        lost: Contents::default(),
+        unsure: Vec::new(),
+    };
+    match segment.frames_above(acked) {
+        Some(frames) => {
+            for (sequence, contents) in frames.into_iter().filter(|(sequence, _)| !refused.contains(sequence)) {
+                if sequence <= handed_out {
+                    going.unsure.push((sequence, contents));
+                } else {
+                    going.lost.add(contents);
+                }
+            }
+        }
+        // Rather too much than too little is told of what cannot be read any more.
+        None => going.lost = segment.contents,
+    }
+    going
 }

@@ -1,6 +1,9 @@
 //! What was dropped to make room and is not yet told: a gap about it is in memory until it is in the spool itself, and a
 //! kill in between must not make it forgotten.
 //!
+//! What was on its way when it was dropped may have arrived. Which of it did is known when the aggregator answers the next
+//! Hello, or acknowledges what was sent after it: until then it is *unsure*, and not told.
+//!
 //! The file `losses` has a fixed length, so that it can be written where the disk has no room left. It is two slots,
 //! written in turn: one that a power cut tears leaves the other one.
 
@@ -10,12 +13,37 @@ use std::path::Path;
 use super::disk::{Disk, DiskFile, Open};
 use super::{Contents, Dropped, LANES, Lane};
 
-const SLOT: usize = 512;
+/// Long enough for all words of a record with [`MOST_UNSURE`] batches.
+const SLOT: usize = 16 << 10;
+/// More than a client has on its way; what is beyond is told as gone, whether or not it arrived.
+const MOST_UNSURE: usize = 128;
 
 #[derive(Debug)]
 pub(super) struct Losses {
     file: Box<dyn DiskFile>,
     record: Record,
+    /// Of what is gone, that of which nobody was told by [`Self::take`].
+    untaken: [Contents; LANES],
+}
+
+/// A batch that was dropped while it was on its way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Unsure {
+    pub lane: Lane,
+    pub sequence: u64,
+    pub contents: Contents,
+}
+
+/// A segment that is about to go: it is gone if its file is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Going {
+    pub lane: Lane,
+    /// Of the segment.
+    pub first: u64,
+    /// What is missing then.
+    pub lost: Contents,
+    /// What may be.
+    pub unsure: Vec<(u64, Contents)>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -23,8 +51,8 @@ struct Record {
     generation: u64,
     /// By lane.
     gone: [Contents; LANES],
-    /// A segment that is about to go: it is gone if its file is.
-    going: Option<(Dropped, u64)>,
+    unsure: Vec<Unsure>,
+    going: Option<Going>,
 }
 
 impl Losses {
@@ -42,35 +70,50 @@ impl Losses {
         let mut losses = Self {
             file,
             record: newest.unwrap_or_default(),
+            untaken: Default::default(),
         };
-        if let Some((dropped, first)) = losses.record.going
-            && !is_there(dropped.lane, first)
+        if let Some(going) = losses.record.going.clone()
+            && !is_there(going.lane, going.first)
         {
-            losses.gone(dropped);
+            losses.gone(going);
         }
+        losses.untaken = losses.record.gone;
         Ok(losses)
     }
 
-    /// What is gone and not told.
-    pub(super) fn untold(&self) -> Vec<Dropped> {
+    /// All that is gone and of which nobody was told.
+    pub(super) fn take(&mut self) -> Vec<Dropped> {
+        let untaken = std::mem::take(&mut self.untaken);
         let all = Lane::ALL.into_iter().map(|lane| Dropped {
             lane,
-            contents: self.record.gone[lane as usize],
+            contents: untaken[lane as usize],
         });
         all.filter(|dropped| dropped.contents != Contents::default()).collect()
     }
 
-    /// Before the segment with this first sequence goes.
-    pub(super) fn going(&mut self, dropped: Dropped, first: u64) -> io::Result<()> {
-        self.record.going = Some((dropped, first));
+    /// Whether something is gone, or may be, that is not in the spool as a gap.
+    pub(super) fn is_open(&self) -> bool {
+        !self.record.unsure.is_empty() || self.record.gone != <[Contents; LANES]>::default()
+    }
+
+    /// Before a segment goes.
+    pub(super) fn going(&mut self, mut going: Going) -> io::Result<Going> {
+        let room = MOST_UNSURE
+            .saturating_sub(self.record.unsure.len())
+            .min(going.unsure.len());
+        for (_, contents) in going.unsure.drain(room..) {
+            going.lost.add(contents);
+        }
+        self.record.going = Some(going.clone());
         self.write()?;
-        self.file.sync()
+        self.file.sync()?;
+        Ok(going)
     }
 
     /// Before a segment goes that is acked: should it have been about to go unacked once, that is no more so.
     pub(super) fn going_acked(&mut self, lane: Lane, first: u64) -> io::Result<()> {
         match &self.record.going {
-            Some((dropped, of)) if (dropped.lane, *of) == (lane, first) => {
+            Some(going) if (going.lane, going.first) == (lane, first) => {
                 let going = self.record.going.take();
                 self.write().inspect_err(|_| self.record.going = going)
             }
@@ -79,19 +122,67 @@ impl Losses {
     }
 
     /// It went.
-    pub(super) fn gone(&mut self, dropped: Dropped) {
-        self.record.gone[dropped.lane as usize].add(dropped.contents);
+    pub(super) fn gone(&mut self, going: Going) {
+        let Going { lane, lost, unsure, .. } = going;
+        self.lose(lane, lost);
+        self.record
+            .unsure
+            .extend(unsure.into_iter().map(|(sequence, contents)| Unsure {
+                lane,
+                sequence,
+                contents,
+            }));
         self.record.going = None;
     }
 
-    /// All of it is in the spool now, as gaps.
-    pub(super) fn told(&mut self) -> io::Result<()> {
-        if self.untold().is_empty() {
+    fn lose(&mut self, lane: Lane, contents: Contents) {
+        for sum in [&mut self.record.gone, &mut self.untaken] {
+            sum[lane as usize].add(contents);
+        }
+    }
+
+    /// Everything up to here has arrived. It is not written: after a start the aggregator says so again.
+    pub(super) fn arrived(&mut self, sequence: u64) {
+        self.record.unsure.retain(|unsure| unsure.sequence > sequence);
+    }
+
+    /// What is unsure did not arrive and never will. On the disk before anything else is sent: the ack for that would
+    /// cover these too.
+    pub(super) fn none_arrives(&mut self) -> io::Result<()> {
+        if self.record.unsure.is_empty() {
             return Ok(());
         }
-        let before = std::mem::take(&mut self.record.gone);
-        self.record.going = None;
-        self.write().inspect_err(|_| self.record.gone = before)
+        let before = (self.record.clone(), self.untaken);
+        for Unsure { lane, contents, .. } in std::mem::take(&mut self.record.unsure) {
+            self.lose(lane, contents);
+        }
+        let written = self.write().and_then(|()| self.file.sync());
+        written.inspect_err(|_| {
+            // The file may say either by now. The next record is a newer one whichever it is.
+            (self.record.gone, self.record.unsure, self.untaken) = (before.0.gone, before.0.unsure, before.1);
+        })
+    }
+
+    /// All of it that was taken is in the spool now, as gaps.
+    pub(super) fn told(&mut self) -> io::Result<()> {
+        if self.record.gone == self.untaken {
+            return Ok(());
+        }
+        let before = std::mem::replace(&mut self.record.gone, self.untaken);
+        let going = self.record.going.take();
+        self.write().inspect_err(|_| {
+            self.record.gone = before;
+            self.record.going = going;
+        })
+    }
+
+    /// Of another epoch.
+    pub(super) fn clear(&mut self) -> io::Result<()> {
+        let generation = self.record.generation;
+        let before = std::mem::take(&mut self.record);
+        self.record.generation = generation;
+        self.untaken = Default::default();
+        if before == self.record { Ok(()) } else { self.write() }
     }
 
     fn write(&mut self) -> io::Result<()> {
@@ -114,15 +205,33 @@ impl Record {
         let mut line = format!("{}", self.generation);
         let contents = |c: Contents| format!(" {} {} {}", c.from_ns, c.to_ns, c.count);
         self.gone.iter().for_each(|gone| line += &contents(*gone));
-        if let Some((Dropped { lane, contents: of }, first)) = &self.going {
-            line += &format!(" {} {first}{}", lane.name(), contents(*of));
+        line += &format!(" {}", self.unsure.len());
+        for unsure in &self.unsure {
+            line += &format!(
+                " {} {}{}",
+                unsure.lane.name(),
+                unsure.sequence,
+                contents(unsure.contents)
+            );
+        }
+        if let Some(going) = &self.going {
+            let unsure = going.unsure.len();
+            line += &format!(
+                " {} {}{} {unsure}",
+                going.lane.name(),
+                going.first,
+                contents(going.lost)
+            );
+            for (sequence, of) in &going.unsure {
+                line += &format!(" {sequence}{}", contents(*of));
+            }
         }
         let sum = crc32c::crc32c(line.as_bytes());
         format!("{:<width$}\n", format!("{sum:08x} {line}"), width = SLOT - 1).into_bytes()
     }
 
     fn read(file: &dyn DiskFile, slot: u64) -> Option<Self> {
-        let mut bytes = [0; SLOT];
+        let mut bytes = vec![0; SLOT];
         file.read_exact_at(&mut bytes, slot * SLOT as u64).ok()?;
         let (sum, line) = std::str::from_utf8(&bytes).ok()?.trim_end().split_once(' ')?;
         (u32::from_str_radix(sum, 16).ok()? == crc32c::crc32c(line.as_bytes())).then_some(())?;
@@ -134,14 +243,32 @@ impl Record {
         for lane in Lane::ALL {
             record.gone[lane as usize] = contents(&mut words)?;
         }
+        for _ in 0..words.next()?.parse::<usize>().ok()? {
+            record.unsure.push(Unsure {
+                lane: lane(words.next()?)?,
+                sequence: words.next()?.parse().ok()?,
+                contents: contents(&mut words)?,
+            });
+        }
         if let Some(name) = words.next() {
-            let lane = Lane::ALL.into_iter().find(|lane| lane.name() == name)?;
-            let first = words.next()?.parse().ok()?;
-            let contents = contents(&mut words)?;
-            record.going = Some((Dropped { lane, contents }, first));
+            let mut going = Going {
+                lane: lane(name)?,
+                first: words.next()?.parse().ok()?,
+                lost: contents(&mut words)?,
+                unsure: Vec::new(),
+            };
+            for _ in 0..words.next()?.parse::<usize>().ok()? {
+                let sequence = words.next()?.parse().ok()?;
+                going.unsure.push((sequence, contents(&mut words)?));
+            }
+            record.going = Some(going);
         }
         Some(record)
     }
+}
+
+fn lane(name: &str) -> Option<Lane> {
+    Lane::ALL.into_iter().find(|lane| lane.name() == name)
 }
 
 fn contents<'a>(words: &mut impl Iterator<Item = &'a str>) -> Option<Contents> {
@@ -150,4 +277,48 @@ fn contents<'a>(words: &mut impl Iterator<Item = &'a str>) -> Option<Contents> {
         to_ns: words.next()?.parse().ok()?,
         count: words.next()?.parse().ok()?,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::sim::Sim;
+    use super::*;
+
+    #[test]
+    fn the_longest_record_has_room_in_its_slot() {
+        let most = Contents {
+            from_ns: u64::MAX,
+            to_ns: u64::MAX,
+            count: u32::MAX,
+        };
+        let record = Record {
+            generation: u64::MAX - 1,
+            gone: [most; LANES],
+            unsure: Vec::new(),
+            going: Some(Going {
+                lane: Lane::Events,
+                first: u64::MAX,
+                lost: most,
+                unsure: vec![(u64::MAX, most); MOST_UNSURE],
+            }),
+        };
+        let unsure = Unsure {
+            lane: Lane::Events,
+            sequence: u64::MAX,
+            contents: most,
+        };
+        let sure = Record {
+            unsure: vec![unsure; MOST_UNSURE],
+            going: None,
+            ..record.clone()
+        };
+        let disk = Sim::default();
+        let file = disk.open(Path::new("/losses"), Open::Either).unwrap();
+        for (slot, record) in [record, sure].into_iter().enumerate() {
+            let bytes = record.encode();
+            assert_eq!(bytes.len(), SLOT);
+            file.write_all_at(&bytes, slot as u64 * SLOT as u64).unwrap();
+            assert_eq!(Record::read(&*file, slot as u64), Some(record));
+        }
+    }
 }

@@ -27,6 +27,7 @@ pub(crate) mod sim;
 mod state;
 #[cfg(test)]
 mod tests;
+mod unset;
 
 use std::collections::{BTreeSet, VecDeque};
 use std::ffi::OsString;
@@ -50,7 +51,8 @@ use disk::{Disk, Host, Open};
 use inner::{Errors, Inner};
 use losses::Losses;
 use segment::Segment;
-use state::Meta;
+use state::{Meta, Sent};
+use unset::Unset;
 
 pub(crate) const LANES: usize = 3;
 
@@ -193,20 +195,28 @@ impl Spool {
         let is_there = |lane: Lane, first| segments.contains(&(lane as usize, first));
         let mut losses = Losses::open(&*disk, dir, is_there).map_err(fail(&dir.join("losses")))?;
         if !recovery.resumed {
-            losses.told().map_err(fail(&dir.join("losses")))?;
+            losses.clear().map_err(fail(&dir.join("losses")))?;
         }
-        recovery.dropped = losses.untold();
+        recovery.dropped = losses.take();
+        let (sent, acked, handed_out) = Sent::open(&*disk, dir).map_err(fail(&dir.join("sent")))?;
         let mut inner = Inner {
             lanes: Default::default(),
             next: 1,
             acked: 0,
             handed_out: 0,
+            stream: 0,
+            sent,
+            refused: BTreeSet::new(),
+            unset: None,
             unsynced: false,
             losses,
             errors: Errors::default(),
         };
         if recovery.resumed {
-            inner.acked = heartbeat.map_or(0, |(_, acked)| acked).min(frame::LAST_SEQUENCE);
+            let beat = heartbeat.map_or(0, |(_, acked)| acked);
+            inner.acked = beat.max(acked).min(frame::LAST_SEQUENCE);
+            inner.handed_out = handed_out;
+            inner.refused = refused(&*disk, dir, meta.epoch, inner.acked);
             inner.recover(&*disk, names, &mut recovery)?;
             inner.begin_lanes(&*disk, dir, &recovery).map_err(fail(dir))?;
             // After the segments whose names keep the jump: with this boot in it, no other jump follows.
@@ -215,14 +225,18 @@ impl Spool {
             if !names.is_empty() {
                 recovery.set_aside = Some(set_aside(&*disk, dir, &names).map_err(fail(dir))?);
             }
+            // Their numbers are of another epoch.
             if heartbeat.is_some() {
-                // Its ack is of another epoch.
                 disk.remove(&dir.join("heartbeat")).map_err(fail(dir))?;
+            }
+            if (acked, handed_out) != (0, 0) {
+                inner.sent.clear();
             }
             // Before the segments: without it they would be of an epoch that nobody knows.
             meta.write(&*disk, dir).map_err(fail(dir))?;
             inner.begin_lanes(&*disk, dir, &recovery).map_err(fail(dir))?;
         }
+        inner.unset = Some(Unset::open(&*disk, dir, boot, inner.next));
         let spool = Self {
             disk,
             dir: dir.to_owned(),
@@ -240,17 +254,17 @@ impl Spool {
         self.epoch
     }
 
-    /// Gives the batch its sequence and writes it. Also tells what had to go to make room. After an error the batch is
-    /// not in the spool, and no other gets its sequence.
+    /// Gives the batch its sequence and writes it. Also tells what is gone, to make room or as [`Self::lost`]. After an
+    /// error the batch is not in the spool, and no other gets its sequence.
     pub fn append(&self, lane: Lane, contents: Contents, payload: &[u8]) -> (io::Result<u64>, Vec<Dropped>) {
         let mut inner = self.inner.lock();
         let size = (frame::HEADER + payload.len()) as u64;
-        let mut dropped = Vec::new();
         if size > self.max_bytes {
-            return (Err(io::Error::from(io::ErrorKind::QuotaExceeded)), dropped);
+            return (Err(io::Error::from(io::ErrorKind::QuotaExceeded)), Vec::new());
         }
-        let result = inner.append(self, lane, contents, payload, size, &mut dropped);
+        let result = inner.append(self, lane, contents, payload, size);
         inner.errors.wrote(&result);
+        let dropped = inner.losses.take();
         drop(inner);
         if let Ok(sequence) = result {
             self.appended.send_replace(sequence);
@@ -258,7 +272,17 @@ impl Spool {
         (result, dropped)
     }
 
-    /// All that [`Self::append`] and [`Recovery::dropped`] told of as gone is in the spool now, as gaps.
+    /// What turned out to be gone since it was asked last: it was dropped while it was on its way, and did not arrive.
+    pub fn lost(&self) -> Vec<Dropped> {
+        self.inner.lock().losses.take()
+    }
+
+    /// Whether all that is gone is told, and nothing was dropped of which that is not known yet.
+    pub fn is_settled(&self) -> bool {
+        !self.inner.lock().losses.is_open()
+    }
+
+    /// All that [`Self::append`], [`Self::lost`] and [`Recovery::dropped`] told of as gone is in the spool now, as gaps.
     pub fn told(&self) -> io::Result<()> {
         let mut inner = self.inner.lock();
         let told = inner.losses.told();
@@ -273,24 +297,31 @@ impl Spool {
 
     /// All frames above `after`, in the order of their sequence, those to come included.
     pub fn reader(&self, after: u64) -> Reader {
-        Reader::new(after, false)
+        Reader::new(after, None)
     }
 
-    /// The same for a stream to an aggregator that has all up to `durable` and nothing else. What it is handed is not
-    /// dropped while there is something else to drop: it may arrive, and would be missed in what is told as gone.
-    pub fn sender(&self, durable: u64) -> Reader {
-        self.inner.lock().handed_out = durable;
-        Reader::new(durable, true)
+    /// The same for a stream to an aggregator that has all up to `durable`, and takes nothing of earlier streams any more.
+    /// What it is handed is not dropped while there is something else to drop: whether it arrives is known later only.
+    pub fn sender(&self, durable: u64) -> io::Result<Reader> {
+        let mut inner = self.inner.lock();
+        self.take_ack(&mut inner, durable)?;
+        inner.losses.none_arrives()?;
+        inner.handed_out = durable;
+        inner.stream += 1;
+        Ok(Reader::new(durable, Some(inner.stream)))
     }
 
     /// The aggregator has everything up to `sequence` in its tables. A number beyond ours means that this spool was
     /// put back to an older state: then we go on above it.
     pub fn acked(&self, sequence: u64) -> io::Result<()> {
+        self.take_ack(&mut self.inner.lock(), sequence)
+    }
+
+    fn take_ack(&self, inner: &mut Inner, sequence: u64) -> io::Result<()> {
         if sequence > frame::LAST_SEQUENCE / 2 {
             let why = format!("the aggregator says it has sequence {sequence}, which no batch can have");
             return Err(io::Error::new(io::ErrorKind::InvalidData, why));
         }
-        let mut inner = self.inner.lock();
         if sequence >= inner.next {
             tracing::warn!(
                 acked = sequence,
@@ -303,25 +334,49 @@ impl Spool {
                 inner.lanes[lane as usize].push_back(fresh);
             }
         }
-        inner.acked = inner.acked.max(sequence);
+        inner.acked(sequence);
         let trimmed = inner.trim(self);
         inner.errors.tidied(&trimmed);
         // What cannot be deleted now is deleted with a later ack: that is no reason not to take this one.
         Ok(())
     }
 
-    /// Puts a refused batch where it can be looked at. It stays in its lane until an ack passes it.
-    pub fn set_poison_aside(&self, frame: &Frame) -> io::Result<PathBuf> {
+    /// The aggregator refuses this batch: it is not sent again, and put where it can be looked at. It stays in its lane
+    /// until an ack passes it.
+    pub fn refuse(&self, frame: &Frame) -> io::Result<PathBuf> {
+        self.inner.lock().refused.insert(frame.sequence);
         let dir = self.dir.join("poison");
         self.disk.create_dir(&dir)?;
+        let path = dir.join(poison_name(frame.sequence, self.epoch, UNTOLD));
         let mut kept = self.disk.names(&dir)?;
+        kept.retain(|name| Some(name.as_os_str()) != path.file_name());
         kept.sort_unstable();
         for old in kept.iter().take((kept.len() + 1).saturating_sub(POISON_KEPT)) {
             self.disk.remove(&dir.join(old))?;
         }
-        let path = dir.join(format!("{:016x}.batch", frame.sequence));
         self.disk.open(&path, Open::Emptied)?.write_all_at(&frame.payload, 0)?;
         Ok(path)
+    }
+
+    /// A gap about a refused batch is in the spool. The next process needs not hear again that it is refused; without
+    /// this it does, and tells it then.
+    pub fn refusal_told(&self, sequence: u64) -> io::Result<()> {
+        let dir = self.dir.join("poison");
+        let path = |kind| dir.join(poison_name(sequence, self.epoch, kind));
+        self.disk.rename(&path(UNTOLD), &path(TOLD))
+    }
+
+    /// What is appended from now on has times of a clock that was not set; `offset_ns` is what that says minus the time since
+    /// the boot.
+    pub fn clock_is_unset(&self, offset_ns: i64) -> io::Result<()> {
+        let mut inner = self.inner.lock();
+        let unset = inner.unset.as_mut();
+        unset.map_or(Ok(()), |unset| unset.note(&*self.disk, &self.dir, offset_ns))
+    }
+
+    /// What that was for the batch of this sequence; `None` where nobody knows any more.
+    pub fn unset_offset_ns(&self, sequence: u64) -> Option<i64> {
+        self.inner.lock().unset.as_ref()?.offset_ns(sequence)
     }
 
     /// Brings what was appended since the last time to the disk, unless it is acked already.
@@ -382,6 +437,24 @@ impl Spool {
         let inner = self.inner.lock();
         inner.lanes.iter().flatten().all(|s| s.last <= inner.acked)
     }
+}
+
+/// Kinds of refused batches, by whether the gap about them is in the spool.
+const UNTOLD: &str = "untold";
+const TOLD: &str = "batch";
+
+fn poison_name(sequence: u64, epoch: Uuid, kind: &str) -> String {
+    format!("{sequence:016x}-{}.{kind}", epoch.simple())
+}
+
+/// Sequences above `acked` that were refused and told.
+fn refused(disk: &dyn Disk, dir: &Path, epoch: Uuid, acked: u64) -> BTreeSet<u64> {
+    let names = disk.names(&dir.join("poison")).unwrap_or_default();
+    let sequence = |name: &OsString| {
+        let sequence = u64::from_str_radix(name.to_str()?.get(..16)?, 16).ok()?;
+        (name.to_str() == Some(&poison_name(sequence, epoch, TOLD)) && sequence > acked).then_some(sequence)
+    };
+    names.iter().filter_map(sequence).collect()
 }
 
 fn fail(path: &Path) -> impl FnOnce(io::Error) -> SpoolError {

@@ -10,8 +10,8 @@ use super::{Cut, Frame, LANES, Lane, Spool};
 #[derive(Debug)]
 pub struct Reader {
     after: u64,
-    /// To a stream.
-    hands_out: bool,
+    /// To which stream.
+    stream: Option<u64>,
     cursors: [Cursor; LANES],
 }
 
@@ -33,17 +33,33 @@ pub enum Next {
 }
 
 impl Reader {
-    pub(super) fn new(after: u64, hands_out: bool) -> Self {
+    pub(super) fn new(after: u64, stream: Option<u64>) -> Self {
         Self {
             after,
-            hands_out,
+            stream,
             cursors: [Cursor::default(); LANES],
         }
     }
 
-    /// The next frame in the order of the sequence.
+    /// The next frame in the order of the sequence; to a stream none that was refused.
     pub fn next(&mut self, spool: &Spool) -> io::Result<Next> {
         let mut inner = spool.inner.lock();
+        loop {
+            let next = self.next_of(&mut inner, spool)?;
+            if let (Next::Frame(frame), Some(stream)) = (&next, self.stream) {
+                if inner.refused.contains(&frame.sequence) {
+                    continue;
+                }
+                // One that is still read for an earlier stream goes nowhere.
+                if inner.stream == stream {
+                    inner.hand_out(frame.sequence);
+                }
+            }
+            return Ok(next);
+        }
+    }
+
+    fn next_of(&mut self, inner: &mut Inner, spool: &Spool) -> io::Result<Next> {
         let mut lowest: Option<(u64, Lane)> = None;
         for lane in Lane::ALL {
             let cursor = &mut self.cursors[lane as usize];
@@ -62,9 +78,6 @@ impl Reader {
         match readable(read.map(|frame| frame.ok_or(Damage::Content)))? {
             Ok(frame) => {
                 self.after = frame.sequence;
-                if self.hands_out {
-                    inner.handed_out = inner.handed_out.max(frame.sequence);
-                }
                 Ok(Next::Frame(frame))
             }
             Err(damage) => inner.damaged(spool, lane, cursor, damage).map(Next::Damaged),
@@ -120,6 +133,11 @@ fn seek(chain: &VecDeque<Segment>, cursor: &mut Cursor, after: u64) -> io::Resul
 }
 
 impl Inner {
+    fn hand_out(&mut self, sequence: u64) {
+        self.handed_out = self.handed_out.max(sequence);
+        self.sent.note(self.acked, self.handed_out);
+    }
+
     fn damaged(&mut self, spool: &Spool, lane: Lane, cursor: Cursor, damage: Damage) -> io::Result<Cut> {
         let chain = &mut self.lanes[lane as usize];
         let is_last = chain.back().is_some_and(|s| s.first == cursor.segment);

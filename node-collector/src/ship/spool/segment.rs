@@ -168,21 +168,17 @@ impl Segment {
         Ok(header.fits(&bytes, &payload).then_some((header, payload)))
     }
 
-    /// What is in the frames above `acked`.
-    pub(super) fn contents_above(&self, acked: u64) -> Contents {
-        if self.first > acked {
-            return self.contents;
-        }
-        let mut above = Contents::default();
+    /// Sequence and contents of the frames above `acked`; `None` where not all of them can be read any more.
+    pub(super) fn frames_above(&self, acked: u64) -> Option<Vec<(u64, Contents)>> {
+        let mut above = Vec::new();
         let mut offset = 0;
         while let Ok(Some(header)) = self.header_at(offset) {
             if header.sequence > acked {
-                above.add(header.contents);
+                above.push((header.sequence, header.contents));
             }
             offset += header.size();
         }
-        // Rather too much than too little is told of what cannot be read any more.
-        if offset == self.len { above } else { self.contents }
+        (offset == self.len).then_some(above)
     }
 
     /// From here on the segment has no more frames; what was behind is gone. Where the disk `answers`, also from the

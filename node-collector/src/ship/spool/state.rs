@@ -1,5 +1,5 @@
-//! The small files beside the segments: who we are (`meta`), when we were last seen (`heartbeat`), which pods we last
-//! had (`pods`), and the lock.
+//! The small files beside the segments: who we are (`meta`), when we were last seen (`heartbeat`), what was on its way
+//! (`sent`), which pods we last had (`pods`), and the lock.
 
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};
@@ -9,7 +9,7 @@ use nix::fcntl::{Flock, FlockArg};
 use uuid::Uuid;
 
 use super::SpoolError;
-use super::disk::{Disk, Open};
+use super::disk::{Disk, DiskFile, Open};
 
 /// Of the format of everything below the spool's directory.
 const VERSION: u32 = 1;
@@ -83,6 +83,59 @@ impl Heartbeat {
         // Always of one length, so that an older one never shows behind a newer one.
         file.write_all_at(format!("{:020} {word} {acked:020}\n", self.time_ns).as_bytes(), 0)
     }
+}
+
+/// How far batches were handed to a stream, and how far the aggregator was then: what lies between may have arrived or not,
+/// also for the next process.
+///
+/// Written with each batch and not synced, as it has to outlive the process alone. Where it does not get to the disk, the
+/// next process tells what it drops as missing, also where it arrived.
+#[derive(Debug)]
+pub(super) struct Sent {
+    file: Box<dyn DiskFile>,
+    /// Written in turn: one that is torn leaves the other one.
+    slot: u64,
+}
+
+const SENT: usize = 64;
+
+impl Sent {
+    /// And what it says.
+    pub(super) fn open(disk: &dyn Disk, dir: &Path) -> io::Result<(Self, u64, u64)> {
+        let file = disk.open(&dir.join("sent"), Open::Either)?;
+        let (mut acked, mut handed_out) = (0, 0);
+        for slot in 0..2 {
+            let mut bytes = [0; SENT];
+            if file.read_exact_at(&mut bytes, slot * SENT as u64).is_ok()
+                && let Some(said) = parse_sent(&bytes)
+            {
+                acked = acked.max(said.0);
+                handed_out = handed_out.max(said.1);
+            }
+        }
+        Ok((Self { file, slot: 0 }, acked, handed_out))
+    }
+
+    pub(super) fn note(&mut self, acked: u64, handed_out: u64) {
+        self.slot = 1 - self.slot;
+        let line = format!("{acked:020} {handed_out:020} ");
+        let line = format!("{line}{:021}\n", crc32c::crc32c(line.as_bytes()));
+        let _ = self.file.write_all_at(line.as_bytes(), self.slot * SENT as u64);
+    }
+
+    /// Of another epoch.
+    pub(super) fn clear(&mut self) {
+        self.note(0, 0);
+        self.note(0, 0);
+    }
+}
+
+fn parse_sent(bytes: &[u8; SENT]) -> Option<(u64, u64)> {
+    let text = std::str::from_utf8(bytes).ok()?;
+    let (line, sum) = text.split_at_checked(42)?;
+    (sum.trim_end().parse::<u32>().ok()? == crc32c::crc32c(line.as_bytes())).then_some(())?;
+    let (acked, handed_out) = line.trim_end().split_once(' ')?;
+    Some((acked.parse().ok()?, handed_out.parse().ok()?))
 }
 
 fn text(disk: &dyn Disk, path: &Path) -> Option<String> {

@@ -342,7 +342,8 @@ fn only_the_newest_poison_is_kept() {
             contents: Contents::default(),
             payload: Bytes::from_static(b"bad"),
         };
-        spool.set_poison_aside(&frame).unwrap();
+        spool.refuse(&frame).unwrap();
+        spool.refusal_told(sequence).unwrap();
     }
     let mut names: Vec<_> = std::fs::read_dir(dir.path().join("poison"))
         .unwrap()
@@ -351,7 +352,7 @@ fn only_the_newest_poison_is_kept() {
     names.sort();
     assert_eq!(
         (names.len(), names[0].to_str()),
-        (POISON_KEPT, Some("0000000000000019.batch"))
+        (POISON_KEPT, Some(poison_name(25, spool.epoch(), TOLD).as_str()))
     );
 }
 
@@ -475,7 +476,7 @@ fn what_may_be_on_its_way_is_dropped_last() {
         gone
     };
     assert_eq!(rows(0, 20), 0);
-    let mut sender = spool.sender(0);
+    let mut sender = spool.sender(0).unwrap();
     let mut sent = 0;
     for _ in 0..5 {
         let Next::Frame(frame) = sender.next(&spool).unwrap() else {
@@ -494,7 +495,106 @@ fn what_may_be_on_its_way_is_dropped_last() {
     );
 
     // The aggregator has none of it: now they are as any other.
-    let _ = spool.sender(0);
+    let _ = spool.sender(0).unwrap();
     assert!(rows(220, 200) > 0);
     assert!(all(&spool, sent).len() == all(&spool, 0).len(), "the oldest went");
+}
+
+#[test]
+fn what_was_dropped_on_its_way_is_told_when_it_is_known_that_it_did_not_arrive() {
+    let dir = tempfile::tempdir().unwrap();
+    let open = || Spool::open(dir.path(), 1 << 20, BOOT).unwrap().0;
+    let spool = open();
+    let payload = vec![7; 10_000];
+    // Until something on its way had to go, as all of its lane is; how much was told as gone.
+    let overflow = |spool: &Spool| {
+        let mut sender = spool.sender(0).unwrap();
+        let mut told = 0;
+        for at in 0..200 {
+            let (result, dropped) = spool.append(Lane::Rows, contents(at), &payload);
+            result.unwrap();
+            told += dropped.iter().map(|d| d.contents.count).sum::<u32>();
+            while let Next::Frame(_) = sender.next(spool).unwrap() {}
+        }
+        told
+    };
+    let told = overflow(&spool);
+    let kept = all(&spool, 0).len() as u64;
+    let oldest = all(&spool, 0)[0].0;
+    assert!(kept < 200 && told < 2 * (200 - kept as u32) && !spool.is_settled());
+    drop(spool);
+
+    // The next process does not know it either, until the aggregator says what it has.
+    let spool = open();
+    assert!(spool.lost().is_empty() && !spool.is_settled());
+    let missing = 3;
+    let _sender = spool.sender(oldest - 1 - missing).unwrap();
+    let lost: Vec<Dropped> = spool.lost();
+    let count: u32 = lost.iter().map(|d| d.contents.count).sum();
+    assert_eq!((lost.len(), count), (1, 2 * missing as u32));
+    assert!(lost.iter().all(|d| d.lane == Lane::Rows) && !spool.is_settled());
+    spool.told().unwrap();
+    assert!(spool.is_settled() && spool.lost().is_empty());
+}
+
+#[test]
+fn an_ack_says_that_what_was_dropped_on_its_way_arrived() {
+    let dir = tempfile::tempdir().unwrap();
+    let (spool, _) = Spool::open(dir.path(), 1 << 20, BOOT).unwrap();
+    let mut sender = spool.sender(0).unwrap();
+    let mut last = 0;
+    for at in 0..200 {
+        let (result, dropped) = spool.append(Lane::Events, contents(at), &[7; 10_000]);
+        last = result.unwrap();
+        assert!(dropped.is_empty(), "nobody knows yet");
+        while sender.next(&spool).unwrap().frame().is_some() {}
+    }
+    assert!(all(&spool, 0).len() < 200 && !spool.is_settled());
+    spool.acked(last).unwrap();
+    assert!(spool.is_drained() && spool.is_settled());
+    assert_eq!(spool.sender(last).unwrap().next(&spool).unwrap().frame(), None);
+    assert!(spool.lost().is_empty());
+}
+
+#[test]
+fn a_batch_that_was_refused_is_not_sent_again_once_that_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let (spool, _) = open(dir.path());
+    for payload in [b"a", b"b", b"c"] {
+        append(&spool, Lane::Rows, payload);
+    }
+    let frames = |spool: &Spool| {
+        let mut sender = spool.sender(0).unwrap();
+        std::iter::from_fn(|| sender.next(spool).unwrap().frame()).collect::<Vec<_>>()
+    };
+    let sequences = |spool: &Spool| frames(spool).iter().map(|f| f.sequence).collect::<Vec<_>>();
+    spool.refuse(&frames(&spool)[1]).unwrap();
+    assert_eq!(sequences(&spool), [1, 3]);
+    drop(spool);
+    // Nobody was told: it is refused once more, or is not any more.
+    let (spool, _) = open(dir.path());
+    assert_eq!(sequences(&spool), [1, 2, 3]);
+    spool.refuse(&frames(&spool)[1]).unwrap();
+    spool.refusal_told(2).unwrap();
+    drop(spool);
+    let (spool, _) = open(dir.path());
+    assert_eq!(sequences(&spool), [1, 3]);
+    drop(spool);
+    // Numbers of another spool mean nothing.
+    std::fs::remove_file(dir.path().join("meta")).unwrap();
+    let (spool, _) = open(dir.path());
+    for payload in [b"d", b"e"] {
+        append(&spool, Lane::Rows, payload);
+    }
+    assert_eq!(sequences(&spool), [1, 2]);
+}
+
+impl Next {
+    fn frame(self) -> Option<Frame> {
+        match self {
+            Self::Frame(frame) => Some(frame),
+            Self::Nothing => None,
+            Self::Damaged(cut) => panic!("{cut:?}"),
+        }
+    }
 }

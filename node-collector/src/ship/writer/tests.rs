@@ -168,10 +168,7 @@ fn what_went_before_a_kill_is_told_after_it() {
         }
         gaps.retain(|g| g.cause == gap::SPOOL_FULL);
         assert_eq!(gaps.len(), times);
-        assert_eq!(
-            (gaps[0].count, gaps[0].from_ns),
-            (gone, sonde_proto::limits::EARLIEST_NS.max(5))
-        );
+        assert_eq!((gaps[0].count, gaps[0].from_ns), (gone, 5));
     }
 }
 
@@ -184,6 +181,7 @@ fn work(spool: Arc<Spool>) -> Work {
         shared: Arc::default(),
         events: Vec::new(),
         gaps: Vec::new(),
+        refused: Vec::new(),
         pods: Vec::new(),
         live: HashMap::new(),
         since: None,

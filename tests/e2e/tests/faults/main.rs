@@ -2,6 +2,7 @@
 
 mod cli;
 mod drops;
+mod federation;
 mod healthy;
 mod pages;
 mod reuse;
@@ -43,10 +44,11 @@ fn main() -> ExitCode {
             Box::new(move |shared| drops::check(shared, fault)),
         ));
     }
-    let others: [(&str, Simple); 7] = [
+    let others: [(&str, Simple); 8] = [
         ("healthy_traffic_gives_no_event", healthy::check),
         ("promtool_accepts_every_metrics_page", pages::promtool),
-        ("a_real_prometheus_federates", pages::prometheus),
+        ("a_real_prometheus_has_each_value_type_time_and_end", federation::check),
+        ("promtool_accepts_the_scrape_examples", federation::promtool),
         ("the_command_line_follows_and_searches", cli::check),
         ("the_web_page_is_served", pages::web_page),
         ("late_events_of_a_deleted_pod_keep_its_name", reuse::late_events),

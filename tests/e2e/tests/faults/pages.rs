@@ -1,19 +1,15 @@
 //! Pages as other programs read them.
 
-use std::process::Command;
-
 use anyhow::{Context as _, Result, ensure};
 use sonde_e2e::http;
-use sonde_e2e::process::Process;
 use sonde_e2e::prom;
-use sonde_e2e::site::free_ports;
 use sonde_lab::Family;
 use sonde_lab::faults::Fault;
 
 use crate::shared::{Running, Shared};
 
 /// A pod that drops a known number of packets, so that every page has something to show.
-fn make_drops(running: &Running, namespace: &str) -> Result<(String, u64)> {
+fn make_drops(running: &Running, namespace: &str) -> Result<String> {
     let site = &running.site;
     let fault = Fault::find("nft-drop-input").context("no such fault")?;
     let scene = fault.scene(&site.lab, namespace)?;
@@ -31,13 +27,13 @@ fn make_drops(running: &Running, namespace: &str) -> Result<(String, u64)> {
             Err(format!("{found:?}"))
         })
     })?;
-    Ok((namespace, injected.dropped))
+    Ok(namespace)
 }
 
 pub(crate) fn promtool(shared: &Shared) -> Result<()> {
     let running = shared.running()?;
     let site = &running.site;
-    let (namespace, _) = make_drops(&running, "promtool")?;
+    let namespace = make_drops(&running, "promtool")?;
     for (address, path, selector) in [
         (site.http, "/metrics", None),
         (site.http, "/federate", Some("{__name__=~\"sonde_.+\"}")),
@@ -59,58 +55,6 @@ pub(crate) fn promtool(shared: &Shared) -> Result<()> {
         let complaints = prom::promtool(&page.body)?;
         ensure!(complaints.is_empty(), "{address}{path}: {complaints}");
     }
-    Ok(())
-}
-
-pub(crate) fn prometheus(shared: &Shared) -> Result<()> {
-    let running = shared.running()?;
-    let site = &running.site;
-    let (namespace, dropped) = make_drops(&running, "prometheus")?;
-    let dir = tempfile::TempDir::with_prefix("sonde-prometheus-")?;
-    let [listen] = free_ports()?;
-    let config = dir.path().join("prometheus.yml");
-    std::fs::write(
-        &config,
-        format!(
-            "global: {{scrape_interval: 1s, scrape_timeout: 1s}}\n\
-             scrape_configs:\n\
-             - job_name: sonde\n  honor_labels: true\n  metrics_path: /federate\n  \
-             params: {{'match[]': ['{{__name__=~\"sonde_.+\"}}']}}\n  static_configs: [{{targets: ['{}']}}]\n",
-            site.http
-        ),
-    )?;
-    let mut command = Command::new("prometheus");
-    command
-        .arg(format!("--config.file={}", config.display()))
-        .arg(format!("--storage.tsdb.path={}", dir.path().join("data").display()))
-        .arg(format!("--web.listen-address={listen}"));
-    let mut prometheus = Process::start(&site.lab, "prometheus", command, &dir.path().join("log"))?;
-    let query = format!("sum(sonde_packetloss_drops_total{{k8s_namespace=\"{namespace}\",class=\"suspect\"}})");
-    let answer = site.until("the drops in Prometheus", || {
-        ensure!(prometheus.ended()?.is_none(), "prometheus ended: {}", prometheus.log());
-        // Not listening yet is no failure.
-        let Ok(answer) = http::json(listen, "/api/v1/query", &[("query", &query)]) else {
-            return Ok(Err("no answer".into()));
-        };
-        let value = answer["data"]["result"][0]["value"][1].clone();
-        Ok(if value.as_str() == Some(&dropped.to_string()) {
-            Ok(answer)
-        } else {
-            Err(answer.to_string())
-        })
-    });
-    answer.with_context(|| prometheus.log())?;
-    let up = http::json(listen, "/api/v1/query", &[("query", "up{job=\"sonde\"}")])?;
-    ensure!(up["data"]["result"][0]["value"][1] == "1", "{up}");
-    // The names of nodes and pods are the ones of Sonde, not the ones of the scrape.
-    let labels = http::json(
-        listen,
-        "/api/v1/series",
-        &[("match[]", &format!("{{k8s_namespace=\"{namespace}\"}}"))],
-    )?;
-    let exported = labels.to_string().contains("exported_");
-    ensure!(!exported, "honor_labels had something to rename: {labels:#}");
-    prometheus.terminate()?;
     Ok(())
 }
 

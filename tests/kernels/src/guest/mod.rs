@@ -77,14 +77,53 @@ fn own_tests(voice: &Voice) -> Result<()> {
     Ok(())
 }
 
+/// Scenes in which a check is made before it is believed that something is wrong.
+const ATTEMPTS: u32 = 3;
+
+/// The kernel does not run a program while the same one, or for programs on breakpoints any other, is under way on that CPU, and
+/// none on a breakpoint while user space reads a map there (`bpf_prog_active`); with preemption, that goes on while others
+/// run in its place. This machine has one CPU, emulated, so that it happens to what a check does. The kernel counts it (all of it
+/// from 6.7 on), and so does the collector. A check that found something else than it must while programs of its signals were
+/// skipped says nothing, and is made again with all new.
 fn one(run: &Run, receiver: &Receiver, voice: &Voice) -> Result<()> {
+    let mut left: Vec<&checks::Check> = checks::ALL.iter().collect();
+    for attempt in 1..=ATTEMPTS {
+        left = examine_once(run, receiver, voice, &left, attempt == ATTEMPTS)?;
+        if left.is_empty() {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Says what was found, but of the checks that are to be made again, which it gives back.
+fn examine_once<'a>(
+    run: &Run,
+    receiver: &Receiver,
+    voice: &Voice,
+    checks: &[&'a checks::Check],
+    last: bool,
+) -> Result<Vec<&'a checks::Check>> {
     let scene = Scene::start(run, receiver)?;
     let signals = scene.signals()?;
+    let mut again = Vec::new();
     let mut wrong = false;
-    for check in checks::ALL {
+    for check in checks {
+        let skipped = skipped(&scene, &signals, check)?;
         // One that is off needs no traffic, if all of the check are.
         let runs = check.signals.iter().any(|name| is_on(&signals, name));
         let found = if runs { (check.run)(&scene) } else { Vec::new() };
+        let skipped = self::skipped(&scene, &signals, check)? - skipped;
+        if !last && skipped > 0 && found.iter().any(|(_, found)| found.is_err()) {
+            let (run, signal) = (run.name.into(), check.signals[0].into());
+            voice.say(&Line::Skipped {
+                run,
+                signal,
+                count: skipped,
+            })?;
+            again.push(*check);
+            continue;
+        }
         for name in check.signals {
             let signal = signals
                 .get(*name)
@@ -92,7 +131,7 @@ fn one(run: &Run, receiver: &Receiver, voice: &Voice) -> Result<()> {
             let outcome = match (&signal.rung, found.iter().find(|(of, _)| of == name)) {
                 (None, _) => Outcome::Off,
                 (Some(_), Some((_, Ok(what)))) => Outcome::Right(what.clone()),
-                (Some(_), Some((_, Err(error)))) => Outcome::Wrong(format!("{error:#}")),
+                (Some(_), Some((_, Err(error)))) => Outcome::Wrong(format!("{error:#} ({skipped} runs skipped)")),
                 (Some(_), None) => Outcome::Wrong("it was not checked".into()),
             };
             wrong |= matches!(outcome, Outcome::Wrong(_));
@@ -115,7 +154,14 @@ fn one(run: &Run, receiver: &Receiver, voice: &Voice) -> Result<()> {
             text: scene.log(),
         })?;
     }
-    scene.end()
+    scene.end()?;
+    Ok(again)
+}
+
+/// Runs of a check's programs that the kernel says it skipped.
+fn skipped(scene: &Scene, signals: &HashMap<String, Signal>, check: &checks::Check) -> Result<u64> {
+    let on = check.signals.iter().filter(|name| is_on(signals, name));
+    on.map(|name| scene.misses(name)).sum()
 }
 
 fn is_on(signals: &HashMap<String, Signal>, name: &str) -> bool {

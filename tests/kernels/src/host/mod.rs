@@ -48,6 +48,9 @@ pub fn examine(series: Series, image: Option<&Image>, table: &mut Table) -> Resu
                 checks.push(check);
             }
             Line::Tests { text } => println!("{name}: {text}"),
+            Line::Skipped { run, signal, count } => {
+                println!("{name}: {run} {signal}: the kernel skipped {count} runs of programs: once more");
+            }
             Line::Log { run, text } => println!("{name}: log of the collector, run {run}:\n{text}"),
             Line::End | Line::Broken { .. } => {}
         }

@@ -176,6 +176,57 @@ fn packets_that_are_redirected_past_the_host_are_counted_by_tc_and_by_nothing_el
 }
 
 #[test]
+fn the_program_on_devices_comes_and_goes_with_the_configuration() {
+    let Some(lab) = lab_alone("flow-tc-change") else {
+        return;
+    };
+    for way in [Rung::Tcx, Rung::Clsact] {
+        let mut past = Past::new(&lab, &format!("change-{}", way.name()));
+        let server = past.server.clone();
+        let sink = sockets::udp(&server, Family::V4, PORT).unwrap();
+        let receive = |past: &Past| {
+            past.send();
+            let mut received = 0;
+            until("all datagrams to be received", || {
+                received += sockets::drain(&sink).unwrap();
+                received == DATAGRAMS
+            });
+        };
+        // Who is whose neighbour is asked before the router's program takes that away too.
+        receive(&past);
+        past.redirect();
+        let with_tc = |tc| {
+            let mut config = with_tc(tc);
+            config.kernel.rungs = vec![Rung::TpBtf, way];
+            config
+        };
+        let Some(mut live) = start_on(&with_tc(false), index_of([&past.client, &server]), |_| true, 4096) else {
+            return;
+        };
+        let netns = netns_of(&server);
+        let mut before = false;
+        for tc in [false, true, false, true] {
+            let changed = live.kernel.apply(&with_tc(tc));
+            assert_eq!(changed.error, None);
+            let told: Vec<_> = changed.gaps.iter().map(|gap| (gap.probe, gap.cause)).collect();
+            // The first time it is what it was.
+            let begun_anew = std::mem::replace(&mut before, tc) != tc;
+            let expected = begun_anew.then_some(("flow", sonde_proto::gap::SWITCHED_OFF));
+            assert_eq!(told, Vec::from_iter(expected), "{way:?} {tc}");
+            assert_eq!(live.rung("flow.tc"), tc.then_some(way.name()), "{way:?} {tc}");
+            assert_eq!(live.rung("flow.count"), Some("tp_btf"), "{way:?} {tc}");
+            server.run(|| live.kernel.visit(netns)).unwrap();
+            receive(&past);
+            // Begun anew each time, so nothing is left of what was counted before.
+            let of_all = if tc { DATAGRAMS as i64 } else { 0 };
+            assert_eq!(came(&mut live), (of_all * FRAME, of_all), "{way:?} by tc: {tc}");
+            let shown = server.tc("filter show dev eth0 ingress").unwrap();
+            assert_eq!(shown.contains("sonde_flow:"), tc && way == Rung::Clsact, "{shown}");
+        }
+    }
+}
+
+#[test]
 fn what_a_macvlan_device_takes_from_the_one_below_is_counted_by_tc_and_by_nothing_else() {
     let Some(lab) = lab_alone("flow-macvlan") else {
         return;

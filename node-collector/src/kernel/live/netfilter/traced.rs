@@ -151,6 +151,36 @@ fn a_trace_that_hears_nothing_goes_with_its_process_and_off_means_off() {
 }
 
 #[test]
+fn traces_come_and_go_with_the_configuration() {
+    let Some(lab) = lab_alone("nft-trace-change") else {
+        return;
+    };
+    let scene = Fault::find("nft-drop-input").unwrap().scene(&lab, "change").unwrap();
+    let drop = "table inet t { chain c { type filter hook input priority 0; udp dport 40009 drop\n }\n }";
+    scene.server.nft(drop).unwrap();
+    let Some(mut explained) = explain(&config(), &scene.pods()) else {
+        return;
+    };
+    let traces = |explained: &Explained| {
+        let stats = explained.explainer.stats();
+        stats.traces.load(std::sync::atomic::Ordering::Relaxed)
+    };
+    let switch = explained.explainer.tracing();
+    for round in 0..2 {
+        send(&scene.client, &scene.server, Family::V4);
+        explained.next(1);
+        assert_eq!(traces(&explained), round, "not asked for");
+        switch.set(&tracing());
+        send(&scene.client, &scene.server, Family::V4);
+        explained.next(1);
+        assert_eq!(traces(&explained), round + 1);
+        // It waits for the next packet.
+        switch.set(&config());
+        until("the table to go", || !has_table(&scene.server));
+    }
+}
+
+#[test]
 fn the_traces_of_somebody_else_are_not_ours() {
     let Some(lab) = lab_alone("nft-trace-others") else {
         return;

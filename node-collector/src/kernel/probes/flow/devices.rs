@@ -14,10 +14,12 @@ use sonde_ebpf_common::flow::DeviceKey;
 use crate::event::NetnsKey;
 use crate::kernel::sys::{BPF_ANY, RawMap};
 
+mod beat;
 mod clsact;
 mod owner;
 mod tcx;
 
+pub(super) use beat::Beat;
 pub(in crate::kernel) use clsact::sweep;
 
 pub(super) struct Devices {
@@ -44,9 +46,9 @@ impl Devices {
     }
 
     /// A filter for each device.
-    pub(super) fn by_clsact(program: OwnedFd, by_tc: RawMap<DeviceKey, u32>) -> io::Result<Self> {
+    pub(super) fn by_clsact(program: OwnedFd, by_tc: RawMap<DeviceKey, u32>, beat: Beat) -> io::Result<Self> {
         Ok(Self {
-            way: Way::Clsact(clsact::Filters::new(program)?),
+            way: Way::Clsact(clsact::Filters::new(program, beat)?),
             counts: Counts(by_tc),
         })
     }
@@ -73,10 +75,11 @@ impl Devices {
         }
     }
 
-    /// Puts the program back where somebody took it away, or put another one before it, and gives on in which namespaces.
+    /// Puts the program back where somebody took it away, or put another one before it, and says that the collector lives.
+    /// Gives on in which namespaces packets went uncounted.
     pub(super) fn put_back(&mut self) -> HashSet<NetnsKey> {
         match &mut self.way {
-            // A link stays first, and nobody else can take it away.
+            // A link stays first, nobody else can take it away, and it goes with the collector.
             Way::Tcx(_) => HashSet::new(),
             Way::Clsact(filters) => filters.put_back(&self.counts),
         }

@@ -65,12 +65,14 @@ pub(super) fn observe(record: &Record) -> Result<(usize, Observation), RecordErr
             });
         }
     }
-    let waiting = if record.protocol == UDP {
-        "waiting_datagrams"
-    } else {
-        "waiting_bytes"
+    let waiting = match (record.operation, record.protocol) {
+        // Each is told by itself.
+        (operation::SEND, UDP) => None,
+        (_, UDP) => Some("waiting_datagrams"),
+        _ => Some("waiting_bytes"),
     };
-    seen.attributes.push((waiting, record.waiting.to_string().into()));
+    seen.attributes
+        .extend(waiting.map(|name| (name, record.waiting.to_string().into())));
     if let Some(by) = limited_by(record) {
         seen.attributes.push(("limited_by", by.into()));
     }
@@ -87,12 +89,13 @@ fn of_udp(seen: &mut Observation) {
 }
 
 /// What kept the socket from sending: the peer's window, its own buffer, or its business (congestion window, Nagle,
-/// pacing).
+/// pacing); and a datagram from going out: that the address of the next hop was not known.
 fn limited_by(record: &Record) -> Option<&'static str> {
     match record.limited {
         limited::BUSY => Some("busy"),
         limited::RWND => Some("rwnd"),
         limited::SNDBUF => Some("sndbuf"),
+        limited::NEIGHBOUR => Some("neighbour"),
         _ => None,
     }
 }

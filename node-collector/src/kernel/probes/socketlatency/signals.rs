@@ -120,7 +120,9 @@ pub(super) const SEND: Signal = Signal {
                 Rung::TpBtf,
                 &[
                     Hook("socklat_unsent_btf", Attach::TpBtf("tcp_destroy_sock")),
+                    Hook("socklat_lost_btf", Attach::TpBtf("kfree_skb")),
                     Hook("socklat_out_btf", Attach::TpBtf("net_dev_queue")),
+                    Hook("socklat_held_btf", Attach::TpBtf("neigh_event_send_done")),
                     Hook("socklat_sent_btf", Attach::TpBtf("sock_send_length")),
                 ],
             )
@@ -131,12 +133,14 @@ pub(super) const SEND: Signal = Signal {
                 Rung::RawTracepoint,
                 &[
                     Hook("socklat_unsent_raw", Attach::RawTracepoint("tcp_destroy_sock")),
+                    Hook("socklat_lost_raw", Attach::RawTracepoint("kfree_skb")),
                     Hook("socklat_out_raw", Attach::RawTracepoint("net_dev_queue")),
+                    Hook("socklat_held_raw", Attach::RawTracepoint("neigh_event_send_done")),
                     Hook("socklat_sent_raw", Attach::RawTracepoint("sock_send_length")),
                 ],
             )
         },
-        // Below 6.3.
+        // Below 6.3: TCP alone.
         Step {
             needs: &["SENDMSG_SK"],
             ..Step::new(
@@ -182,7 +186,15 @@ pub(super) const SEND: Signal = Signal {
     ..Signal::PLAIN
 };
 
-const LENGTH: &[&str] = &["SEND_LENGTH_SK", "SEND_LENGTH_RET"];
+const LENGTH: &[&str] = &[
+    "SEND_LENGTH_SK",
+    "SEND_LENGTH_RET",
+    "NEIGHBOUR_SEND_NEIGH",
+    "NEIGHBOUR_SEND_ERR",
+    "NEIGHBOUR_QUEUED",
+    "NEIGHBOUR_LAST",
+    "KFREE_SKB_SKB",
+];
 
 fn send_and_receive() -> io::Result<()> {
     let listener = TcpListener::bind(("127.0.0.1", 0))?;

@@ -109,6 +109,22 @@ fn an_unconnected_datagram_socket_has_no_peer_and_no_state() {
 }
 
 #[test]
+fn a_datagram_that_waited_for_its_neighbour_has_its_ends_and_nothing_behind_it() {
+    let (bucket, seen) = observe(&Record {
+        limited: limited::NEIGHBOUR,
+        ..record(operation::SEND, UDP)
+    })
+    .unwrap();
+    assert_eq!((bucket, seen.kind), (limit::SOCKETLAT_SENDSLOW, "SOCKETLAT_SENDSLOW"));
+    assert_eq!(
+        (seen.protocol.as_deref(), seen.state, seen.direction),
+        (Some("UDP"), None, Direction::Egress)
+    );
+    assert_eq!((seen.daddr, seen.dport), (Some([10, 0, 0, 2].into()), Some(40_001)));
+    assert_eq!(seen.attributes, [("limited_by", "neighbour".into())]);
+}
+
+#[test]
 fn records_of_another_version_and_cut_off_ones_are_refused() {
     let good = record(operation::READ, TCP);
     for len in 0..size_of::<Record>() {

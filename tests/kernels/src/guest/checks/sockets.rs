@@ -78,7 +78,10 @@ fn read(scene: &Scene) -> Result<String> {
 
 pub(super) const SEND: Check = Check {
     signals: &["socketlatency.send"],
-    run: |scene| vec![("socketlatency.send", send(scene))],
+    run: |scene| {
+        let both = send(scene).and_then(|tcp| Ok(tcp + &datagrams(scene)?));
+        vec![("socketlatency.send", both)]
+    },
 };
 
 /// More than fits into the receiver's buffer and the sender's window: the end of it waits until somebody reads.
@@ -116,4 +119,56 @@ fn send(scene: &Scene) -> Result<String> {
         latency / 1_000_000,
         PAUSE.as_millis()
     ))
+}
+
+/// Datagrams that go at once, and one that waits for the address of its next hop. Nothing where the way taken tells of TCP
+/// alone.
+fn datagrams(scene: &Scene) -> Result<String> {
+    const FAMILY: Family = Family::V4;
+    const PORT: u16 = 40_421;
+    const NOBODY: [u8; 4] = [192, 0, 2, 7];
+    let signals = scene.signals()?;
+    let rung = signals
+        .get("socketlatency.send")
+        .and_then(|signal| signal.rung.as_deref());
+    if !matches!(rung, Some("tp_btf" | "raw_tracepoint")) {
+        return Ok(String::new());
+    }
+    let labels = [("operation", "send"), ("protocol", "udp")];
+    let of = |mark: &Mark| mark.of(&scene.client, "sonde_socketlatency_latency_seconds_count", &labels);
+    let server = sockets::udp(&scene.server, FAMILY, TO)?;
+    let client = sockets::udp(&scene.client, FAMILY, PORT)?;
+    let to = scene.server.socket(FAMILY, TO);
+    // The first one may wait too.
+    client.send_to(b"0", to)?;
+    server.recv_from(&mut [0; 8])?;
+    let before = scene.mark()?;
+    for _ in 0..20 {
+        client.send_to(b"1", to)?;
+    }
+    let after = scene.mark()?;
+    same("datagrams", of(&after) - of(&before), 20)?;
+
+    scene.client.sysctl("net.ipv4.neigh.eth0.mcast_solicit", "60")?;
+    scene.client.ip("route add 192.0.2.7/32 dev eth0")?;
+    let peer = (NOBODY, TO).into();
+    let before = scene.mark()?;
+    client.send_to(b"2", peer)?;
+    std::thread::sleep(PAUSE);
+    scene
+        .client
+        .ip("neigh replace 192.0.2.7 lladdr 02:00:00:00:00:07 nud permanent dev eth0")?;
+    let after = scene.mark()?;
+    let events = scene.exactly(&before, &after, "slow datagrams", 1, |event| {
+        event.is_of_pod() && event.kind == "SOCKETLAT_SENDSLOW"
+    })?;
+    let event = &events[0];
+    let own = scene.client.socket(FAMILY, PORT);
+    ensure!(event.pod == "client" && is_between(event, own, peer), "{event:?}");
+    let latency = event.latency_ns.context("no latency")?;
+    ensure!(u128::from(latency) >= PAUSE.as_nanos(), "{latency} ns: {event:?}");
+    same("datagrams", of(&after) - of(&before), 1)?;
+    scene.client.ip("neigh del 192.0.2.7 dev eth0")?;
+    scene.client.ip("route del 192.0.2.7/32 dev eth0")?;
+    Ok("; 21 datagrams, one of them held".into())
 }

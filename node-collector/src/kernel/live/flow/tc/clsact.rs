@@ -260,3 +260,56 @@ fn a_device_that_comes_later_has_its_filter_too_whatever_its_index_was() {
     drop(live);
     assert!(ours(&server).is_empty());
 }
+
+/// The newest map of that name, which is the one of the collector that started last.
+fn newest_map(name: &str) -> aya::maps::MapInfo {
+    let all = aya::maps::loaded_maps().map(Result::unwrap);
+    let ours = all.filter(|map| map.name_as_str() == Some(name));
+    ours.max_by_key(aya::maps::MapInfo::id).unwrap()
+}
+
+#[test]
+fn a_filter_without_its_collector_stands_aside_and_that_is_said_when_it_comes_back() {
+    let Some(lab) = lab_alone("flow-clsact-silent") else {
+        return;
+    };
+    let past = Past::new(&lab, "silent");
+    let server = past.server.clone();
+    let Some(mut live) = start([&past.client, &server]) else {
+        return;
+    };
+    let beat = newest_map("FLOW_BEAT").fd().unwrap();
+    let beat = RawMap::<u32, u64>::new(beat.as_fd(), 1).unwrap();
+    visit(&mut live, &server);
+    let sink = sockets::udp(&server, Family::V4, PORT).unwrap();
+    let mut total = 0;
+    send_and_count(&past, &mut live, &sink, &mut total);
+    let send = || {
+        past.send();
+        let mut drained = 0;
+        until("all datagrams to be handed on", || {
+            drained += sockets::drain(&sink).unwrap();
+            drained == DATAGRAMS
+        });
+    };
+    // As if there had been no round since the machine started; each CPU looks within some packets.
+    beat.set(&0, &0, 0).unwrap();
+    for _ in 0..8 {
+        send();
+    }
+    let gap = [(sonde_proto::gap::PROGRAM_SKIPPED, "server".to_owned())];
+    assert_eq!(
+        gaps(&mut live),
+        gap,
+        "the round tells of it, and is the sign that it is over"
+    );
+    let mut before = came(&mut live).1;
+    assert!(before > 0 && before < total + 8 * DATAGRAMS as i64, "{before}");
+    until("the filter to count again", || {
+        send();
+        // CPUs that have not looked again yet pass some more.
+        gaps(&mut live);
+        let now = came(&mut live).1;
+        std::mem::replace(&mut before, now) + DATAGRAMS as i64 == now
+    });
+}

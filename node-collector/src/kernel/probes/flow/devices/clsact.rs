@@ -15,7 +15,7 @@ use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 
 use super::owner::{Mark, Owner};
-use super::{Counts, of_device};
+use super::{Beat, Counts, of_device};
 use crate::event::NetnsKey;
 use crate::netlink::dump::DumpError;
 use crate::netlink::filter::{self, Filter, Side};
@@ -30,8 +30,9 @@ const HANDLE: u32 = 0x50de;
 pub(super) struct Filters {
     program: OwnedFd,
     owner: Owner,
+    beat: Beat,
     namespaces: HashMap<NetnsKey, Namespace>,
-    /// Where a filter was found gone or not the first, since that was asked last.
+    /// Where a filter was found gone, not the first, or without its collector, since that was asked last.
     disturbed: HashSet<NetnsKey>,
     buffer: Vec<u8>,
 }
@@ -51,10 +52,11 @@ struct Hung {
 }
 
 impl Filters {
-    pub(super) fn new(program: OwnedFd) -> io::Result<Self> {
+    pub(super) fn new(program: OwnedFd, beat: Beat) -> io::Result<Self> {
         Ok(Self {
             program,
             owner: Owner::new()?,
+            beat,
             namespaces: HashMap::new(),
             disturbed: HashSet::new(),
             buffer: buffer(),
@@ -70,8 +72,14 @@ impl Filters {
         self.make_right(netns, Some(there), counts)
     }
 
-    /// Looks where something has changed. Gives on where a filter was gone, or was not the first.
+    /// Looks where something has changed. Gives on where a filter was gone, was not the first, or took this collector to be
+    /// gone.
     pub(super) fn put_back(&mut self, counts: &Counts) -> HashSet<NetnsKey> {
+        match self.beat.beat() {
+            Ok(false) => {}
+            Ok(true) => self.disturbed.extend(self.namespaces.keys()),
+            Err(error) => tracing::warn!(%error, "filters of probe flow cannot be told that the collector lives"),
+        }
         let news: Vec<NetnsKey> = self
             .namespaces
             .iter()

@@ -1,5 +1,7 @@
 //! A server that takes what Loki takes and answers what a test wants: it reads HTTP, snappy and protobuf for real.
 
+pub mod prometheus;
+
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;

@@ -1,0 +1,236 @@
+//! Statistics and networks from the digest of events: the same answers as from the events, wherever the digest has got to.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::Value;
+use sonde_common::time::{now_ns, rfc3339};
+
+use crate::support::{App, Batch, EventSpec, SECOND};
+
+const MINUTE: u64 = 60 * SECOND;
+
+/// Events of the last four hours, a few kinds of some pods, the node itself and nobody known.
+async fn send(app: &App, random: &mut fastrand::Rng, node: &str, count: usize) {
+    let mut batch = Batch::new();
+    let now = now_ns();
+    let pods: Vec<u32> = (0..4)
+        .map(|i| {
+            batch.pod_of(
+                ["shop", "ops"][i % 2],
+                &format!("pod-{i}"),
+                &format!("10.0.0.{i}"),
+                now - 300 * MINUTE,
+                0,
+            )
+        })
+        .collect();
+    for _ in 0..count {
+        let subject = random.usize(..6);
+        let kind = random.usize(..4);
+        let far = format!("10.{}.0.{}", random.u8(1..4), random.u8(..20));
+        batch.event(&EventSpec {
+            time_ns: now - random.u64(1..240 * MINUTE),
+            subject: pods.get(subject).copied().unwrap_or(0),
+            unknown: subject == 5,
+            kind: ["PACKETLOSS", "TCPRETRANS"][kind % 2],
+            reason: ["", "A", "B", "A"][kind],
+            protocol: ["TCP", "UDP", ""][random.usize(..3)],
+            direction: random.i32(0..4).try_into().unwrap(),
+            from: Some(("10.0.0.1", 1)),
+            to: Some((&far, 2)),
+            comm: ["x", "yam"][random.usize(..2)],
+            stack: [&["fun_one+0x1"][..], &["fun_two+0x2", "amber+0x3"], &[]][random.usize(..3)],
+            attributes: &[
+                ("length", ["60", "1500"][random.usize(..2)]),
+                ("rule", ["amend", "drop it"][kind % 2]),
+            ],
+            ..Default::default()
+        });
+    }
+    app.collector(node).await.send(batch).await;
+}
+
+async fn all_events(app: &App) -> Vec<Value> {
+    let text = app.get("/api/v1/events/export?from=-1d").await;
+    text.text().lines().map(|l| serde_json::from_str(l).unwrap()).collect()
+}
+
+/// By value and by step, as one who reads all events counts.
+type Counted = (BTreeMap<Option<String>, i64>, BTreeMap<String, i64>);
+
+fn count(events: &[Value], wanted: impl Fn(&Value) -> bool, by: &str, buckets: &[Value]) -> Counted {
+    let (mut top, mut steps) = (BTreeMap::new(), BTreeMap::new());
+    for event in events.iter().filter(|e| wanted(e)) {
+        *top.entry(event[by].as_str().map(str::to_owned)).or_default() += 1;
+        let time = event["time"].as_str().unwrap();
+        let step = buckets
+            .iter()
+            .filter_map(|b| b["time"].as_str())
+            .rfind(|begin| *begin <= time);
+        *steps.entry(step.unwrap().to_owned()).or_default() += 1;
+    }
+    (top, steps)
+}
+
+/// Asks for many spans, steps, filters and fields.
+async fn compare(app: &App, random: &mut fastrand::Rng, when: &str) {
+    let events = all_events(app).await;
+    type Filter = (&'static str, fn(&Value) -> bool);
+    let filters: [Filter; 8] = [
+        ("", |_| true),
+        ("type=TCPRETRANS", |e| e["type"] == "TCPRETRANS"),
+        ("reason=!A", |e| e["reason"] != "A"),
+        ("reason=&protocol=TCP", |e| {
+            e.get("reason").is_none() && e["protocol"] == "TCP"
+        }),
+        ("namespace=shop&type=PACKETLOSS", |e| {
+            e["namespace"] == "shop" && e["type"] == "PACKETLOSS"
+        }),
+        ("namespace=!shop", |e| e["namespace"] != "shop"),
+        ("node=n1&pod=", |e| e["node"] == "n1" && e["pod"] == ""),
+        ("pod=pod-1&reason=B", |e| e["pod"] == "pod-1" && e["reason"] == "B"),
+    ];
+    let fields = [
+        "type",
+        "reason",
+        "probe",
+        "protocol",
+        "node",
+        "namespace",
+        "pod",
+        "workload",
+        "comm",
+        "direction",
+    ];
+    for i in 0..80 {
+        let to = now_ns() / 1000 * 1000 - if i % 2 == 0 { 0 } else { random.u64(..100 * MINUTE) };
+        let from = to - random.u64(MINUTE..150 * MINUTE) / 1000 * 1000;
+        let (query, wanted) = filters[i % filters.len()];
+        let by = fields[random.usize(..fields.len())];
+        let step = ["30s", "1m", "10m", "1h", "7m"][random.usize(..5)];
+        let (from, to) = (rfc3339(from), rfc3339(to));
+        let path = format!("/api/v1/events/stats?from={from}&to={to}&by={by}&step={step}&limit=1000&{query}");
+        let answer = app.get(&path).await.json();
+        let within = |e: &Value| {
+            let time = e["time"].as_str().unwrap();
+            from.as_str() <= time && time < to.as_str() && wanted(e)
+        };
+        let buckets = answer["buckets"].as_array().unwrap();
+        let (top, steps) = count(&events, within, by, buckets);
+        let shown: BTreeMap<_, _> = answer["top"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|t| (t["value"].as_str().map(str::to_owned), t["count"].as_i64().unwrap()))
+            .collect();
+        assert_eq!(shown, top, "{when}: {path}");
+        let shown: BTreeMap<_, _> = buckets
+            .iter()
+            .filter(|b| b["count"] != 0)
+            .map(|b| (b["time"].as_str().unwrap().to_owned(), b["count"].as_i64().unwrap()))
+            .collect();
+        assert_eq!(shown, steps, "{when}: {path}");
+    }
+    for text in [
+        "YAM", "am", "fun_", "one", "rule a", "h 15", "gth 6", "60", "0", "length", "nosuch", "x",
+    ] {
+        let answer = app
+            .get(&App::path("/api/v1/events/export", &[("from", "-1d"), ("q", text)]))
+            .await;
+        let text = text.to_lowercase();
+        let holds = |e: &&Value| {
+            let words = ["reason", "comm"].map(|key| e[key].as_str().unwrap_or_default().to_lowercase());
+            let frames: Vec<&str> = e["stack"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .filter_map(Value::as_str)
+                .collect();
+            let attributes = e["attributes"].as_object().unwrap();
+            words.iter().any(|word| word.contains(&text))
+                || frames.join("\n").contains(&text)
+                || attributes
+                    .iter()
+                    .any(|(k, v)| format!("{k} {}", v.as_str().unwrap()).contains(&text))
+        };
+        let found = answer.text().lines().count();
+        assert_eq!(found, events.iter().filter(holds).count(), "{when}: {text}");
+    }
+    for network in ["10.2.0.0/16", "10.3.0.0/29", "0.0.0.0/0", "172.16.0.0/12"] {
+        let answer = app
+            .get(&App::path("/api/v1/events/export", &[("from", "-1d"), ("ip", network)]))
+            .await;
+        let is = |e: &&Value| {
+            let address = e["daddr"].as_str().unwrap();
+            match network {
+                "10.2.0.0/16" => address.starts_with("10.2."),
+                "10.3.0.0/29" => (0..8).any(|i| address == format!("10.3.0.{i}")),
+                other => other == "0.0.0.0/0",
+            }
+        };
+        assert_eq!(
+            answer.text().lines().count(),
+            events.iter().filter(is).count(),
+            "{when}: {network}"
+        );
+    }
+}
+
+async fn through(app: &App) -> i64 {
+    sqlx::query_scalar("select through from sonde_store.event_digest")
+        .fetch_one(&app.db)
+        .await
+        .unwrap()
+}
+
+#[tokio::test]
+async fn counts_are_right_wherever_the_digest_has_got_to() {
+    let app = App::start().await;
+    let mut random = fastrand::Rng::with_seed(7);
+    // Nobody sums up while this is held: everything has to come from the events.
+    let mut hold = app.db.begin().await.unwrap();
+    sqlx::query("select from sonde_store.event_digest for update")
+        .execute(&mut *hold)
+        .await
+        .unwrap();
+    send(&app, &mut random, "n1", 1500).await;
+    let before = through(&app).await;
+    compare(&app, &mut random, "nothing of it is in the digest").await;
+    assert_eq!(through(&app).await, before);
+    hold.rollback().await.unwrap();
+
+    app.store.digest_events().await.unwrap();
+    assert_eq!(through(&app).await, 1500);
+    compare(&app, &mut random, "all is in it").await;
+
+    // Late ones too, into buckets that are there.
+    let mut hold = app.db.begin().await.unwrap();
+    sqlx::query("select from sonde_store.event_digest for update")
+        .execute(&mut *hold)
+        .await
+        .unwrap();
+    send(&app, &mut random, "n2", 700).await;
+    compare(&app, &mut random, "part of it is in it").await;
+    hold.rollback().await.unwrap();
+    app.store.digest_events().await.unwrap();
+    assert_eq!(through(&app).await, 2200);
+    compare(&app, &mut random, "late ones are in it").await;
+
+    // The tables themselves: each event once in each of them.
+    for table in ["kinds_1m", "kinds_10m", "subjects_10m", "subjects_1h"] {
+        let sql = format!("select sum(n)::bigint from sonde_store.event_{table}");
+        let n: i64 = sqlx::query_scalar(sqlx::AssertSqlSafe(sql))
+            .fetch_one(&app.db)
+            .await
+            .unwrap();
+        assert_eq!(n, 2200, "{table}");
+    }
+    let known: Vec<String> = sqlx::query_scalar("select distinct host(address) from sonde_store.event_addresses")
+        .fetch_all(&app.db)
+        .await
+        .unwrap();
+    let events = all_events(&app).await;
+    let ends = events.iter().flat_map(|e| [&e["saddr"], &e["daddr"]]);
+    let ends: BTreeSet<&str> = ends.filter_map(Value::as_str).collect();
+    assert_eq!(known.iter().map(String::as_str).collect::<BTreeSet<_>>(), ends);
+}
