@@ -108,12 +108,18 @@ async fn a_collector_that_moves_while_its_batches_are_held_elsewhere_has_each_st
     let writers = writers(&a).await;
     let [writer] = writers[..] else { panic!("{writers:?}") };
     kill(Pid::from_raw(writer), Signal::SIGSTOP).unwrap();
-    for sequence in 6..=10 {
+    for sequence in 6..=8 {
         first.send(sequence, &batch(2, 1)).await;
     }
+    // The writer takes all that is there when it wakes: one more, until one has to wait for it.
+    let mut last = 8;
     let held = async {
         while a.metrics.queued_bytes.get() == 0 || a.metrics.queued_batches.get() == 0 {
-            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+            if last < 12 {
+                last += 1;
+                first.send(last, &batch(2, 1)).await;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
         }
     };
     tokio::time::timeout(PATIENCE, held)
@@ -135,7 +141,7 @@ async fn a_collector_that_moves_while_its_batches_are_held_elsewhere_has_each_st
     // Whatever was not there by then was refused.
     loop {
         match first.next().await {
-            Ok(acked) if acked < 10 => {}
+            Ok(acked) if acked < last => {}
             Ok(_) => break,
             Err(status) => {
                 assert_eq!(status.code(), tonic::Code::Aborted, "{status}");
