@@ -210,8 +210,8 @@ impl Writer {
 
     /// The message.
     pub fn finish(mut self) -> Vec<u8> {
-        for text in &self.symbols.texts {
-            if self.version == Version::V2 {
+        if self.version == Version::V2 {
+            for text in &self.symbols.texts {
                 self.wire.bytes(4, text);
             }
         }

@@ -25,10 +25,6 @@ impl Wire {
         &self.out
     }
 
-    pub fn clear(&mut self) {
-        self.out.clear();
-    }
-
     /// Types int32, int64, uint32, uint64, bool, enum. A negative number is given as `value as u64`.
     pub fn varint(&mut self, field: u32, value: u64) {
         encode_key(field, WireType::Varint, &mut self.out);

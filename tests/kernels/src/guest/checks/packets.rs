@@ -79,7 +79,7 @@ fn flow(scene: &Scene) -> Result<String> {
     Ok(format!("{} datagrams at both ends, to the byte", 2 * COUNT))
 }
 
-fn await_datagrams(sink: &UdpSocket, count: u64) -> Result<()> {
+pub(super) fn await_datagrams(sink: &UdpSocket, count: u64) -> Result<()> {
     let mut total = 0;
     until_true("all datagrams to arrive", LIMIT, || {
         total += sockets::drain(sink)?;

@@ -5,9 +5,10 @@ use std::io::{Read as _, Write as _};
 use anyhow::{Context as _, Result, ensure};
 use sonde_lab::{Family, sockets};
 
+use super::packets::await_datagrams;
 use super::{Check, is_between, same, talking};
 use crate::guest::receiver::Event;
-use crate::guest::scene::{LIMIT, Mark, Scene};
+use crate::guest::scene::{Mark, Scene};
 
 pub(super) const CHECK: Check = Check {
     signals: &["kernellatency.stages"],
@@ -98,15 +99,6 @@ fn datagrams(scene: &Scene, hooks: &mut Vec<u64>) -> Result<()> {
             - before.of(&scene.server, "sonde_kernellatency_unmatched_total", &udp);
         ensure!(unmatched <= missed, "{unmatched} unmatched, {missed} missed");
     }
-    Ok(())
-}
-
-fn await_datagrams(sink: &std::net::UdpSocket, count: u64) -> Result<()> {
-    let mut total = 0;
-    sonde_lab::wait::until_true("all datagrams to arrive", LIMIT, || {
-        total += sockets::drain(sink)?;
-        Ok(total == count)
-    })?;
     Ok(())
 }
 
