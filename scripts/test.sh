@@ -42,6 +42,8 @@ PASSED=$(($(count '^test result: ' '[0-9]+ passed') + $(count '^(#|ℹ) pass [0-
 FAILED=$(($(count '^test result: ' '[0-9]+ failed') + $(count '^(#|ℹ) fail [0-9]+$' '[0-9]+$') + $(count '^ *Tests  ' '[0-9]+ failed')))
 SKIPPED=$(grep -c '^SKIPPED: ' "$LOG" || true)
 if [ "${#FAILED_STEPS[@]}" -gt 0 ] && [ "$FAILED" = 0 ]; then FAILED=${#FAILED_STEPS[@]}; fi
+# What failed says so once more at the end, where it is found: cargo's "failures:" with what each printed, node's "not ok".
+awk '/^failures:$/ {on = 1; lines = 0} /^test result: / {on = 0} on && lines++ < 80 {print} /^ *not ok / {print}' "$LOG" >&2
 for name in "${FAILED_STEPS[@]}"; do say "failed: $name"; done
 grep '^SKIPPED: ' "$LOG" | sort | uniq -c >&2 || true
 if [ "${CI:-}" = true ] && [ "$(id -u)" = 0 ] && [ "$SKIPPED" -gt 0 ]; then

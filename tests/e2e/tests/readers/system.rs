@@ -6,6 +6,7 @@ use std::process::Command;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, bail};
+use serde_json::Value;
 use sonde_e2e::grafana::Range;
 use sonde_e2e::process::{Process, output};
 use sonde_e2e::prometheus::Prometheus;
@@ -87,8 +88,8 @@ impl System {
         self.scraped("sonde_dns_latency_seconds_count > 0")?;
         self.traffic.run()?;
         self.site.barrier(&self.traffic.client, &self.traffic.server)?;
-        self.scraped("rate(sonde_packetloss_drops_total{class=\"suspect\",k8s_pod!=\"\"}[20s]) > 0")?;
-        self.scraped("rate(sonde_dns_latency_seconds_count[20s]) > 0")?;
+        self.drawn("rate(sonde_packetloss_drops_total{class=\"suspect\",k8s_pod!=\"\"}[8s]) > 0")?;
+        self.drawn("rate(sonde_dns_latency_seconds_count[8s]) > 0")?;
         let gaps = format!(
             "select count(*) from sonde.gaps where pod = '{}'",
             self.traffic.server.name()
@@ -111,6 +112,25 @@ impl System {
                 Err(error) => Err(format!("{error:#}")),
             })
         })
+    }
+
+    /// Waits until a panel over the whole range has the series. Its points are a step apart, so that it shows the newest
+    /// scrape up to a step later than a query for one moment does.
+    fn drawn(&self, expr: &str) -> Result<()> {
+        self.site.until(&format!("{expr} in a panel"), || {
+            Ok(match self.over(expr) {
+                Ok(series) if !series.is_empty() => Ok(()),
+                Ok(_) => Err("no series".into()),
+                Err(error) => Err(format!("{error:#}")),
+            })
+        })
+    }
+
+    /// The series of a panel over the whole range.
+    pub(crate) fn over(&self, expr: &str) -> Result<Vec<Value>> {
+        let range = self.range();
+        let (from, to) = (range.from as f64 / 1e3, range.to as f64 / 1e3);
+        self.prometheus.over(expr, from, to, range.interval as f64 / 1e3)
     }
 
     /// From the start to now: what a dashboard shows.
