@@ -13,13 +13,15 @@ use super::partitions::{self, Day};
 use super::{Store, schema};
 
 /// Tables of the digest that are partitioned, with days as events are.
-pub(super) const TABLES: [&str; 6] = [
+pub(super) const TABLES: [&str; 8] = [
     "event_kinds_1m",
     "event_kinds_10m",
     "event_subjects_10m",
     "event_subjects_1h",
     "event_addresses",
     "event_attributes",
+    "event_words_1h",
+    "event_ends_1h",
 ];
 
 /// How often it is looked whether something is due.
@@ -58,19 +60,36 @@ const COUNT: [&str; 4] = [
      on conflict (pod_id, time, node_id, type, probe) do update set n = c.n + excluded.n",
 ];
 
+/// Of each type and of all. Fields have the numbers that migration 0013 gives them.
+const WORDS: &str = "insert into sonde_store.event_words_1h as c (time, type, field, word, n) \
+     select date_trunc('hour', e.time, 'UTC'), coalesce(e.type, 0), v.field, v.word, count(*) \
+     from sonde_store.events e cross join lateral (values (1::smallint, coalesce(e.interface, 0)), (2, coalesce(e.comm, 0)), \
+         (3, coalesce(e.state, 0)), (4, coalesce(e.dport, -1))) v(field, word) \
+     where e.id > $1 and e.id <= $2 \
+     group by grouping sets ((1, v.field, v.word, e.type), (1, v.field, v.word)) order by 3, 2, 1, 4 \
+     on conflict (field, type, time, word) do update set n = c.n + excluded.n";
+
+const ENDS: &str = "insert into sonde_store.event_ends_1h as c (time, type, field, address, n) \
+     select date_trunc('hour', e.time, 'UTC'), coalesce(e.type, 0), v.field, v.address, count(*) \
+     from sonde_store.events e cross join lateral (values (1::smallint, coalesce(e.saddr, '::/0')), (2, coalesce(e.daddr, '::/0'))) \
+         v(field, address) \
+     where e.id > $1 and e.id <= $2 \
+     group by grouping sets ((1, v.field, v.address, e.type), (1, v.field, v.address)) order by 3, 2, 1, 4 \
+     on conflict (field, type, time, address) do update set n = c.n + excluded.n";
+
 const ADDRESSES: &str = "insert into sonde_store.event_addresses (time, address) \
      select distinct date_trunc('day', e.time, 'UTC'), a.address \
      from sonde_store.events e cross join lateral (values (e.saddr), (e.daddr)) a(address) \
      where e.id > $1 and e.id <= $2 and a.address is not null order by 2 \
      on conflict (address, time) do nothing";
 
-/// Numbers are too many to be kept each, and what is very long does not fit into an index.
+/// Long numbers are too many to be kept each, and what is very long does not fit into an index.
 const ATTRIBUTES: &str = "insert into sonde_store.event_attributes (time, text, more) \
      select distinct date_trunc('day', e.time, 'UTC'), \
-         case when a.value ~ '^[0-9]+$' then left(a.key, 200) || ' ' \
+         case when a.value ~ '^[0-9]{6,}$' then left(a.key, 200) || ' ' \
               else left(a.key || ' ' || a.value, 250) end, \
          case when length(a.key) > 200 or length(a.key || ' ' || a.value) > 250 then 2 \
-              when a.value ~ '^[0-9]+$' then 1 else 0 end \
+              when a.value ~ '^[0-9]{6,}$' then 1 else 0 end \
      from sonde_store.events e cross join lateral jsonb_each_text(e.attributes) a \
      where e.id > $1 and e.id <= $2 and e.attributes is not null order by 2 \
      on conflict (text, more, time) do nothing";
@@ -176,7 +195,7 @@ async fn step(connection: &mut PgConnection) -> sqlx::Result<Step> {
     let to = last.min(through + BLOCK);
     for (sql, bounded) in std::iter::once((READ, true))
         .chain(COUNT.map(|sql| (sql, false)))
-        .chain([(ADDRESSES, true), (ATTRIBUTES, true)])
+        .chain([WORDS, ENDS, ADDRESSES, ATTRIBUTES].map(|sql| (sql, true)))
     {
         let mut query = sqlx::query(sql);
         if bounded {

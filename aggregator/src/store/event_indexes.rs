@@ -6,22 +6,29 @@ use sqlx::{AssertSqlSafe, PgConnection};
 use super::database::describe;
 use super::schema::ident;
 
+/// The index for searches.
+const SEARCH: &str = "events_find";
 const CREATE: &str = "create extension if not exists btree_gin with schema sonde_store; \
-     create index events_search on only sonde_store.events \
-     using gin (pod_id, node_id, type, reason, saddr, daddr, sport, dport, comm, stack_id) \
-     with (gin_pending_list_limit = 1024)";
+     create index events_find on only sonde_store.events \
+     using gin ((floor(extract(epoch from time at time zone 'UTC') / 600)::int), pod_id, node_id, type, reason, protocol, saddr, daddr, \
+     sport, dport, comm, stack_id, attributes jsonb_path_ops) with (gin_pending_list_limit = 1024)";
 
 /// What every partition is to have, and how its part is called: the partition, then this.
-const WANTED: [(&str, &str); 2] = [("events_search", "search"), ("events_latency", "latency")];
+const WANTED: [(&str, &str); 2] = [(SEARCH, "find"), ("events_slow", "slow")];
 
-/// Indexes that the one for searches replaces.
-const REPLACED: [&str; 2] = ["events_pod_id_time_id_idx", "events_type_time_id_idx"];
+/// Indexes that others replace, and which.
+const REPLACED: [(&str, &str); 4] = [
+    ("events_pod_id_time_id_idx", SEARCH),
+    ("events_type_time_id_idx", SEARCH),
+    ("events_search", SEARCH),
+    ("events_latency", "events_slow"),
+];
 
 /// One step on the way. Whether another one is left. One caller at a time.
 pub(super) async fn complete(db: &mut PgConnection) -> sqlx::Result<bool> {
     let search = make_search(db).await?;
     for (index, suffix) in WANTED {
-        if index == "events_search" && !search {
+        if index == SEARCH && !search {
             continue;
         }
         if let Some(leaf) = without(db, index).await? {
@@ -29,15 +36,15 @@ pub(super) async fn complete(db: &mut PgConnection) -> sqlx::Result<bool> {
             return Ok(true);
         }
     }
-    if search {
-        drop_replaced(db).await?;
-    }
+    let replaced = REPLACED.iter().filter(|(_, by)| *by != SEARCH || search);
+    drop_replaced(db, &replaced.map(|(index, _)| *index).collect::<Vec<_>>()).await?;
     Ok(false)
 }
 
 /// Whether there is the index for searches, which needs an extension.
 async fn make_search(db: &mut PgConnection) -> sqlx::Result<bool> {
-    let exists: bool = sqlx::query_scalar("select to_regclass('sonde_store.events_search') is not null")
+    let exists: bool = sqlx::query_scalar("select to_regclass('sonde_store.' || $1) is not null")
+        .bind(SEARCH)
         .fetch_one(&mut *db)
         .await?;
     if exists {
@@ -124,11 +131,11 @@ async fn build(db: &mut PgConnection, leaf: &str, (parent, suffix): (&str, &str)
 }
 
 /// A reader that holds the table makes this wait for another time, not everybody behind it.
-async fn drop_replaced(db: &mut PgConnection) -> sqlx::Result<()> {
+async fn drop_replaced(db: &mut PgConnection, replaced: &[&str]) -> sqlx::Result<()> {
     let there: Vec<String> = sqlx::query_scalar(
         "select relname::text from pg_class where relnamespace = 'sonde_store'::regnamespace and relname = any($1)",
     )
-    .bind(REPLACED.as_slice())
+    .bind(replaced)
     .fetch_all(&mut *db)
     .await?;
     for index in there {

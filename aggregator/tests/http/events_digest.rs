@@ -10,7 +10,7 @@ use crate::support::{App, Batch, EventSpec, SECOND};
 const MINUTE: u64 = 60 * SECOND;
 
 /// Events of the last four hours, a few kinds of some pods, the node itself and nobody known.
-async fn send(app: &App, random: &mut fastrand::Rng, node: &str, count: usize) {
+pub(crate) async fn send(app: &App, random: &mut fastrand::Rng, node: &str, count: usize) {
     let mut batch = Batch::new();
     let now = now_ns();
     let pods: Vec<u32> = (0..4)
@@ -37,7 +37,7 @@ async fn send(app: &App, random: &mut fastrand::Rng, node: &str, count: usize) {
             protocol: ["TCP", "UDP", ""][random.usize(..3)],
             direction: random.i32(0..4).try_into().unwrap(),
             from: Some(("10.0.0.1", 1)),
-            to: Some((&far, 2)),
+            to: (subject != 3).then_some((&far, 2 + kind as u32)),
             comm: ["x", "yam"][random.usize(..2)],
             stack: [&["fun_one+0x1"][..], &["fun_two+0x2", "amber+0x3"], &[]][random.usize(..3)],
             attributes: &[
@@ -50,7 +50,7 @@ async fn send(app: &App, random: &mut fastrand::Rng, node: &str, count: usize) {
     app.collector(node).await.send(batch).await;
 }
 
-async fn all_events(app: &App) -> Vec<Value> {
+pub(crate) async fn all_events(app: &App) -> Vec<Value> {
     let text = app.get("/api/v1/events/export?from=-1d").await;
     text.text().lines().map(|l| serde_json::from_str(l).unwrap()).collect()
 }
@@ -61,7 +61,11 @@ type Counted = (BTreeMap<Option<String>, i64>, BTreeMap<String, i64>);
 fn count(events: &[Value], wanted: impl Fn(&Value) -> bool, by: &str, buckets: &[Value]) -> Counted {
     let (mut top, mut steps) = (BTreeMap::new(), BTreeMap::new());
     for event in events.iter().filter(|e| wanted(e)) {
-        *top.entry(event[by].as_str().map(str::to_owned)).or_default() += 1;
+        let value = match &event[by] {
+            Value::Number(port) => Some(port.to_string()),
+            value => value.as_str().map(str::to_owned),
+        };
+        *top.entry(value).or_default() += 1;
         let time = event["time"].as_str().unwrap();
         let step = buckets
             .iter()
@@ -101,6 +105,12 @@ async fn compare(app: &App, random: &mut fastrand::Rng, when: &str) {
         "workload",
         "comm",
         "direction",
+        "interface",
+        "state",
+        "saddr",
+        "daddr",
+        "sport",
+        "dport",
     ];
     for i in 0..80 {
         let to = now_ns() / 1000 * 1000 - if i % 2 == 0 { 0 } else { random.u64(..100 * MINUTE) };
@@ -161,7 +171,7 @@ async fn compare(app: &App, random: &mut fastrand::Rng, when: &str) {
             .get(&App::path("/api/v1/events/export", &[("from", "-1d"), ("ip", network)]))
             .await;
         let is = |e: &&Value| {
-            let address = e["daddr"].as_str().unwrap();
+            let address = e["daddr"].as_str().unwrap_or("10.0.0.1");
             match network {
                 "10.2.0.0/16" => address.starts_with("10.2."),
                 "10.3.0.0/29" => (0..8).any(|i| address == format!("10.3.0.{i}")),
@@ -203,6 +213,16 @@ async fn counts_are_right_wherever_the_digest_has_got_to() {
     assert_eq!(through(&app).await, 1500);
     compare(&app, &mut random, "all is in it").await;
 
+    // As in a database that is older than the tables of values.
+    sqlx::raw_sql(
+        "delete from sonde_store.event_words_1h; delete from sonde_store.event_ends_1h; \
+         update sonde_store.event_digest set values_after = through",
+    )
+    .execute(&app.db)
+    .await
+    .unwrap();
+    compare(&app, &mut random, "all but values is in it").await;
+
     // Late ones too, into buckets that are there.
     let mut hold = app.db.begin().await.unwrap();
     sqlx::query("select from sonde_store.event_digest for update")
@@ -224,6 +244,15 @@ async fn counts_are_right_wherever_the_digest_has_got_to() {
             .await
             .unwrap();
         assert_eq!(n, 2200, "{table}");
+    }
+    // Those of the second batch, by four fields and by two, once by type and once all together.
+    for (table, expected) in [("words_1h", 700 * 4 * 2), ("ends_1h", 700 * 2 * 2)] {
+        let sql = format!("select sum(n)::bigint from sonde_store.event_{table}");
+        let n: i64 = sqlx::query_scalar(sqlx::AssertSqlSafe(sql))
+            .fetch_one(&app.db)
+            .await
+            .unwrap();
+        assert_eq!(n, expected, "{table}");
     }
     let known: Vec<String> = sqlx::query_scalar("select distinct host(address) from sonde_store.event_addresses")
         .fetch_all(&app.db)

@@ -10,6 +10,7 @@ mod events;
 mod events_digest;
 mod events_export;
 mod events_page;
+mod events_search;
 mod events_stats;
 mod events_stream;
 mod federate;

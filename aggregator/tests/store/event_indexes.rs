@@ -9,7 +9,7 @@ use crate::fixture::{Aggregator, Collector, batch, hello};
 /// Indexes of the table and of each partition, by what they are on; whether the one for searches is valid.
 async fn indexes(db: &PgPool) -> (Vec<String>, Vec<i64>, Option<bool>) {
     let parent: Vec<String> = sqlx::query_scalar(
-        "select substring(pg_get_indexdef(indexrelid) from 'USING (.*?\\))') from pg_index \
+        "select substring(pg_get_indexdef(indexrelid) from 'USING (.*?\\))( WITH|$)') from pg_index \
          where indrelid = 'sonde_store.events'::regclass order by 1",
     )
     .fetch_all(db)
@@ -22,25 +22,34 @@ async fn indexes(db: &PgPool) -> (Vec<String>, Vec<i64>, Option<bool>) {
     .fetch_all(db)
     .await
     .unwrap();
-    let valid = sqlx::query_scalar(
-        "select indisvalid from pg_index where indexrelid = to_regclass('sonde_store.events_search')",
-    )
-    .fetch_optional(db)
-    .await
-    .unwrap();
+    let valid =
+        sqlx::query_scalar("select indisvalid from pg_index where indexrelid = to_regclass('sonde_store.events_find')")
+            .fetch_optional(db)
+            .await
+            .unwrap();
     (parent, leaves, valid)
 }
 
-const SEARCH: &str = "gin (pod_id, node_id, type, reason, saddr, daddr, sport, dport, comm, stack_id)";
+const SLOT: &str = "(floor((EXTRACT(epoch FROM (\"time\" AT TIME ZONE 'UTC'::text)) / (600)::numeric)))::integer";
+
+/// Those of the table, in the order of the alphabet.
+fn wanted() -> [String; 4] {
+    [
+        "brin (id)".to_owned(),
+        "btree (\"time\", id)".to_owned(),
+        format!("btree (({SLOT}), latency_ns) WHERE (latency_ns IS NOT NULL)"),
+        format!(
+            "gin (({SLOT}), pod_id, node_id, type, reason, protocol, saddr, daddr, sport, dport, comm, stack_id, \
+             attributes jsonb_path_ops)"
+        ),
+    ]
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn partitions_of_a_new_database_have_one_index_for_searches() {
     let aggregator = Aggregator::start().await;
     let (parent, leaves, valid) = indexes(&aggregator.db).await;
-    assert_eq!(
-        parent,
-        ["brin (id)", "btree (\"time\", id)", "btree (latency_ns)", SEARCH]
-    );
+    assert_eq!(parent, wanted());
     assert_eq!(leaves, [4, 4], "today and tomorrow");
     assert_eq!(valid, Some(true));
     aggregator.stop().await;
@@ -52,8 +61,10 @@ async fn partitions_that_are_older_get_it_one_by_one_and_lose_what_it_replaces()
     let db = &aggregator.db;
     // As it was before, with an index that was left half made.
     sqlx::raw_sql(
-        "drop index sonde_store.events_search, sonde_store.events_latency; drop extension btree_gin; \
-         create index events_latency on only sonde_store.events (latency_ns) where latency_ns is not null; \
+        "drop index sonde_store.events_find, sonde_store.events_slow; drop extension btree_gin; \
+         create index events_slow on only sonde_store.events \
+             ((floor(extract(epoch from time at time zone 'UTC') / 600)::int), latency_ns) where latency_ns is not null; \
+         create index events_latency on sonde_store.events (latency_ns) where latency_ns is not null; \
          create index events_pod_id_time_id_idx on sonde_store.events (pod_id, time, id); \
          create index events_type_time_id_idx on sonde_store.events (type, time, id)",
     )
@@ -66,11 +77,11 @@ async fn partitions_that_are_older_get_it_one_by_one_and_lose_what_it_replaces()
     let roll = || async { assert_eq!(aggregator.store.roll_up(now_ns()).await.unwrap(), Rolled::Up) };
     roll().await;
     let (parent, mut leaves, valid) = indexes(db).await;
-    assert_eq!((parent.len(), valid), (6, Some(false)), "{parent:?}");
+    assert_eq!((parent.len(), valid), (7, Some(false)), "{parent:?}");
     leaves.sort_unstable();
-    assert_eq!(leaves, [4, 5], "one of two has it");
-    let half = "do $$ begin execute format('create index %I on sonde_parts.%I (type)', n || '_search', n); \
-         update pg_index set indisvalid = false where indexrelid = ('sonde_parts.' || n || '_search')::regclass; end $$";
+    assert_eq!(leaves, [5, 6], "one of two has it");
+    let half = "do $$ begin execute format('create index %I on sonde_parts.%I (type)', n || '_find', n); \
+         update pg_index set indisvalid = false where indexrelid = ('sonde_parts.' || n || '_find')::regclass; end $$";
     let today: String =
         sqlx::query_scalar("select min(relname)::text from pg_class where relname like 'events_2%' and relkind = 'r'")
             .fetch_one(db)
@@ -87,10 +98,7 @@ async fn partitions_that_are_older_get_it_one_by_one_and_lose_what_it_replaces()
         roll().await;
     }
     let (parent, leaves, valid) = indexes(db).await;
-    assert_eq!(
-        parent,
-        ["brin (id)", "btree (\"time\", id)", "btree (latency_ns)", SEARCH]
-    );
+    assert_eq!(parent, wanted());
     assert_eq!((leaves, valid), (vec![4, 4], Some(true)));
     assert_eq!(aggregator.count("sonde.events where type = 'PACKETLOSS'").await, 50);
     aggregator.stop().await;

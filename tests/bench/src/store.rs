@@ -1,7 +1,7 @@
 //! An aggregator with a private PostgreSQL in a folder of its own, and what both took so far.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -13,7 +13,9 @@ use crate::programs::{self, Program};
 pub(crate) struct Store {
     pub(crate) aggregator: Program,
     pub(crate) grpc: String,
-    dir: tempfile::TempDir,
+    dir: PathBuf,
+    /// Removes the folder in the end, where nobody wants to keep it.
+    temporary: Option<tempfile::TempDir>,
 }
 
 /// CPU time of both, and what the tables take.
@@ -25,22 +27,46 @@ pub(crate) struct Usage {
 
 impl Store {
     pub(crate) fn start() -> anyhow::Result<Self> {
+        let temporary = tempfile::Builder::new().prefix("sonde-bench").tempdir()?;
+        let mut store = Self::start_in(temporary.path().to_owned())?;
+        store.temporary = Some(temporary);
+        Ok(store)
+    }
+
+    /// In a folder that stays, with what is stored there.
+    pub(crate) fn start_in(dir: PathBuf) -> anyhow::Result<Self> {
         use std::os::unix::fs::PermissionsExt as _;
-        let dir = tempfile::Builder::new().prefix("sonde-bench").tempdir()?;
+        std::fs::create_dir_all(&dir)?;
         // The aggregator becomes an unprivileged user, which has to get in.
-        std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755))?;
+        std::fs::set_permissions(&dir, std::fs::Permissions::from_mode(0o755))?;
         let (aggregator, grpc) = serve(&dir)?;
-        Ok(Self { aggregator, grpc, dir })
+        Ok(Self {
+            aggregator,
+            grpc,
+            dir,
+            temporary: None,
+        })
     }
 
     /// Ends it in order and starts it on what it stored. How long until it is ready.
     pub(crate) fn restart(self) -> anyhow::Result<(Self, Duration)> {
-        let Self { aggregator, dir, .. } = self;
+        let Self {
+            aggregator,
+            dir,
+            temporary,
+            ..
+        } = self;
         drop(aggregator);
         let started = std::time::Instant::now();
         let (aggregator, grpc) = serve(&dir)?;
         let elapsed = started.elapsed();
-        Ok((Self { aggregator, grpc, dir }, elapsed))
+        let store = Self {
+            aggregator,
+            grpc,
+            dir,
+            temporary,
+        };
+        Ok((store, elapsed))
     }
 
     pub(crate) async fn database(&self) -> anyhow::Result<PgConnection> {
@@ -52,7 +78,7 @@ impl Store {
     }
 
     fn data_dir(&self) -> PathBuf {
-        self.dir.path().join("aggregator")
+        self.dir.join("aggregator")
     }
 
     pub(crate) fn usage(&self) -> anyhow::Result<Usage> {
@@ -83,17 +109,17 @@ impl Store {
     }
 }
 
-fn serve(dir: &tempfile::TempDir) -> anyhow::Result<(Program, String)> {
+fn serve(dir: &Path) -> anyhow::Result<(Program, String)> {
     let (http, grpc): (SocketAddr, SocketAddr) = (programs::free_address()?, programs::free_address()?);
     let env = [
         ("SONDE_AGGREGATOR_HTTP", http.to_string()),
         ("SONDE_AGGREGATOR_GRPC", grpc.to_string()),
         (
             "SONDE_AGGREGATOR_DATA_DIR",
-            dir.path().join("aggregator").display().to_string(),
+            dir.join("aggregator").display().to_string(),
         ),
     ];
-    let aggregator = Program::start("sonde-aggregator", "serve", http, dir.path(), &env)?;
+    let aggregator = Program::start("sonde-aggregator", "serve", http, dir, &env)?;
     Ok((aggregator, format!("http://{grpc}")))
 }
 

@@ -5,6 +5,7 @@ use sqlx::types::Json;
 use sqlx::{Postgres, QueryBuilder};
 
 use super::filter::{EventFilter, Resolved, Window};
+use super::narrow::Narrowed;
 use super::search::{Asker, Running};
 use super::{Micros, QueryError, micros, push_time};
 use crate::store::Store;
@@ -151,90 +152,212 @@ async fn event_slice(
 ) -> Result<Vec<EventRow>, QueryError> {
     let db = running.db();
     let resolved = filter.resolve(db, window).await?;
+    let mut narrowed = None;
     let mut way = match slice {
-        Slice::ByTime(..) if resolved.is_indexed() => Way::Nearest(NEAREST),
+        Slice::ByTime(..) if !filter.is_empty() => Way::Nearest,
         _ => Way::Planned,
     };
-    let limit_rows = limit as usize;
     loop {
-        let mut sql = statement(&resolved, window, slice, limit, way);
-        let rows: Vec<EventRow> = sql.build_query_as().persistent(false).fetch_all(&mut *db).await?;
-        way = match way {
-            Way::Nearest(_) if rows.len() < limit_rows => way.next(rows.len(), limit_rows),
-            _ => {
-                running.done();
-                return Ok(rows);
-            }
+        let slots = match (way, slice) {
+            (Way::Indexed(slots), Slice::ByTime(order, after)) => Slots::new(window, *order, *after, slots),
+            _ => None,
         };
+        let question = Question {
+            resolved: &resolved,
+            narrowed: narrowed.as_ref(),
+            window,
+            slice,
+            limit,
+        };
+        let mut sql = question.statement(way, slots.as_ref());
+        let rows: Vec<EventRow> = sql.build_query_as().persistent(false).fetch_all(&mut *db).await?;
+        let whole = match way {
+            Way::Nearest => false,
+            Way::Indexed(_) => slots.is_none(),
+            Way::Planned => true,
+        };
+        if whole || rows.len() >= limit as usize {
+            running.done();
+            return Ok(rows);
+        }
+        way = way.next(rows.len(), resolved.lookups());
+        if matches!(way, Way::Indexed(_)) && narrowed.is_none() {
+            let found = Narrowed::find(db, &resolved, window).await?;
+            if found.is_empty() && !resolved.is_indexed() {
+                way = Way::Planned;
+            }
+            narrowed = Some(found);
+        }
     }
 }
 
 /// How a page is found. Where matches are frequent it is quick to go through events in their order until it is full; where
 /// they are rare the index for searches finds them all. The planner guesses from each filter by itself, and is wrong by
-/// orders of magnitude where filters depend on each other: so a bounded part is looked through first.
+/// orders of magnitude where filters depend on each other: so a bounded part is looked through first, and of what is then to be
+/// fetched by the index, first that of the nearest minutes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Way {
     Planned,
-    /// So many events are looked through.
-    Nearest(i64),
-    Search,
+    /// The nearest events are looked through.
+    Nearest,
+    /// What the index finds in so many slots of time. None: all of it.
+    Indexed(Option<i32>),
 }
 
 /// Events that are looked through for a page before anything else.
 const NEAREST: i64 = 20_000;
+/// The index is asked for each slot and each wanted value by itself: so often at most, beyond what has to be.
+const MOST_LOOKUPS: usize = 2_000;
+const FEW: i32 = 2;
+const MORE: i32 = 12;
 
 impl Way {
-    /// Where the nearest events had so many for the page that the rest of it cannot be far, more of them are looked through,
-    /// at most ten times as many.
-    fn next(self, found: usize, limit: usize) -> Self {
-        match self {
-            Self::Nearest(NEAREST) if found * 5 >= limit => Self::Nearest(2 * NEAREST * limit as i64 / found as i64),
-            _ => Self::Search,
-        }
+    /// Where few slots had any, more of them may have enough. `lookups` is how many values the index is asked for.
+    fn next(self, found: usize, lookups: usize) -> Self {
+        let slots = match self {
+            Self::Nearest => FEW,
+            Self::Indexed(Some(FEW)) if found > 0 => MORE,
+            _ => return Self::Indexed(None),
+        };
+        Self::Indexed(Some(slots).filter(|slots| lookups * *slots as usize <= MOST_LOOKUPS))
     }
 }
 
-/// The page first, by ids alone; then names for its rows.
-fn statement(resolved: &Resolved, window: Window, slice: &Slice, limit: u32, way: Way) -> QueryBuilder<Postgres> {
-    let mut sql = QueryBuilder::new("with page as materialized (select * from ");
-    sql.push(match way {
-        Way::Nearest(_) => "(select * from sonde_store.events e where true",
-        Way::Planned | Way::Search => "sonde_store.events e where true",
-    });
-    window.push(&mut sql);
-    let order = match slice {
-        Slice::ByTime(Order::Asc, after) => {
-            push_after(&mut sql, *after, (" > (", " and e.time >= "));
-            " order by e.time, e.id"
-        }
-        Slice::ByTime(Order::Desc, after) => {
-            push_after(&mut sql, *after, (" < (", " and e.time <= "));
-            " order by e.time desc, e.id desc"
-        }
-        Slice::ById { after, up_to } => {
-            sql.push(" and e.id > ")
-                .push_bind(*after)
-                .push(" and e.id <= ")
-                .push_bind(*up_to);
-            " order by e.id"
-        }
-    };
-    if let Way::Nearest(events) = way {
-        sql.push(order).push(" limit ").push_bind(events).push(") e where true");
+/// Slots of time, which the indexes for searches have, at that end of the window where the page begins.
+#[derive(Debug, PartialEq, Eq)]
+struct Slots {
+    first: i32,
+    count: i32,
+}
+
+/// Slots of five weeks.
+const MOST_SLOTS: i32 = 35 * 24 * 6;
+/// Ten minutes, counted from 1970.
+const SLOT: Micros = 600_000_000;
+
+impl Slots {
+    fn of(time: Micros) -> i32 {
+        i32::try_from(time.div_euclid(SLOT)).unwrap_or(if time < 0 { i32::MIN } else { i32::MAX })
     }
-    resolved.push_terms(&mut sql);
-    match (way, slice) {
-        // The order of an expression is that of no index.
-        (Way::Search, Slice::ByTime(Order::Asc, _)) => sql.push(" order by e.time + interval '0', e.id"),
-        (Way::Search, Slice::ByTime(Order::Desc, _)) => sql.push(" order by e.time + interval '0' desc, e.id desc"),
-        _ => sql.push(order),
-    };
-    sql.push(" limit ")
-        .push_bind(i64::from(limit))
-        .push(") ")
-        .push(NAMES)
-        .push(order);
-    sql
+
+    /// None where they would be the whole window.
+    fn new(window: Window, order: Order, after: Option<Position>, count: Option<i32>) -> Option<Self> {
+        let (from, to, count) = (window.from?, window.to?, count?);
+        let first = match order {
+            Order::Asc => Self::of(after.map_or(from, |after| after.time.max(from))),
+            Order::Desc => Self::of(after.map_or(to, |after| after.time.min(to))).saturating_sub(count - 1),
+        };
+        let slots = Self { first, count };
+        let part = match order {
+            Order::Asc => slots.end() < to,
+            Order::Desc => slots.begin() > from,
+        };
+        part.then_some(slots)
+    }
+
+    /// All that have a part in the window, where they are not too many.
+    fn all(window: Window) -> Option<Self> {
+        let (first, last) = (Self::of(window.from?), Self::of(window.to?));
+        let count = last.checked_sub(first)?.checked_add(1)?;
+        (0..=MOST_SLOTS).contains(&count).then_some(Self { first, count })
+    }
+
+    fn begin(&self) -> Micros {
+        Micros::from(self.first) * SLOT
+    }
+
+    fn end(&self) -> Micros {
+        (Micros::from(self.first) + Micros::from(self.count)) * SLOT
+    }
+
+    /// ` and ...` for the index.
+    fn push(&self, sql: &mut QueryBuilder<Postgres>) {
+        let slots: Vec<i32> = (0..self.count).map(|n| self.first.saturating_add(n)).collect();
+        sql.push(" and floor(extract(epoch from e.time at time zone 'UTC') / 600)::int = any(")
+            .push_bind(slots)
+            .push(")");
+    }
+
+    /// ` and ...` for what prunes partitions.
+    fn push_bounds(&self, sql: &mut QueryBuilder<Postgres>) {
+        sql.push(" and e.time >= ");
+        push_time(sql, self.begin());
+        sql.push(" and e.time < ");
+        push_time(sql, self.end());
+    }
+}
+
+struct Question<'a> {
+    resolved: &'a Resolved<'a>,
+    narrowed: Option<&'a Narrowed>,
+    window: Window,
+    slice: &'a Slice,
+    limit: u32,
+}
+
+impl Question<'_> {
+    /// The page first, by ids alone; then names for its rows.
+    fn statement(&self, way: Way, slots: Option<&Slots>) -> QueryBuilder<Postgres> {
+        let mut sql = QueryBuilder::new("with page as materialized (select * from ");
+        sql.push(match way {
+            Way::Nearest => "(select * from sonde_store.events e where true",
+            Way::Planned | Way::Indexed(_) => "sonde_store.events e where true",
+        });
+        self.window.push(&mut sql);
+        let order = match self.slice {
+            Slice::ByTime(Order::Asc, after) => {
+                push_after(&mut sql, *after, (" > (", " and e.time >= "));
+                " order by e.time, e.id"
+            }
+            Slice::ByTime(Order::Desc, after) => {
+                push_after(&mut sql, *after, (" < (", " and e.time <= "));
+                " order by e.time desc, e.id desc"
+            }
+            Slice::ById { after, up_to } => {
+                sql.push(" and e.id > ")
+                    .push_bind(*after)
+                    .push(" and e.id <= ")
+                    .push_bind(*up_to);
+                " order by e.id"
+            }
+        };
+        if way == Way::Nearest {
+            sql.push(order)
+                .push(" limit ")
+                .push_bind(NEAREST)
+                .push(") e where true");
+        }
+        self.resolved.push_terms(&mut sql);
+        if let Way::Indexed(_) = way {
+            self.resolved.push_findable(&mut sql);
+            if let Some(narrowed) = self.narrowed {
+                narrowed.push(&mut sql);
+            }
+            if let Some(slots) = slots {
+                slots.push(&mut sql);
+                slots.push_bounds(&mut sql);
+            } else if self.resolved.filter().min_latency_ns.is_some()
+                && let Some(all) = Slots::all(self.window)
+            {
+                // Latencies are found by slot and no other way.
+                all.push(&mut sql);
+            }
+        }
+        match (way, self.slice) {
+            // The order of an expression is that of no index.
+            (Way::Indexed(_), Slice::ByTime(Order::Asc, _)) => sql.push(" order by e.time + interval '0', e.id"),
+            (Way::Indexed(_), Slice::ByTime(Order::Desc, _)) => {
+                sql.push(" order by e.time + interval '0' desc, e.id desc")
+            }
+            _ => sql.push(order),
+        };
+        sql.push(" limit ")
+            .push_bind(i64::from(self.limit))
+            .push(") ")
+            .push(NAMES)
+            .push(order);
+        sql
+    }
 }
 
 /// The bound is said twice: a comparison of rows prunes no partitions, one of the time does.
@@ -251,12 +374,39 @@ mod tests {
     use super::*;
 
     #[test]
-    fn more_is_looked_through_where_the_rest_of_the_page_is_near() {
-        let first = Way::Nearest(NEAREST);
-        assert_eq!(first.next(0, 100), Way::Search);
-        assert_eq!(first.next(19, 100), Way::Search);
-        assert_eq!(first.next(20, 100), Way::Nearest(10 * NEAREST));
-        assert_eq!(first.next(99, 100), Way::Nearest(2 * NEAREST * 100 / 99));
-        assert_eq!(Way::Nearest(10 * NEAREST).next(90, 100), Way::Search);
+    fn more_slots_are_asked_for_where_few_had_some_and_they_are_not_too_many() {
+        let few = Way::Indexed(Some(FEW));
+        assert_eq!(Way::Nearest.next(0, 1), few);
+        assert_eq!(Way::Nearest.next(99, 1000), few);
+        assert_eq!(Way::Nearest.next(99, 1001), Way::Indexed(None));
+        assert_eq!(few.next(0, 1), Way::Indexed(None));
+        assert_eq!(few.next(1, 1), Way::Indexed(Some(MORE)));
+        assert_eq!(few.next(1, 200), Way::Indexed(None));
+        assert_eq!(Way::Indexed(Some(MORE)).next(99, 1), Way::Indexed(None));
+    }
+
+    #[test]
+    fn slots_begin_where_the_page_does() {
+        let window = Window {
+            from: Some(SLOT / 2),
+            to: Some(10 * SLOT + SLOT / 2),
+        };
+        let at = |time| Some(Position { time, id: 1 });
+        let slots = |order, after, count| Slots::new(window, order, after, Some(count)).map(|s| (s.first, s.count));
+        assert_eq!(slots(Order::Desc, None, 2), Some((9, 2)));
+        assert_eq!(slots(Order::Desc, at(5 * SLOT), 2), Some((4, 2)));
+        assert_eq!(slots(Order::Asc, None, 2), Some((0, 2)));
+        assert_eq!(slots(Order::Asc, at(5 * SLOT), 2), Some((5, 2)));
+        assert_eq!(slots(Order::Desc, None, 11), None);
+        assert_eq!(slots(Order::Desc, at(SLOT), 2), None);
+        assert_eq!(slots(Order::Asc, None, 10), Some((0, 10)));
+        assert_eq!(slots(Order::Asc, None, 11), None);
+        assert_eq!(slots(Order::Asc, at(9 * SLOT), 2), None);
+        assert_eq!(Slots::all(window), Some(Slots { first: 0, count: 11 }));
+        let ages = Window {
+            from: Some(0),
+            to: Some(i64::MAX),
+        };
+        assert_eq!(Slots::all(ages), None);
     }
 }

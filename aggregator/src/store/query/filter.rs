@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use sqlx::{PgConnection, Postgres, QueryBuilder};
 
-use super::{Micros, QueryError, push_time};
+use super::{Micros, QueryError, digested, push_time};
 
 /// Wanted and unwanted values of one key: `any` are alternatives, each of `none` rules out.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -84,6 +84,13 @@ pub struct EventFilter {
     pub q: Terms<String>,
 }
 
+impl EventFilter {
+    /// Whether all events are wanted.
+    pub(super) fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
 /// `from` inclusive, `to` exclusive.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Window {
@@ -118,7 +125,7 @@ pub(super) struct Resolved<'a> {
 }
 
 #[derive(Debug)]
-enum Pods {
+pub(super) enum Pods {
     All,
     /// These only.
     Only(Vec<i32>),
@@ -136,14 +143,23 @@ struct Addresses {
 /// More addresses than this are not looked for one by one: so many are frequent enough to be met on the way.
 const MOST_ADDRESSES: i64 = 3000;
 
-/// Words and stacks that hold a text.
+/// As with addresses. Few attributes differ in more than numbers.
+const MOST_ATTRIBUTES: i64 = 300;
+
+/// Words, stacks and attributes that hold a text. None: any attribute may.
 #[derive(Debug)]
 struct TextIds {
     text: String,
     words: Vec<i32>,
     stacks: Vec<i32>,
-    /// No attribute of events up to this id holds it. None: one does, or may.
-    not_in_attributes: Option<i64>,
+    attributes: Option<Attributes>,
+}
+
+/// All attributes that hold a text, of events up to an id, each as a JSON object of its own.
+#[derive(Debug)]
+struct Attributes {
+    objects: Vec<String>,
+    through: i64,
 }
 
 impl EventFilter {
@@ -243,7 +259,7 @@ async fn addresses(
     if networks.is_empty() {
         return Ok(None);
     }
-    let through = through(db).await?;
+    let through = digested(db).await?;
     let mut sql =
         QueryBuilder::<Postgres>::new("select distinct host(address) from sonde_store.event_addresses where true");
     push_days(&mut sql, window);
@@ -268,29 +284,38 @@ async fn text_ids(db: &mut PgConnection, texts: &[String], window: Window) -> Re
             text: text.clone(),
             words: sqlx::query_scalar(words).bind(text).fetch_all(&mut *db).await?,
             stacks: sqlx::query_scalar(stacks).bind(text).fetch_all(&mut *db).await?,
-            not_in_attributes: not_in_attributes(db, text, window).await?,
+            attributes: attributes(db, text, window).await?,
         });
     }
     Ok(out)
 }
 
-/// Up to which id it is certain that no attribute holds the text.
-async fn not_in_attributes(db: &mut PgConnection, text: &str, window: Window) -> Result<Option<i64>, QueryError> {
-    let through = through(db).await?;
-    let mut sql = QueryBuilder::<Postgres>::new("select exists (select from sonde_store.event_attributes where true");
-    push_days(&mut sql, window);
-    sql.push(" and (more = 2 or position(lower(").push_bind(text);
+/// None where more attributes hold the text than are looked for one by one, or where it is not known which.
+async fn attributes(db: &mut PgConnection, text: &str, window: Window) -> Result<Option<Attributes>, QueryError> {
+    let through = digested(db).await?;
+    let mut sql = QueryBuilder::<Postgres>::new(
+        "select distinct text, more <> 0 from sonde_store.event_attributes where (more = 2 or position(lower(",
+    );
+    sql.push_bind(text);
     sql.push(") in lower(text)) > 0 or more = 1 and position(lower(rtrim(")
         .push_bind(text);
-    sql.push(", '0123456789')) in lower(text)) > 0))");
-    let may: bool = sql.build_query_scalar().persistent(false).fetch_one(db).await?;
-    Ok((!may).then_some(through))
+    sql.push(", '0123456789')) in lower(text)) > 0)");
+    push_days(&mut sql, window);
+    sql.push(" limit ").push_bind(MOST_ATTRIBUTES + 1);
+    let found: Vec<(String, bool)> = sql.build_query_as().persistent(false).fetch_all(db).await?;
+    if found.len() as i64 > MOST_ATTRIBUTES || found.iter().any(|(_, more)| *more) {
+        return Ok(None);
+    }
+    let objects = found.iter().flat_map(|(text, _)| objects(text)).collect();
+    Ok(Some(Attributes { objects, through }))
 }
 
-/// What the digest of events has. Asked for before what is in it, which then is of the same events or of more.
-async fn through(db: &mut PgConnection) -> Result<i64, QueryError> {
-    let sql = "select through from sonde_store.event_digest";
-    Ok(sqlx::query_scalar(sql).fetch_one(db).await?)
+/// What an attribute may be that is `key value` in the digest: either may have spaces of its own.
+fn objects(text: &str) -> impl Iterator<Item = String> {
+    text.match_indices(' ').map(|(at, _)| {
+        let (key, value) = (&text[..at], &text[at + 1..]);
+        serde_json::json!({ key: value }).to_string()
+    })
 }
 
 /// ` and ...` for a table of the digest that goes by days.
@@ -311,28 +336,56 @@ impl Resolved<'_> {
     pub(super) fn push(&self, sql: &mut QueryBuilder<Postgres>, window: Window) {
         window.push(sql);
         self.push_terms(sql);
+        self.push_findable(sql);
+    }
+
+    /// ` and ...` that says nothing new, but that an index finds.
+    pub(super) fn push_findable(&self, sql: &mut QueryBuilder<Postgres>) {
+        self.push_addresses(sql);
+        self.push_found(sql);
     }
 
     /// Whether the index for searches can find what is wanted, and not only rule out.
     pub(super) fn is_indexed(&self) -> bool {
         let filter = self.filter;
         let words = |terms: &Terms<String>| !terms.any.is_empty() && !terms.any.iter().any(String::is_empty);
-        [&filter.kind, &filter.reason, &filter.node].into_iter().any(words)
+        [&filter.kind, &filter.reason, &filter.protocol, &filter.node]
+            .into_iter()
+            .any(words)
             || matches!(self.pods, Pods::Only(_))
             || !filter.port.any.is_empty()
             || filter.min_latency_ns.is_some()
-            || (!self.q_any.is_empty() && self.q_any.iter().all(|ids| ids.not_in_attributes.is_some()))
+            || (!self.q_any.is_empty() && self.q_any.iter().all(|ids| ids.attributes.is_some()))
             || (!filter.ip.any.is_empty() && (self.networks.is_some() || filter.ip.any.iter().all(Network::is_host)))
+    }
+
+    /// How many values the index for searches is asked for, about.
+    pub(super) fn lookups(&self) -> usize {
+        let filter = self.filter;
+        let pods = match &self.pods {
+            Pods::Only(ids) => ids.len(),
+            _ => 0,
+        };
+        let texts: usize = self
+            .q_any
+            .iter()
+            .map(|ids| 2 * ids.words.len() + ids.stacks.len() + ids.attributes.as_ref().map_or(0, |a| a.objects.len()))
+            .sum();
+        let addresses = filter.ip.any.len() + self.networks.as_ref().map_or(0, |networks| networks.there.len());
+        let words = [&filter.kind, &filter.reason, &filter.protocol, &filter.node];
+        let words = words.iter().map(|terms| terms.any.len().max(1)).product::<usize>();
+        words
+            * [pods, texts, 2 * addresses, 2 * filter.port.any.len()]
+                .into_iter()
+                .max()
+                .unwrap_or(0)
+                .max(1)
     }
 
     /// The same without the window.
     pub(super) fn push_terms(&self, sql: &mut QueryBuilder<Postgres>) {
-        let filter = self.filter;
-        push_ids(sql, "e.probe", &filter.probe, &self.words);
-        push_ids(sql, "e.type", &filter.kind, &self.words);
-        push_ids(sql, "e.reason", &filter.reason, &self.words);
-        push_ids(sql, "e.protocol", &filter.protocol, &self.words);
-        push_ids(sql, "e.node_id", &filter.node, &self.nodes);
+        self.push_kinds(sql);
+        self.push_nodes(sql);
         match &self.pods {
             Pods::All => {}
             Pods::Only(ids) => {
@@ -345,10 +398,30 @@ impl Resolved<'_> {
             }
         }
         self.push_ends(sql);
-        if let Some(latency) = filter.min_latency_ns {
+        if let Some(latency) = self.filter.min_latency_ns {
             sql.push(" and e.latency_ns >= ").push_bind(latency);
         }
         self.push_text(sql);
+    }
+
+    pub(super) fn push_kinds(&self, sql: &mut QueryBuilder<Postgres>) {
+        let filter = self.filter;
+        push_ids(sql, "e.probe", &filter.probe, &self.words);
+        push_ids(sql, "e.type", &filter.kind, &self.words);
+        push_ids(sql, "e.reason", &filter.reason, &self.words);
+        push_ids(sql, "e.protocol", &filter.protocol, &self.words);
+    }
+
+    pub(super) fn push_nodes(&self, sql: &mut QueryBuilder<Postgres>) {
+        push_ids(sql, "e.node_id", &self.filter.node, &self.nodes);
+    }
+
+    pub(super) fn filter(&self) -> &EventFilter {
+        self.filter
+    }
+
+    pub(super) fn pods(&self) -> &Pods {
+        &self.pods
     }
 
     /// Addresses and ports: either end will do, and neither may be an unwanted one.
@@ -369,7 +442,6 @@ impl Resolved<'_> {
                 }
             }
             sql.push(")");
-            self.push_addresses(sql);
         }
         if !ip.none.is_empty() {
             sql.push(" and not (coalesce(e.saddr <<= any(")
@@ -409,13 +481,33 @@ impl Resolved<'_> {
         sql.push("::text[]::inet[]) or e.id > ").push_bind(*through).push(")");
     }
 
+    /// What an index finds of wanted texts where it is known which attributes hold them, and all that is newer than what is
+    /// known of attributes. It is asked beside the texts themselves.
+    fn push_found(&self, sql: &mut QueryBuilder<Postgres>) {
+        let attributes: Option<Vec<&Attributes>> = self.q_any.iter().map(|ids| ids.attributes.as_ref()).collect();
+        let Some(attributes) = attributes.filter(|all| !all.is_empty()) else {
+            return;
+        };
+        let words: Vec<i32> = self.q_any.iter().flat_map(|ids| ids.words.iter().copied()).collect();
+        let stacks: Vec<i32> = self.q_any.iter().flat_map(|ids| ids.stacks.iter().copied()).collect();
+        let objects: Vec<String> = attributes.iter().flat_map(|all| all.objects.iter().cloned()).collect();
+        sql.push(" and (e.reason = any(").push_bind(words.clone());
+        sql.push(") or e.comm = any(").push_bind(words);
+        sql.push(") or e.stack_id = any(").push_bind(stacks);
+        if !objects.is_empty() {
+            sql.push(") or e.attributes @> any(")
+                .push_bind(objects)
+                .push("::text[]::jsonb[]");
+        }
+        sql.push(") or e.id > ")
+            .push_bind(attributes.iter().map(|all| all.through).min())
+            .push(")");
+    }
+
     fn push_text(&self, sql: &mut QueryBuilder<Postgres>) {
         for (wanted, texts) in [(true, &self.q_any), (false, &self.q_none)] {
             if texts.is_empty() {
                 continue;
-            }
-            if wanted {
-                push_found(sql, texts);
             }
             sql.push(if wanted { " and (false" } else { " and not (false" });
             for ids in texts {
@@ -436,26 +528,6 @@ impl Resolved<'_> {
             sql.push(")");
         }
     }
-}
-
-/// What an index finds of wanted texts where no attribute holds them, and all that is newer than what is known of attributes.
-/// It is asked beside the texts themselves.
-fn push_found(sql: &mut QueryBuilder<Postgres>, texts: &[TextIds]) {
-    let Some(through) = texts
-        .iter()
-        .map(|ids| ids.not_in_attributes)
-        .collect::<Option<Vec<i64>>>()
-    else {
-        return;
-    };
-    let words: Vec<i32> = texts.iter().flat_map(|ids| ids.words.iter().copied()).collect();
-    let stacks: Vec<i32> = texts.iter().flat_map(|ids| ids.stacks.iter().copied()).collect();
-    sql.push(" and (e.reason = any(").push_bind(words.clone());
-    sql.push(") or e.comm = any(").push_bind(words);
-    sql.push(") or e.stack_id = any(").push_bind(stacks);
-    sql.push(") or e.id > ")
-        .push_bind(through.into_iter().min().unwrap_or(0))
-        .push(")");
 }
 
 /// A word that the dictionary does not have has no id: wanted, it finds nothing; unwanted, it rules nothing out.

@@ -55,6 +55,7 @@ impl Field {
     const fn columns(self) -> (&'static str, &'static str) {
         // The empty word stands for none.
         const WORD: &str = "(select nullif(text, '') from sonde_store.strings where id = k)";
+        const ADDRESS: &str = "host(nullif(k, '::/0'))";
         match self {
             Self::Type => ("e.type", WORD),
             Self::Reason => ("e.reason", WORD),
@@ -74,10 +75,23 @@ impl Field {
                 "e.direction",
                 "case k when 1 then 'ingress' when 2 then 'egress' when 3 then 'forward' end",
             ),
-            Self::Saddr => ("e.saddr", "host(k)"),
-            Self::Daddr => ("e.daddr", "host(k)"),
+            Self::Saddr => ("e.saddr", ADDRESS),
+            Self::Daddr => ("e.daddr", ADDRESS),
             Self::Sport => ("e.sport", "k::text"),
-            Self::Dport => ("e.dport", "k::text"),
+            Self::Dport => ("e.dport", "nullif(k, -1)::text"),
+        }
+    }
+
+    /// Its number in the tables of values, and the same of an event as it is there, without nulls.
+    const fn value(self) -> Option<(i16, &'static str)> {
+        match self {
+            Self::Interface => Some((1, "coalesce(e.interface, 0)")),
+            Self::Comm => Some((2, "coalesce(e.comm, 0)")),
+            Self::State => Some((3, "coalesce(e.state, 0)")),
+            Self::Dport => Some((4, "coalesce(e.dport, -1)")),
+            Self::Saddr => Some((1, "coalesce(e.saddr, '::/0')")),
+            Self::Daddr => Some((2, "coalesce(e.daddr, '::/0')")),
+            _ => None,
         }
     }
 }
@@ -92,19 +106,40 @@ pub struct Counts {
 
 /// Tables of counts, which are by time and some of the columns of events; longest buckets first.
 #[derive(Debug, PartialEq, Eq)]
-struct Digest([(&'static str, Micros); 2]);
+struct Digest {
+    levels: &'static [(&'static str, Micros)],
+    /// The column of the value, where there is one row for each value of a field.
+    value: Option<&'static str>,
+}
 
 const MINUTE: Micros = 60_000_000;
-static KINDS: Digest = Digest([("event_kinds_10m", 10 * MINUTE), ("event_kinds_1m", MINUTE)]);
-static SUBJECTS: Digest = Digest([("event_subjects_1h", 60 * MINUTE), ("event_subjects_10m", 10 * MINUTE)]);
+static KINDS: Digest = Digest {
+    levels: &[("event_kinds_10m", 10 * MINUTE), ("event_kinds_1m", MINUTE)],
+    value: None,
+};
+static SUBJECTS: Digest = Digest {
+    levels: &[("event_subjects_1h", 60 * MINUTE), ("event_subjects_10m", 10 * MINUTE)],
+    value: None,
+};
+static WORDS: Digest = Digest {
+    levels: &[("event_words_1h", 60 * MINUTE)],
+    value: Some("e.word"),
+};
+static ENDS: Digest = Digest {
+    levels: &[("event_ends_1h", 60 * MINUTE)],
+    value: Some("e.address"),
+};
 
 /// Groups of columns that a question is about.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct About {
+    probe: bool,
     /// Reason, protocol, direction.
     kind: bool,
     /// Node and pod.
     subject: bool,
+    /// A field that is counted by value.
+    value: Option<&'static Digest>,
     /// What no digest has.
     other: bool,
 }
@@ -112,11 +147,13 @@ struct About {
 impl About {
     fn filter(filter: &EventFilter) -> Self {
         Self {
+            probe: !filter.probe.is_empty(),
             kind: !(filter.reason.is_empty() && filter.protocol.is_empty()),
             subject: !(filter.node.is_empty()
                 && filter.namespace.is_empty()
                 && filter.pod.is_empty()
                 && filter.workload.is_empty()),
+            value: None,
             other: !(filter.ip.is_empty() && filter.port.is_empty() && filter.q.is_empty())
                 || filter.min_latency_ns.is_some(),
         }
@@ -125,12 +162,19 @@ impl About {
     fn and(self, field: Field) -> Self {
         use Field as F;
         match field {
-            F::Type | F::Probe => self,
+            F::Type => self,
+            F::Probe => Self { probe: true, ..self },
             F::Reason | F::Protocol | F::Direction => Self { kind: true, ..self },
             F::Node | F::Namespace | F::Pod | F::Workload => Self { subject: true, ..self },
-            F::Interface | F::Comm | F::State | F::Saddr | F::Daddr | F::Sport | F::Dport => {
-                Self { other: true, ..self }
-            }
+            F::Interface | F::Comm | F::State | F::Dport => Self {
+                value: Some(&WORDS),
+                ..self
+            },
+            F::Saddr | F::Daddr => Self {
+                value: Some(&ENDS),
+                ..self
+            },
+            F::Sport => Self { other: true, ..self },
         }
     }
 
@@ -138,6 +182,9 @@ impl About {
     fn digest(self) -> Option<&'static Digest> {
         match self {
             Self { other: true, .. } => None,
+            Self {
+                value: Some(digest), ..
+            } => (!self.probe && !self.kind && !self.subject).then_some(digest),
             Self {
                 kind: true,
                 subject: true,
@@ -155,9 +202,19 @@ struct Question<'a> {
     range: (Micros, Micros),
     /// Tables that answer it; none: the events do.
     levels: Vec<(&'static str, Micros)>,
-    /// Up to this id events are in them.
-    through: i64,
+    /// See [`Digest::value`].
+    value: Option<&'static str>,
+    /// Events with ids above the first and up to the second are in them.
+    within: (i64, i64),
     by: By,
+}
+
+/// Which events by their ids.
+#[derive(Clone, Copy)]
+enum Ids {
+    InDigest,
+    Before,
+    After,
 }
 
 #[derive(Clone, Copy)]
@@ -184,33 +241,34 @@ impl Store {
         };
         let resolved = filter.resolve(db, window).await?;
         let about = About::filter(filter);
-        let of_steps = about.digest().map_or(Vec::new(), |Digest(levels)| {
-            levels
-                .iter()
-                .copied()
-                .filter(|(_, bucket)| step % bucket == 0)
-                .collect()
+        let of_steps = about.digest().map_or(Vec::new(), |digest| {
+            let levels = digest.levels.iter().copied();
+            levels.filter(|(_, bucket)| step % bucket == 0).collect()
         });
-        let of_top = about
-            .and(by)
-            .digest()
-            .map_or(Vec::new(), |Digest(levels)| levels.to_vec());
+        let counted = about.and(by).digest();
+        let of_top = counted.map_or(Vec::new(), |digest| digest.levels.to_vec());
         let digest = !(of_steps.is_empty() && of_top.is_empty());
         let mut sql = if !digest {
             one_pass(&resolved, range, (first, step), by)
         } else {
-            let through = begin(db).await?;
+            let (values_after, through) = begin(db).await?;
             let question = |levels, by| Question {
                 resolved: &resolved,
                 range,
                 levels,
-                through,
+                value: None,
+                within: (0, through),
                 by,
             };
             let mut sql = QueryBuilder::new("with steps as (");
             question(of_steps, By::Step { first, step }).push(&mut sql);
             sql.push("), by_field as (");
-            question(of_top, By::Field(by)).push(&mut sql);
+            let mut top = question(of_top, By::Field(by));
+            top.value = counted.and_then(|digest| digest.value);
+            if top.value.is_some() {
+                top.within.0 = values_after;
+            }
+            top.push(&mut sql);
             sql.push(")");
             sql
         };
@@ -241,12 +299,12 @@ impl Store {
 
 /// What is read from now on belongs together. The id goes into the statement as a number and not as a query: the planner, which
 /// cannot know what a query will find, would take a third of all events to be newer.
-async fn begin(db: &mut PgConnection) -> Result<i64, QueryError> {
+async fn begin(db: &mut PgConnection) -> Result<(i64, i64), QueryError> {
     sqlx::raw_sql("begin isolation level repeatable read read only")
         .execute(&mut *db)
         .await?;
-    let through = sqlx::query_scalar("select through from sonde_store.event_digest");
-    Ok(through.fetch_one(db).await?)
+    let within = sqlx::query_as("select values_after, through from sonde_store.event_digest");
+    Ok(within.fetch_one(db).await?)
 }
 
 /// Both questions at once, from the events.
@@ -293,7 +351,8 @@ impl By {
                 sql.push("coalesce(e.pod_id, -1)");
             }
             Self::Field(field) => {
-                sql.push(field.columns().0);
+                let value = field.value().filter(|_| beside_digest);
+                sql.push(value.map_or(field.columns().0, |(_, value)| value));
             }
         }
     }
@@ -307,8 +366,8 @@ impl Question<'_> {
         for piece in cover(&lengths, self.range, now_micros()) {
             match piece {
                 Piece::Buckets { level, from, to } => self.buckets(sql, self.levels[level].0, (from, to)),
-                Piece::Plus { from, to } => self.events(sql, "count(*)", (from, to), " <= "),
-                Piece::Minus { from, to } => self.events(sql, "-count(*)", (from, to), " <= "),
+                Piece::Plus { from, to } => self.events(sql, "count(*)", (from, to), Ids::InDigest),
+                Piece::Minus { from, to } => self.events(sql, "-count(*)", (from, to), Ids::InDigest),
             }
             sql.push(" union all ");
         }
@@ -316,7 +375,11 @@ impl Question<'_> {
             // The last `union all` wants something.
             sql.push("select null, 0 where false");
         } else {
-            self.events(sql, "count(*)", self.range, " > ");
+            if self.within.0 > 0 {
+                self.events(sql, "count(*)", self.range, Ids::Before);
+                sql.push(" union all ");
+            }
+            self.events(sql, "count(*)", self.range, Ids::After);
         }
         sql.push(") pieces group by k");
     }
@@ -324,12 +387,24 @@ impl Question<'_> {
     /// Steps are told from the few times of buckets, not from each row.
     fn buckets(&self, sql: &mut QueryBuilder<Postgres>, table: &'static str, (from, to): (Micros, Micros)) {
         sql.push("(select ");
-        self.by.push(sql, true);
+        match self.value {
+            Some(column) => {
+                sql.push(column);
+            }
+            None => self.by.push(sql, true),
+        }
         sql.push(" as k, sum(n) as n from ");
         if matches!(self.by, By::Step { .. }) {
             sql.push("(select time, sum(n) as n from ");
         }
         sql.push("sonde_store.").push(table).push(" e where true");
+        if let (Some(_), By::Field(field)) = (self.value, self.by) {
+            sql.push(" and e.field = ")
+                .push_bind(field.value().map(|(number, _)| number));
+            // Not a sum of types and of all together.
+            let all = self.resolved.filter().kind.is_empty();
+            sql.push(if all { " and e.type = 0" } else { " and e.type <> 0" });
+        }
         self.push_terms(sql, (from, to));
         if matches!(self.by, By::Step { .. }) {
             sql.push(" group by time) e");
@@ -337,21 +412,24 @@ impl Question<'_> {
         sql.push(" group by 1)");
     }
 
-    /// Of events that are in the digest, or that are not.
-    fn events(
-        &self,
-        sql: &mut QueryBuilder<Postgres>,
-        count: &'static str,
-        (from, to): (Micros, Micros),
-        through: &'static str,
-    ) {
+    fn events(&self, sql: &mut QueryBuilder<Postgres>, count: &'static str, (from, to): (Micros, Micros), ids: Ids) {
         sql.push("(select ");
         self.by.push(sql, !self.levels.is_empty());
         sql.push(" as k, ")
             .push(count)
             .push(" as n from sonde_store.events e where true");
         if !self.levels.is_empty() {
-            sql.push(" and e.id").push(through).push_bind(self.through);
+            let (after, through) = self.within;
+            match ids {
+                Ids::Before => sql.push(" and e.id <= ").push_bind(after),
+                Ids::After => sql.push(" and e.id > ").push_bind(through),
+                Ids::InDigest => {
+                    if after > 0 {
+                        sql.push(" and e.id > ").push_bind(after);
+                    }
+                    sql.push(" and e.id <= ").push_bind(through)
+                }
+            };
         }
         self.push_terms(sql, (from, to));
         sql.push(" group by 1)");
@@ -390,6 +468,10 @@ mod tests {
             reason: terms(),
             ..EventFilter::default()
         };
+        let probe = EventFilter {
+            probe: terms(),
+            ..EventFilter::default()
+        };
         let pod = EventFilter {
             pod: terms(),
             ..EventFilter::default()
@@ -402,7 +484,13 @@ mod tests {
             (&none, Field::Type, Some(&KINDS)),
             (&none, Field::Direction, Some(&KINDS)),
             (&none, Field::Pod, Some(&SUBJECTS)),
-            (&none, Field::Saddr, None),
+            (&none, Field::Saddr, Some(&ENDS)),
+            (&none, Field::Comm, Some(&WORDS)),
+            (&none, Field::Sport, None),
+            (&kind, Field::Dport, Some(&WORDS)),
+            (&reason, Field::Daddr, None),
+            (&probe, Field::State, None),
+            (&pod, Field::Comm, None),
             (&kind, Field::Reason, Some(&KINDS)),
             (&kind, Field::Namespace, Some(&SUBJECTS)),
             (&reason, Field::Type, Some(&KINDS)),

@@ -73,7 +73,10 @@ const STATS: [(&str, &str, u64); 9] = [
 ];
 
 pub(crate) async fn run(report: &mut Report) -> anyhow::Result<()> {
-    let store = Store::start()?;
+    let store = match std::env::var_os("SONDE_BENCH_DATA") {
+        Some(folder) => Store::start_in(folder.into())?,
+        None => Store::start()?,
+    };
     let mut database = store.database().await?;
     let day = fill(&mut database).await?;
     let bytes = store.bytes().await?;
@@ -82,7 +85,8 @@ pub(crate) async fn run(report: &mut Report) -> anyhow::Result<()> {
         &format!(
             "{} events of one day stored (200 nodes, 5,000 pods, most of everything rare), 5,000 a second arriving, {} tries of each \
              question with other values, 100 events a page, over that day. Times are of the whole answer over HTTP. \
-             `SONDE_BENCH_EVENTS` and `SONDE_BENCH_TRIES` set the numbers.",
+             `SONDE_BENCH_EVENTS` and `SONDE_BENCH_TRIES` set the numbers; `SONDE_BENCH_DATA` names a folder in which they are \
+             kept for the next time.",
             thousands(events() as f64),
             tries()
         ),
@@ -121,16 +125,15 @@ async fn fill(database: &mut PgConnection) -> anyhow::Result<String> {
     )
     .fetch_one(&mut *database)
     .await?;
-    let leaf = format!("sonde_parts.events_{name}");
-    // Indexes are made when it is attached: that takes a fraction of the time.
-    let make = format!("drop table if exists {leaf}; create table {leaf} (like sonde_store.events including defaults)");
-    database.execute(AssertSqlSafe(make)).await?;
-    let sql = include_str!("fill.sql")
-        .replace("$LEAF", &leaf)
-        .replace("$DAY", &format!("'{day}'"))
-        .replace("$NEXT", &format!("'{next}'"))
-        .replace("$EVENTS", &events().to_string());
-    sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut *database).await?;
+    let rfc = |time: &str| time.replace(' ', "T").replace("+00", "Z");
+    let query = format!("from={}&to={}", rfc(&day), rfc(&next));
+    let filled = format!("select exists (select from sonde_store.events where time >= '{day}' and time < '{next}')");
+    if !sqlx::query_scalar(AssertSqlSafe(filled))
+        .fetch_one(&mut *database)
+        .await?
+    {
+        store_events(database, &day, &next, &name).await?;
+    }
     eprintln!("   events are stored, waiting for the digest");
     loop {
         let behind: i64 =
@@ -143,8 +146,21 @@ async fn fill(database: &mut PgConnection) -> anyhow::Result<String> {
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
     database.execute("vacuum analyze").await?;
-    let rfc = |time: &str| time.replace(' ', "T").replace("+00", "Z");
-    Ok(format!("from={}&to={}", rfc(&day), rfc(&next)))
+    Ok(query)
+}
+
+async fn store_events(database: &mut PgConnection, day: &str, next: &str, name: &str) -> anyhow::Result<()> {
+    let leaf = format!("sonde_parts.events_{name}");
+    // Indexes are made when it is attached: that takes a fraction of the time.
+    let make = format!("drop table if exists {leaf}; create table {leaf} (like sonde_store.events including defaults)");
+    database.execute(AssertSqlSafe(make)).await?;
+    let sql = include_str!("fill.sql")
+        .replace("$LEAF", &leaf)
+        .replace("$DAY", &format!("'{day}'"))
+        .replace("$NEXT", &format!("'{next}'"))
+        .replace("$EVENTS", &events().to_string());
+    sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut *database).await?;
+    Ok(())
 }
 
 async fn arrivals(url: String, events: f64, span: Duration) -> anyhow::Result<()> {
