@@ -45,6 +45,15 @@ impl Narrowed {
         self.lists.is_empty()
     }
 
+    /// See [`Resolved::lookups`].
+    pub(super) fn lookups(&self) -> usize {
+        self.lists
+            .iter()
+            .map(|list| list.ids.len() + list.others.1.len())
+            .max()
+            .unwrap_or(0)
+    }
+
     /// ` and ...` for the table of events under the alias `e`.
     pub(super) fn push(&self, sql: &mut QueryBuilder<Postgres>) {
         for list in &self.lists {
