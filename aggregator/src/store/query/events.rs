@@ -337,6 +337,9 @@ impl Question<'_> {
             sql.push(order).push(" limit ").push_bind(events).push(") e where true");
         }
         self.resolved.push_terms(&mut sql);
+        if let Way::Nearest(_) = way {
+            self.resolved.push_quick(&mut sql);
+        }
         if let Way::Indexed(_) = way {
             self.resolved.push_findable(&mut sql);
             if let Some(narrowed) = self.narrowed {
