@@ -102,7 +102,7 @@ pub(super) async fn old_views(connection: &mut PgConnection) -> sqlx::Result<Vec
     sqlx::query_as(
         "select p.name, p.help, p.definition from sonde_store.probes p \
          join pg_class c on c.oid = to_regclass('sonde_store.' || quote_ident('readings_' || p.name)) \
-         where obj_description(c.oid, 'pg_class') is distinct from $1",
+         where coalesce(substring(obj_description(c.oid, 'pg_class') from 'form ([0-9]{1,9})$')::int, 1) < $1",
     )
     .bind(views::FORM)
     .fetch_all(connection)

@@ -25,9 +25,9 @@ const FIXED_IDS: [&str; 3] = ["time", "node_id", "pod_id"];
 /// would join in the order written (join_collapse_limit) and could not start from a filter on a pod or a label.
 const JOINED_LABELS: usize = 4;
 
-/// What the views compute their values from is said of `readings_<probe>`: those of a database that says something else are
-/// made again ([`super::old_views`]). To be changed whenever the same definition gives other views.
-pub(super) const FORM: &str = "Readings, form 2: one subscript for each value";
+/// How the views compute their values; a comment on `readings_<probe>` says it of those that are there, and those of an
+/// earlier form are made again ([`super::old_views`]). To be raised whenever the same definition gives other views.
+pub(super) const FORM: i32 = 2;
 
 /// How the statement begins after which a view has no comments.
 const DROP: &str = "drop view";
@@ -57,7 +57,7 @@ pub(super) async fn apply(tx: &mut PgConnection, probe: &str, help: &str, defini
         "create or replace view {readings} as {}",
         selects.join(" union all ")
     ));
-    run.push(format!("comment on view {readings} is {}", literal(FORM)));
+    run.push(format!("comment on view {readings} is 'Readings, form {FORM}'"));
     // The role may be missing where nobody was allowed to make it; then there is nobody to grant anything to.
     if sqlx::query("select from pg_roles where rolname = 'sonde_reader'")
         .fetch_optional(&mut *tx)
