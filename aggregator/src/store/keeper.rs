@@ -15,12 +15,11 @@ use tokio::time::{Instant, MissedTickBehavior};
 use uuid::Uuid;
 
 use super::attribution;
-use super::catalogue::Definition;
 use super::database::{self, Pools, Trial, describe};
 use super::partitions::{self, Day};
 use super::status::{Health, Problem, ProblemKind};
 use super::streams::Streams;
-use super::tables::{self, delta_table, key_table};
+use super::tables::{self, Described, delta_table, key_table};
 use super::target::{self, Found, Target};
 use super::transaction::{Keep, Tables};
 use super::{OpenError, distribution, register, schema};
@@ -308,13 +307,32 @@ impl Keeper {
             }
         }
         self.metrics.partitions.set(count.values().sum());
-        self.drop_wide_tables().await
+        self.drop_wide_tables().await?;
+        self.renew_views().await
+    }
+
+    /// Views that an earlier version made in another way show the same, only slower: where somebody reads one at the
+    /// moment, this waits for another time, not everybody behind it.
+    async fn renew_views(&mut self) -> sqlx::Result<()> {
+        let connection = self.connection().await?;
+        for described in tables::old_views(connection).await? {
+            let probe = described.0.clone();
+            match renew(connection, described).await {
+                Ok(()) => tracing::info!(probe, "made the views anew that an earlier version made"),
+                Err(sqlx::Error::Database(e)) => {
+                    tracing::warn!(probe, error = %e, "its views stay as an earlier version made them for now");
+                    return Ok(());
+                }
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(())
     }
 
     /// Tables in the shape of earlier versions go when retention has emptied them.
     async fn drop_wide_tables(&mut self) -> sqlx::Result<()> {
         let connection = self.connection().await?;
-        let empty: Vec<(String, String, Json<Definition>)> = sqlx::query_as(
+        let empty: Vec<Described> = sqlx::query_as(
             "select p.name, p.help, p.definition from sonde_store.probes p \
              join pg_class c on c.oid = to_regclass('sonde_store.' || quote_ident('probe_' || p.name)) \
              where not exists (select from pg_inherits i where i.inhparent = c.oid)",
@@ -331,4 +349,12 @@ impl Keeper {
         }
         Ok(())
     }
+}
+
+async fn renew(connection: &mut PgConnection, (probe, help, Json(definition)): Described) -> sqlx::Result<()> {
+    let mut tx = connection.begin().await?;
+    sqlx::query("set local lock_timeout = '1s'").execute(&mut *tx).await?;
+    schema::lock(&mut tx).await?;
+    tables::apply_views(&mut tx, &probe, &help, &definition).await?;
+    tx.commit().await
 }

@@ -395,6 +395,50 @@ async fn rows_that_an_earlier_version_stored_are_shown_until_they_expire() {
     aggregator.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn views_of_an_earlier_version_are_made_again() {
+    let database = Database::migrated().await;
+    let aggregator = Aggregator::on(&database, Storage::default()).await;
+    let mut collector = Collector::connect(&aggregator, hello("n1", 1)).await.unwrap();
+    collector.send(1, &batch(1, 0)).await;
+    collector.acked(1).await;
+    aggregator.stop().await;
+    // Another way to compute a column, of which the readings view says nothing.
+    let mut connection = aggregator_connection(&database).await;
+    let definition: String = sqlx::query_scalar("select pg_get_viewdef('sonde.netdev'::regclass)")
+        .fetch_one(&mut connection)
+        .await
+        .unwrap();
+    let other = definition.trim_end_matches(';');
+    let earlier = format!(
+        "create or replace view sonde.netdev as select * from ({other}) o where false; \
+         comment on view sonde_store.readings_netdev is null"
+    );
+    sqlx::raw_sql(sqlx::AssertSqlSafe(earlier))
+        .execute(&mut connection)
+        .await
+        .unwrap();
+    // Whoever stands on the view keeps it, and has what it shows now.
+    sqlx::raw_sql("create view public.mine as select node from sonde.netdev")
+        .execute(&mut connection)
+        .await
+        .unwrap();
+
+    // A reader is not waited for, nor is it in the way of the start.
+    sqlx::raw_sql("begin; select * from sonde.netdev")
+        .execute(&mut connection)
+        .await
+        .unwrap();
+    let aggregator = Aggregator::on(&database, Storage::default()).await;
+    assert_eq!(aggregator.count("public.mine").await, 0);
+    aggregator.stop().await;
+
+    sqlx::raw_sql("commit").execute(&mut connection).await.unwrap();
+    let aggregator = Aggregator::on(&database, Storage::default()).await;
+    assert_eq!(aggregator.count("public.mine").await, 1);
+    aggregator.stop().await;
+}
+
 async fn aggregator_connection(database: &Database) -> sqlx::PgConnection {
     use sqlx::ConnectOptions as _;
     let options = database.options.clone().options([("timezone", "UTC")]);

@@ -9,6 +9,7 @@ mod views;
 
 use std::collections::HashSet;
 
+use sqlx::types::Json;
 use sqlx::{AssertSqlSafe, PgConnection};
 
 use super::catalogue::{Column, Definition, Kind};
@@ -90,6 +91,31 @@ pub(super) async fn apply(tx: &mut PgConnection, probe: &str, help: &str, defini
     let mut run = key_statements(&in_store(&key_table(probe)), definition, &key);
     run.extend(delta_statements(&in_store(&delta_table(probe)), definition, &delta));
     sqlx::raw_sql(AssertSqlSafe(run.join(";\n"))).execute(&mut *tx).await?;
+    views::apply(tx, probe, help, definition).await
+}
+
+/// A probe, its help and its definition.
+pub(super) type Described = (String, String, Json<Definition>);
+
+/// The probes whose views an earlier version made, in another way.
+pub(super) async fn old_views(connection: &mut PgConnection) -> sqlx::Result<Vec<Described>> {
+    sqlx::query_as(
+        "select p.name, p.help, p.definition from sonde_store.probes p \
+         join pg_class c on c.oid = to_regclass('sonde_store.' || quote_ident('readings_' || p.name)) \
+         where coalesce(substring(obj_description(c.oid, 'pg_class') from 'form ([0-9]{1,9})$')::int, 1) < $1",
+    )
+    .bind(views::FORM)
+    .fetch_all(connection)
+    .await
+}
+
+/// Makes only the views, over tables that are there.
+pub(super) async fn apply_views(
+    tx: &mut PgConnection,
+    probe: &str,
+    help: &str,
+    definition: &Definition,
+) -> sqlx::Result<()> {
     views::apply(tx, probe, help, definition).await
 }
 

@@ -25,6 +25,10 @@ const FIXED_IDS: [&str; 3] = ["time", "node_id", "pod_id"];
 /// would join in the order written (join_collapse_limit) and could not start from a filter on a pod or a label.
 const JOINED_LABELS: usize = 4;
 
+/// How the views compute their values; a comment on `readings_<probe>` says it of those that are there, and those of an
+/// earlier form are made again ([`super::old_views`]). To be raised whenever the same definition gives other views.
+pub(super) const FORM: i32 = 2;
+
 /// How the statement begins after which a view has no comments.
 const DROP: &str = "drop view";
 
@@ -53,6 +57,7 @@ pub(super) async fn apply(tx: &mut PgConnection, probe: &str, help: &str, defini
         "create or replace view {readings} as {}",
         selects.join(" union all ")
     ));
+    run.push(format!("comment on view {readings} is 'Readings, form {FORM}'"));
     // The role may be missing where nobody was allowed to make it; then there is nobody to grant anything to.
     if sqlx::query("select from pg_roles where rolname = 'sonde_reader'")
         .fetch_optional(&mut *tx)
@@ -177,13 +182,15 @@ fn reading_of(column: &Column) -> String {
     )
 }
 
+/// With one subscript for each value: PostgreSQL copies the array for each of them, which is most of what a value costs.
+/// Never both arrays are there.
 fn number(key: &str, cell: &Cell) -> String {
     let (narrow, wide) = (ident(&cell.narrow), ident(&cell.wide));
+    let moved = |array: &str, absent: &str| format!("{key} + nullif(coalesce(d.{array}[k.pos], 0), {absent})");
     format!(
-        "case when d.{narrow} is null and d.{wide} is null then {key} \
-         when d.{narrow}[k.pos] = {ABSENT_NARROW} or d.{wide}[k.pos] = {} then null \
-         else {key} + coalesce(d.{narrow}[k.pos], d.{wide}[k.pos], 0) end",
-        lowest()
+        "case when d.{narrow} is not null then {} when d.{wide} is null then {key} else {} end",
+        moved(&narrow, &ABSENT_NARROW.to_string()),
+        moved(&wide, &lowest())
     )
 }
 
