@@ -17,6 +17,8 @@ use super::{Contents, Dropped, LANES, Lane};
 const SLOT: usize = 16 << 10;
 /// More than a client has on its way; what is beyond is told as gone, whether or not it arrived.
 const MOST_UNSURE: usize = 128;
+/// Where in a record a [`Telling`] begins; not the name of a lane.
+const TELLING: &str = "telling";
 
 #[derive(Debug)]
 pub(super) struct Losses {
@@ -46,18 +48,26 @@ pub(super) struct Going {
     pub unsure: Vec<(u64, Contents)>,
 }
 
+/// A batch of gaps that is about to be in the spool: what is gone is told if it is there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Telling {
+    sequence: u64,
+    /// What is gone and not in it.
+    rest: [Contents; LANES],
+}
+
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Record {
     generation: u64,
     /// By lane.
     gone: [Contents; LANES],
     unsure: Vec<Unsure>,
+    telling: Option<Telling>,
     going: Option<Going>,
 }
 
 impl Losses {
-    /// `is_there` says whether the segment of a lane with that first sequence is there.
-    pub(super) fn open(disk: &dyn Disk, dir: &Path, is_there: impl Fn(Lane, u64) -> bool) -> io::Result<Self> {
+    pub(super) fn open(disk: &dyn Disk, dir: &Path) -> io::Result<Self> {
         let file = disk.open(&dir.join("losses"), Open::Either)?;
         let len = file.len()?;
         if len < 2 * SLOT as u64 {
@@ -67,18 +77,32 @@ impl Losses {
             .into_iter()
             .filter_map(|slot| Record::read(&*file, slot))
             .max_by_key(|r| r.generation);
-        let mut losses = Self {
+        Ok(Self {
             file,
             record: newest.unwrap_or_default(),
             untaken: Default::default(),
-        };
-        if let Some(going) = losses.record.going.clone()
+        })
+    }
+
+    /// What the process before was about to do, and did or not: whether the segment of a lane with that first sequence is
+    /// there, and whether a batch of gaps is.
+    pub(super) fn settle(
+        &mut self,
+        is_there: impl Fn(Lane, u64) -> bool,
+        is_told: impl Fn(u64) -> bool,
+    ) -> io::Result<()> {
+        let told = self.record.telling.take().filter(|telling| is_told(telling.sequence));
+        if let Some(telling) = &told {
+            self.record.gone = telling.rest;
+        }
+        if let Some(going) = self.record.going.clone()
             && !is_there(going.lane, going.first)
         {
-            losses.gone(going);
+            self.gone(going);
         }
-        losses.untaken = losses.record.gone;
-        Ok(losses)
+        self.untaken = self.record.gone;
+        // The batch may be acked and deleted before the next start.
+        if told.is_some() { self.write() } else { Ok(()) }
     }
 
     /// All that is gone and of which nobody was told.
@@ -163,8 +187,25 @@ impl Losses {
         })
     }
 
+    /// All of it that was taken is in the batch of gaps that comes next: a kill between that and [`Self::told`] does not make
+    /// it told twice.
+    pub(super) fn telling(&mut self, sequence: u64) -> io::Result<()> {
+        if self.record.gone == self.untaken {
+            return Ok(());
+        }
+        let rest = self.untaken;
+        self.record.telling = Some(Telling { sequence, rest });
+        self.write()
+    }
+
+    /// It could not be written. What is gone from now on is not in it, should it be there all the same.
+    pub(super) fn not_told(&mut self) {
+        self.record.telling = None;
+    }
+
     /// All of it that was taken is in the spool now, as gaps.
     pub(super) fn told(&mut self) -> io::Result<()> {
+        self.record.telling = None;
         if self.record.gone == self.untaken {
             return Ok(());
         }
@@ -214,6 +255,10 @@ impl Record {
                 contents(unsure.contents)
             );
         }
+        if let Some(telling) = &self.telling {
+            line += &format!(" {TELLING} {}", telling.sequence);
+            telling.rest.iter().for_each(|rest| line += &contents(*rest));
+        }
         if let Some(going) = &self.going {
             let unsure = going.unsure.len();
             line += &format!(
@@ -250,7 +295,19 @@ impl Record {
                 contents: contents(&mut words)?,
             });
         }
-        if let Some(name) = words.next() {
+        let mut next = words.next();
+        if next == Some(TELLING) {
+            let mut telling = Telling {
+                sequence: words.next()?.parse().ok()?,
+                rest: Default::default(),
+            };
+            for rest in &mut telling.rest {
+                *rest = contents(&mut words)?;
+            }
+            record.telling = Some(telling);
+            next = words.next();
+        }
+        if let Some(name) = next {
             let mut going = Going {
                 lane: lane(name)?,
                 first: words.next()?.parse().ok()?,
@@ -295,6 +352,10 @@ mod tests {
             generation: u64::MAX - 1,
             gone: [most; LANES],
             unsure: Vec::new(),
+            telling: Some(Telling {
+                sequence: u64::MAX,
+                rest: [most; LANES],
+            }),
             going: Some(Going {
                 lane: Lane::Events,
                 first: u64::MAX,
