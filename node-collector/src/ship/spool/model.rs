@@ -309,6 +309,10 @@ impl World {
         let Ok(stream) = self.spool().sender(self.model.durable) else {
             return false;
         };
+        if self.disk.has_stopped() {
+            // While it deleted what is acked, which is no reason to refuse a stream.
+            return false;
+        }
         self.stream = Some(stream);
         self.model.acked = self.model.durable;
         let lost = self.spool().lost();
