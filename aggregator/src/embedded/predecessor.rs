@@ -78,11 +78,17 @@ pub(super) fn recovers(data: &Path) -> bool {
 fn is_recovering(data: &Path, processes: &[i32]) -> bool {
     // Processes say in their titles what they are.
     let title = |pid| std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-    processes.iter().any(|pid| title(pid).starts_with(b"postgres: startup")) || state(data) == Some(IN_CRASH_RECOVERY)
+    match state(data) {
+        Some(IN_CRASH_RECOVERY) => true,
+        // Still as it was when it crashed. A standby, which always recovers, says something else.
+        Some(IN_PRODUCTION) => processes.iter().any(|pid| title(pid).starts_with(b"postgres: startup")),
+        _ => false,
+    }
 }
 
-/// `DBState` of PostgreSQL's `pg_control.h`, in this place and with these numbers since version 9.1.
+/// `DBState` of PostgreSQL's `pg_control.h`, in this place and with these numbers in all versions from 9.1 on.
 const IN_CRASH_RECOVERY: u32 = 4;
+const IN_PRODUCTION: u32 = 6;
 
 fn state(data: &Path) -> Option<u32> {
     let control = std::fs::read(data.join("global/pg_control")).ok()?;
