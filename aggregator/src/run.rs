@@ -9,7 +9,7 @@ use sonde_common::config::Config;
 use sonde_common::shutdown::{self, Shutdown};
 use tokio::net::TcpListener;
 
-use crate::embedded::{self, Cluster, user};
+use crate::embedded::{self, Cluster, EmbeddedError, user};
 use crate::http;
 use crate::ingest;
 use crate::kubernetes::{Kubernetes, Pace};
@@ -23,6 +23,9 @@ const LAST_WRITES: Duration = Duration::from_secs(15);
 
 /// Doors stay shut so long for what has to be known first; a database that needs longer is waited for behind them.
 const FIRST_READY: Duration = Duration::from_secs(10);
+
+/// Between attempts to make the database of a private server that does not run yet.
+const DATABASE_AGAIN: Duration = Duration::from_secs(1);
 
 /// Both doors, open before anything else is done: a taken port ends the start at once, and root may use low ones.
 #[derive(Debug)]
@@ -76,7 +79,10 @@ pub fn target(config: &Config) -> Result<Option<Target>, BadUrl> {
 }
 
 /// The database that the configuration names, or a private one that lives as long as the handle.
-async fn database(config: &Config) -> anyhow::Result<(Target, Option<Cluster>)> {
+async fn database(
+    config: &Config,
+    start: fn(embedded::Options) -> Result<Cluster, EmbeddedError>,
+) -> anyhow::Result<(Target, Option<Cluster>)> {
     if let Some(target) = target(config)? {
         return Ok((target, None));
     }
@@ -85,12 +91,18 @@ async fn database(config: &Config) -> anyhow::Result<(Target, Option<Cluster>)> 
         run_as: None,
         settings: Vec::new(),
     };
-    let cluster = tokio::task::spawn_blocking(move || Cluster::start(options)).await??;
-    cluster
-        .ensure_database(embedded::NAME)
-        .await
-        .context("private postgresql")?;
-    Ok((cluster.connect_options(embedded::NAME).into(), Some(cluster)))
+    let cluster = tokio::task::spawn_blocking(move || start(options)).await??;
+    let server = cluster.connect_options("postgres");
+    if embedded::ensure_database(server.clone(), embedded::NAME).await.is_err() {
+        // The server does not run now, or takes no writes: the store says so, and comes to the database once it is there.
+        tokio::spawn(async move {
+            while embedded::ensure_database(server.clone(), embedded::NAME).await.is_err() {
+                tokio::time::sleep(DATABASE_AGAIN).await;
+            }
+        });
+    }
+    let target = Target::from(cluster.connect_options(embedded::NAME)).with_complaint(cluster.complaint());
+    Ok((target, Some(cluster)))
 }
 
 async fn stop(cluster: Option<Cluster>) -> anyhow::Result<()> {
@@ -102,7 +114,7 @@ async fn stop(cluster: Option<Cluster>) -> anyhow::Result<()> {
 
 /// `sonde-aggregator migrate`.
 pub async fn migrate(config: &Config) -> anyhow::Result<()> {
-    let (target, cluster) = database(config).await?;
+    let (target, cluster) = database(config, Cluster::start).await?;
     let result = store::migrate(target).await;
     stop(cluster).await?;
     Ok(result?)
@@ -113,7 +125,7 @@ pub async fn serve(config: Config, listeners: Listeners, shutdown: Shutdown) -> 
     // Before the database: a bad kubeconfig ends the start at once.
     let kubernetes = Kubernetes::new(&config.kubernetes, Pace::default()).await?;
     let pushes = Pushes::new(&config.push)?;
-    let (target, cluster) = database(&config).await?;
+    let (target, cluster) = database(&config, Cluster::start_patiently).await?;
     let result = serve_with(&config, target, listeners, (kubernetes, pushes), shutdown).await;
     stop(cluster).await?;
     result

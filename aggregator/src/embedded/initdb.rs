@@ -53,10 +53,27 @@ pub(super) fn run(binaries: &Binaries, layout: &Paths, run_as: Option<&RunAs>) -
 /// The line of a program's complaints that says most.
 pub(super) fn reason(stderr: &str) -> String {
     let lines = || stderr.lines().map(str::trim).filter(|l| !l.is_empty());
-    let telling = |l: &&str| l.contains("FATAL:") || l.contains("PANIC:") || l.contains("error:");
+    // What those hear who come too early says nothing.
+    let answer = |l: &str| l.contains("FATAL:  the database system is ");
+    let telling = |l: &&str| (l.contains("FATAL:") && !answer(l)) || l.contains("PANIC:") || l.contains("error:");
     let line = lines()
         .find(telling)
         .or_else(|| lines().next_back())
         .unwrap_or("it said nothing");
     line.to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_reason_is_not_what_clients_heard_meanwhile() {
+        let log = "LOG:  starting PostgreSQL 15\n\
+                   FATAL:  the database system is starting up\n\
+                   FATAL:  could not write to file \"pg_wal/xlogtemp.7\": No space left on device\n\
+                   LOG:  database system is shut down\n";
+        assert!(reason(log).starts_with("FATAL:  could not write"), "{}", reason(log));
+        assert_eq!(reason("\n"), "it said nothing");
+    }
 }

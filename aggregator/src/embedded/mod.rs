@@ -2,6 +2,7 @@
 //! It starts and stops with the aggregator, and dies with it when the aggregator is killed. Nothing here knows a table.
 
 mod binaries;
+mod complaint;
 mod initdb;
 mod layout;
 mod predecessor;
@@ -12,7 +13,9 @@ use std::path::{Path, PathBuf};
 
 use sqlx::postgres::PgConnectOptions;
 
-use layout::Layout;
+pub use complaint::Complaint;
+
+use layout::{Layout, Paths};
 use supervisor::Supervisor;
 use user::RunAs;
 
@@ -85,6 +88,28 @@ pub struct Cluster {
 impl Cluster {
     /// Starts the server and waits until it takes connections: a second, or as long as recovery takes. Blocks.
     pub fn start(options: Options) -> Result<Self, EmbeddedError> {
+        let (cluster, first) = Self::launch(options)?;
+        first?;
+        Ok(cluster)
+    }
+
+    /// The same, but a data directory from which the server does not start now, as where its disk is full, is no reason to
+    /// give up: it is tried again and again, and [`Self::complaint`] says why.
+    pub fn start_patiently(options: Options) -> Result<Self, EmbeddedError> {
+        let is_new = !Paths::below(&options.data_dir.join("postgres"))
+            .has_data()
+            .unwrap_or(false);
+        let (cluster, first) = Self::launch(options)?;
+        match first {
+            Err(error) if is_new => return Err(error),
+            Err(error) => tracing::error!(%error, "postgresql does not start, it is tried again"),
+            Ok(()) => {}
+        }
+        Ok(cluster)
+    }
+
+    /// And how its first start went.
+    fn launch(options: Options) -> Result<(Self, Result<(), EmbeddedError>), EmbeddedError> {
         let layout = Layout::open(&options.data_dir, options.run_as.as_ref())?;
         let paths = &layout.paths;
         let binaries = binaries::choose(paths)?;
@@ -92,9 +117,11 @@ impl Cluster {
         if !paths.has_data()? {
             initdb::run(&binaries, paths, options.run_as.as_ref())?;
         }
-        let supervisor = Supervisor::start(&binaries, paths, &options)?;
-        tracing::info!(version = %binaries.version, socket = %layout.paths.socket_dir.display(), "private postgresql is ready");
-        Ok(Self { layout, supervisor })
+        let (supervisor, first) = Supervisor::start(&binaries, paths, &options)?;
+        if first.is_ok() {
+            tracing::info!(version = %binaries.version, socket = %layout.paths.socket_dir.display(), "private postgresql is ready");
+        }
+        Ok((Self { layout, supervisor }, first))
     }
 
     /// How to reach a database of it.
@@ -108,21 +135,12 @@ impl Cluster {
 
     /// Makes a database that is not there yet.
     pub async fn ensure_database(&self, database: &str) -> sqlx::Result<()> {
-        use sqlx::{ConnectOptions as _, Connection as _};
-        let mut connection = self
-            .connect_options("postgres")
-            .disable_statement_logging()
-            .connect()
-            .await?;
-        let there = sqlx::query("select from pg_database where datname = $1")
-            .bind(database)
-            .fetch_optional(&mut connection)
-            .await?;
-        if there.is_none() {
-            let sql = format!("create database \"{}\"", database.replace('"', "\"\""));
-            sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&mut connection).await?;
-        }
-        connection.close().await
+        ensure_database(self.connect_options("postgres"), database).await
+    }
+
+    /// Why it does not run, while it does not.
+    pub fn complaint(&self) -> Complaint {
+        self.supervisor.complaint()
     }
 
     /// Directory of the Unix socket: `psql -h DIR -U sonde sonde`.
@@ -139,6 +157,21 @@ impl Cluster {
     pub fn stop(self) {
         self.supervisor.stop();
     }
+}
+
+/// Makes a database that is not there yet. `server` reaches another one of the same server.
+pub async fn ensure_database(server: PgConnectOptions, database: &str) -> sqlx::Result<()> {
+    use sqlx::{ConnectOptions as _, Connection as _};
+    let mut connection = server.disable_statement_logging().connect().await?;
+    let there = sqlx::query("select from pg_database where datname = $1")
+        .bind(database)
+        .fetch_optional(&mut connection)
+        .await?;
+    if there.is_none() {
+        let sql = format!("create database \"{}\"", database.replace('"', "\"\""));
+        sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&mut connection).await?;
+    }
+    connection.close().await
 }
 
 /// The user to run as when started by root; see [`user::choose`]. Makes and hands over the directory.

@@ -25,7 +25,7 @@ pub(super) fn settle(layout: &Paths) -> Result<(), EmbeddedError> {
     if let Some(postmaster) = postmaster.filter(|pid| running.contains(pid)) {
         tracing::info!(pid = postmaster, "ending the postgresql of an earlier run");
         let _ = kill(Pid::from_raw(postmaster), Signal::SIGINT);
-        running = wait_for_none(data, FAST);
+        running = wait_for_none(data, FAST, |running| is_recovering(data, running));
     }
     for signal in [Signal::SIGQUIT, Signal::SIGKILL] {
         if running.is_empty() {
@@ -35,7 +35,7 @@ pub(super) fn settle(layout: &Paths) -> Result<(), EmbeddedError> {
         for pid in running {
             let _ = kill(Pid::from_raw(pid), signal);
         }
-        running = wait_for_none(data, IMMEDIATE);
+        running = wait_for_none(data, IMMEDIATE, |_| false);
     }
     if let Some(pid) = running.first() {
         return Err(EmbeddedError::WillNotEnd { pid: *pid });
@@ -68,11 +68,40 @@ fn processes_in(data: &Path) -> Vec<i32> {
         .collect()
 }
 
-fn wait_for_none(data: &Path, at_most: Duration) -> Vec<i32> {
+/// A server that is recovering from a crash has no checkpoint to write, and begins anew the next time. But it hears of a fast
+/// shutdown late, as first it syncs every file that there is, and where it ended by itself at that moment PostgreSQL waits for
+/// ever, for a checkpointer that nobody told to end: it can be ended at once, and has to be.
+pub(super) fn recovers(data: &Path) -> bool {
+    is_recovering(data, &processes_in(data))
+}
+
+fn is_recovering(data: &Path, processes: &[i32]) -> bool {
+    // Processes say in their titles what they are.
+    let title = |pid| std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    match state(data) {
+        Some(IN_CRASH_RECOVERY) => true,
+        // Still as it was when it crashed. A standby, which always recovers, says something else.
+        Some(IN_PRODUCTION) => processes.iter().any(|pid| title(pid).starts_with(b"postgres: startup")),
+        _ => false,
+    }
+}
+
+/// `DBState` of PostgreSQL's `pg_control.h`, in this place and with these numbers in all versions from 9.1 on.
+const IN_CRASH_RECOVERY: u32 = 4;
+const IN_PRODUCTION: u32 = 6;
+
+fn state(data: &Path) -> Option<u32> {
+    let control = std::fs::read(data.join("global/pg_control")).ok()?;
+    // Behind the system's identifier and two versions.
+    Some(u32::from_ne_bytes(control.get(16..20)?.try_into().ok()?))
+}
+
+/// Those that are left when that becomes useless, or at the end.
+fn wait_for_none(data: &Path, at_most: Duration, is_useless: impl Fn(&[i32]) -> bool) -> Vec<i32> {
     let deadline = Instant::now() + at_most;
     loop {
         let running = processes_in(data);
-        if running.is_empty() || Instant::now() >= deadline {
+        if running.is_empty() || is_useless(&running) || Instant::now() >= deadline {
             return running;
         }
         std::thread::sleep(Duration::from_millis(50));

@@ -14,6 +14,7 @@ use nix::unistd::Pid;
 use parking_lot::{Condvar, Mutex};
 
 use super::binaries::Binaries;
+use super::complaint::Complaint;
 use super::layout::{self, Paths};
 use super::user::RunAs;
 use super::{EmbeddedError, Options, initdb, predecessor};
@@ -43,6 +44,7 @@ const RESTART_PAUSE: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(super) struct Supervisor {
     shared: Arc<Shared>,
+    data: PathBuf,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -50,6 +52,7 @@ pub(super) struct Supervisor {
 struct Shared {
     state: Mutex<State>,
     changed: Condvar,
+    complaint: Complaint,
 }
 
 #[derive(Debug, Default)]
@@ -68,8 +71,12 @@ struct Recipe {
 }
 
 impl Supervisor {
-    /// Returns once the server takes connections.
-    pub(super) fn start(binaries: &Binaries, layout: &Paths, options: &Options) -> Result<Self, EmbeddedError> {
+    /// Returns once the server takes connections, or with what keeps it from that: it is tried again as long as this lives.
+    pub(super) fn start(
+        binaries: &Binaries,
+        layout: &Paths,
+        options: &Options,
+    ) -> Result<(Self, Result<(), EmbeddedError>), EmbeddedError> {
         let mut arguments = vec!["-D".to_owned(), layout.data.display().to_string()];
         let ours = SETTINGS.iter().map(|(key, value)| (*key, (*value).to_owned()));
         let socket = [
@@ -97,15 +104,20 @@ impl Supervisor {
             .map_err(EmbeddedError::io("start a thread for", &layout.data))?;
         let supervisor = Self {
             shared,
+            data: layout.data.clone(),
             thread: Some(thread),
         };
-        first.recv().unwrap_or_else(|_| {
+        let first = first.recv().unwrap_or_else(|_| {
             Err(EmbeddedError::Failed {
                 program: "postgres",
                 why: "its supervisor ended".into(),
             })
-        })?;
-        Ok(supervisor)
+        });
+        Ok((supervisor, first))
+    }
+
+    pub(super) fn complaint(&self) -> Complaint {
+        self.shared.complaint.clone()
     }
 
     pub(super) fn pid(&self) -> Option<u32> {
@@ -128,6 +140,14 @@ impl Supervisor {
             }
             self.shared.changed.notify_all();
         }
+        while !thread.is_finished() {
+            if predecessor::recovers(&self.data)
+                && let Some(pid) = self.shared.state.lock().pid
+            {
+                let _ = kill(Pid::from_raw(pid as i32), Signal::SIGQUIT);
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
         let _ = thread.join();
     }
 }
@@ -138,7 +158,7 @@ impl Drop for Supervisor {
     }
 }
 
-/// Runs the server until it is to stop. The first start is reported; if it fails, that is the end.
+/// Runs the server until it is to stop. How the first start went is reported: whoever started it may give it up then.
 fn supervise(recipe: &Recipe, shared: &Shared, report: mpsc::Sender<Result<(), EmbeddedError>>) {
     let mut report = Some(report);
     loop {
@@ -151,7 +171,6 @@ fn supervise(recipe: &Recipe, shared: &Shared, report: mpsc::Sender<Result<(), E
             (Err(e), None) => tracing::error!(error = %e, "postgresql does not start, trying again"),
             (Err(e), Some(report)) => {
                 let _ = report.send(Err(e));
-                return;
             }
             (Ok(status), Some(report)) => {
                 let why = format!("it ended at once ({status})");
@@ -159,7 +178,6 @@ fn supervise(recipe: &Recipe, shared: &Shared, report: mpsc::Sender<Result<(), E
                     program: "postgres",
                     why,
                 }));
-                return;
             }
         }
         let mut state = shared.state.lock();
@@ -191,8 +209,8 @@ fn run_once(
     let tail = Arc::new(Mutex::new(String::new()));
     let stderr = child.stderr.take().expect("stderr is piped");
     let log = std::thread::spawn({
-        let tail = Arc::clone(&tail);
-        move || forward_log(stderr, &tail)
+        let (tail, complaint) = (Arc::clone(&tail), shared.complaint.clone());
+        move || forward_log(stderr, &tail, &complaint)
     });
     let ready = wait_until_ready(&recipe.paths.data, child.id());
     if ready && let Some(report) = report.take() {
@@ -208,9 +226,11 @@ fn run_once(
     if !ready {
         // Nothing but the server itself has run, so its end closes the pipe.
         let _ = log.join();
+        let why = initdb::reason(&tail.lock());
+        shared.complaint.set(why.clone());
         return Err(EmbeddedError::Failed {
             program: "postgres",
-            why: initdb::reason(&tail.lock()),
+            why,
         });
     }
     Ok(status)
@@ -290,11 +310,12 @@ fn wait_until_ready(data: &Path, pid: u32) -> bool {
 const SESSION_ENDED: &str = "terminating connection due to administrator command";
 
 /// The server's log, line by line into ours; the last of it is kept for an error message.
-fn forward_log(stderr: ChildStderr, tail: &Mutex<String>) {
+fn forward_log(stderr: ChildStderr, tail: &Mutex<String>, complaint: &Complaint) {
     const KEEP: usize = 16 << 10;
     for line in BufReader::new(stderr).split(b'\n').map_while(Result::ok) {
         let line = String::from_utf8_lossy(&line);
         let (level, message) = line.split_once(":  ").unwrap_or(("", &line));
+        complaint.hear(level, message);
         match level {
             // Whoever ends a session knows: we at our own end, or an administrator.
             "FATAL" if message.starts_with(SESSION_ENDED) => tracing::debug!(target: "postgresql", "{message}"),

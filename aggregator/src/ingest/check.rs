@@ -29,6 +29,18 @@ macro_rules! ensure {
     };
 }
 
+/// Gaps of a node whose clock is ahead are cut to ours: what tells why all else of it is refused would be refused as well, and
+/// nobody would hear of it but our log.
+pub(super) fn cut_gaps(body: &mut v1::BatchBody, now_ns: u64) {
+    for gap in &mut body.gaps {
+        let may_be = gap.from_ns <= gap.to_ns && i64::try_from(gap.to_ns).is_ok();
+        if may_be && gap.to_ns > now_ns.saturating_add(MAX_FUTURE_NS) {
+            gap.to_ns = now_ns;
+            gap.from_ns = gap.from_ns.min(now_ns);
+        }
+    }
+}
+
 /// Checks against what the stream's own catalogue promised.
 pub(super) fn check(body: &v1::BatchBody, probes: &HashMap<String, StreamProbe>, now_ns: u64) -> Checked {
     let check = Check { body, probes, now_ns };

@@ -13,7 +13,8 @@ use uuid::Uuid;
 use super::newer::Newer;
 use super::{check, hello};
 use crate::live::LiveTable;
-use crate::store::batch::{Batch, Stream, StreamProbe};
+use crate::metrics::Metrics;
+use crate::store::batch::{Batch, Room, Stream, StreamProbe};
 use crate::store::catalogue::Definition;
 use crate::store::fuzz::encode;
 
@@ -226,7 +227,7 @@ fn take_batch(input: &[u8]) {
         sequence: 1,
         body: decoded,
         size: 0,
-        memory: Vec::new(),
+        memory: Room::new(Vec::new(), 0, &Metrics::new()),
     });
 }
 

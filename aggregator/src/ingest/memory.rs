@@ -5,6 +5,7 @@ use std::sync::Arc;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::metrics::Metrics;
+use crate::store::batch::Room;
 
 /// For all streams, in KiB.
 const ALL: usize = 96 << 10;
@@ -42,16 +43,11 @@ impl Memory {
             own: Arc::new(Semaphore::new(OF_ONE)),
         }
     }
-
-    fn taken(&self) -> u64 {
-        let free = self.all.available_permits() + self.small.available_permits();
-        ((ALL + SMALL).saturating_sub(free) as u64) << 10
-    }
 }
 
 impl StreamMemory {
     /// Room for a batch of so many bytes. Waits until the stream's own batches, and then those of all, have left some.
-    pub(super) async fn reserve(&self, bytes: usize, metrics: &Metrics) -> Vec<OwnedSemaphorePermit> {
+    pub(super) async fn reserve(&self, bytes: usize, metrics: &Arc<Metrics>) -> Room {
         let kib = (bytes / 1024).clamp(1, OF_ONE);
         let idle = self.own.available_permits() == OF_ONE;
         let of_own = take(&self.own, kib).await;
@@ -62,8 +58,7 @@ impl StreamMemory {
             Some(small) => small,
             None => take(&self.memory.all, kib).await,
         };
-        metrics.queued_bytes.set(self.memory.taken());
-        vec![of_own, of_all]
+        Room::new(vec![of_own, of_all], (kib as u64) << 10, metrics)
     }
 }
 
@@ -80,7 +75,7 @@ mod tests {
 
     #[test]
     fn floods_leave_room_for_small_batches_of_others_and_bound_themselves() {
-        let (memory, metrics) = (Memory::new(), Metrics::default());
+        let (memory, metrics) = (Memory::new(), Metrics::new());
         let now = |stream: &StreamMemory, bytes| stream.reserve(bytes, &metrics).now_or_never();
         let floods: Vec<_> = (0..4).map(|_| memory.of_stream()).collect();
         let mut held = Vec::new();
@@ -105,11 +100,14 @@ mod tests {
             now(&quiet, 16 << 20).is_some(),
             "what a commit gives back is there for the next"
         );
+        assert_eq!(metrics.queued_bytes.get(), (ALL as u64 - (16 << 10)) << 10);
+        held.clear();
+        assert_eq!(metrics.queued_bytes.get(), 0, "nothing is in flight");
     }
 
     #[test]
     fn a_batch_of_any_size_has_room_once_nothing_else_is_in_flight() {
-        let (memory, metrics) = (Memory::new(), Metrics::default());
+        let (memory, metrics) = (Memory::new(), Metrics::new());
         let stream = memory.of_stream();
         for bytes in [0, 1, 64 << 20, usize::MAX] {
             assert!(stream.reserve(bytes, &metrics).now_or_never().is_some(), "{bytes}");

@@ -302,7 +302,9 @@ async fn take(
     let decoded = tokio::task::spawn_blocking(move || {
         let mut body = body::decode(&batch.body).map_err(|e| poison::status(sequence, e))?;
         newer.leave_out(&mut body);
-        check::check(&body, &stream.probes, now_ns()).map_err(|e| poison::status(sequence, e))?;
+        let now_ns = now_ns();
+        check::cut_gaps(&mut body, now_ns);
+        check::check(&body, &stream.probes, now_ns).map_err(|e| poison::status(sequence, e))?;
         Ok(Batch {
             stream,
             sequence,

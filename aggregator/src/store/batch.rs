@@ -9,6 +9,7 @@ use tokio::sync::{OwnedSemaphorePermit, watch};
 use uuid::Uuid;
 
 use super::catalogue::{Column, Definition};
+use crate::metrics::Metrics;
 
 /// One collector's stream, as the writer needs it.
 #[derive(Debug)]
@@ -68,8 +69,32 @@ pub struct Batch {
     pub body: v1::BatchBody,
     /// Bytes it takes in memory, estimated.
     pub size: usize,
-    /// Its shares of the memory that batches in flight may take; given back when the batch is dropped.
-    pub memory: Vec<OwnedSemaphorePermit>,
+    pub memory: Room,
+}
+
+/// A batch's shares of the memory that batches in flight may take; given back when the batch is dropped.
+#[derive(Debug)]
+pub struct Room {
+    _shares: Vec<OwnedSemaphorePermit>,
+    bytes: u64,
+    metrics: Arc<Metrics>,
+}
+
+impl Room {
+    pub fn new(shares: Vec<OwnedSemaphorePermit>, bytes: u64, metrics: &Arc<Metrics>) -> Self {
+        metrics.queued_bytes.add(bytes);
+        Self {
+            _shares: shares,
+            bytes,
+            metrics: Arc::clone(metrics),
+        }
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        self.metrics.queued_bytes.sub(self.bytes);
+    }
 }
 
 impl StreamProbe {

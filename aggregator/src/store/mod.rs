@@ -155,7 +155,7 @@ impl Store {
             rollups_1h: storage.keep_rollups_1h.0,
         };
         let pools = Arc::new(Pools::new(target.options()));
-        let health = Health::new(Arc::clone(&parts.metrics));
+        let health = Health::new(Arc::clone(&parts.metrics), target.complaint().clone());
         let queue = Arc::new(Queue::default());
         let store = Self {
             inner: Arc::new(Inner {

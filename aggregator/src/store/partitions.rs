@@ -103,9 +103,11 @@ pub(super) async fn ensure_in(tx: &mut PgConnection, wanted: &[(String, Day)]) -
         }
         let (leaf, parent) = (ident(&name), ident(table));
         let options = storage_options(table);
-        // Attached, not made as a partition: that needs no lock which excludes readers of the parent.
+        // Attached, not made as a partition: that needs no lock which excludes readers of the parent. A table that lacks a
+        // constraint of the parent cannot be attached.
         let sql = format!(
-            "create table if not exists sonde_parts.{leaf} (like sonde_store.{parent} including defaults){options};\n\
+            "create table if not exists sonde_parts.{leaf} \
+             (like sonde_store.{parent} including defaults including constraints){options};\n\
              alter table sonde_store.{parent} attach partition sonde_parts.{leaf} \
              for values from ('{} 00:00:00+00') to ('{} 00:00:00+00')",
             day.first_of(table).date(),

@@ -154,7 +154,8 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::store::batch::Stream;
+    use crate::metrics::Metrics;
+    use crate::store::batch::{Room, Stream};
 
     const KIB: usize = 1 << 10;
 
@@ -166,7 +167,7 @@ mod tests {
                 sequence: at as u64 + 1,
                 body: v1::BatchBody::default(),
                 size,
-                memory: Vec::new(),
+                memory: Room::new(Vec::new(), 0, &Metrics::new()),
             }));
         }
     }
@@ -275,7 +276,7 @@ mod tests {
             sequence: 3,
             body: v1::BatchBody::default(),
             size: 1,
-            memory: Vec::new(),
+            memory: Room::new(Vec::new(), 0, &Metrics::new()),
         }));
         assert_eq!(queue.take(100).len(), 2);
     }

@@ -10,10 +10,14 @@ use tokio::time::Instant;
 
 use super::database::{Trouble, classify, describe};
 use super::transaction::Tables;
+use crate::embedded::Complaint;
 use crate::metrics::Metrics;
 
 /// A transaction of the writer that takes longer than this is a problem to be told.
 const SLOW: Duration = Duration::from_secs(5);
+
+/// ENOSPC in the server's words: its messages are English where it is our own.
+const NO_SPACE: &str = "No space left on device";
 
 /// What keeps batches from being stored. A fixed set: these are values of a label.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,6 +93,7 @@ pub(super) struct Health {
     /// How often the tables turned out to be others than they were.
     generation: AtomicU64,
     metrics: Arc<Metrics>,
+    complaint: Complaint,
 }
 
 /// Each has its own teller: one that does well must not hide that another does not.
@@ -101,8 +106,34 @@ struct Parts {
     writer: Option<i32>,
 }
 
+impl Parts {
+    /// What is told: what is seen, and where that is no more than that nobody answers, also why.
+    fn problem(&self, complaint: &Complaint) -> Option<Problem> {
+        let problem = [&self.seen, &self.written, &self.slow].into_iter().flatten().next()?;
+        if problem.kind != ProblemKind::Away {
+            return Some(problem.clone());
+        }
+        let Problem { kind, why } = problem;
+        let told = match (&self.written, complaint.get()) {
+            (_, Some(said)) => {
+                let kind = if said.contains(NO_SPACE) {
+                    ProblemKind::Full
+                } else {
+                    *kind
+                };
+                Problem::new(kind, format!("{why}; the server says: {said}"))
+            }
+            (Some(before), None) if before.kind == ProblemKind::Full => {
+                Problem::new(ProblemKind::Full, format!("{why}; before that: {}", before.why))
+            }
+            _ => problem.clone(),
+        };
+        Some(told)
+    }
+}
+
 impl Health {
-    pub(super) fn new(metrics: Arc<Metrics>) -> Arc<Self> {
+    pub(super) fn new(metrics: Arc<Metrics>, complaint: Complaint) -> Arc<Self> {
         let problem = Problem::new(ProblemKind::Starting, "the database was not asked yet");
         let health = Self {
             status: watch::Sender::new(StoreStatus {
@@ -116,6 +147,7 @@ impl Health {
             }),
             generation: AtomicU64::new(0),
             metrics,
+            complaint,
         };
         health.metrics.database(Some(ProblemKind::Starting));
         Arc::new(health)
@@ -152,9 +184,15 @@ impl Health {
         self.change(|parts| parts.seen = problem);
     }
 
-    /// What the writer met when it wrote.
+    /// What the writer met when it wrote. Where the disk of its log (WAL) is full the server ends, and may not come up until
+    /// there is room: that it is away from then on must not hide why.
     pub(super) fn written(&self, problem: Option<Problem>) {
-        self.change(|parts| parts.written = problem);
+        let is = |problem: &Option<Problem>, kind| problem.as_ref().is_some_and(|p| p.kind == kind);
+        self.change(|parts| {
+            if !(is(&parts.written, ProblemKind::Full) && is(&problem, ProblemKind::Away)) {
+                parts.written = problem;
+            }
+        });
     }
 
     /// The writer begins a transaction, or is through with one.
@@ -190,7 +228,8 @@ impl Health {
     fn change(&self, change: impl FnOnce(&mut Parts)) {
         let mut parts = self.parts.lock();
         change(&mut parts);
-        let problem = [&parts.seen, &parts.written, &parts.slow].into_iter().flatten().next();
+        let problem = parts.problem(&self.complaint);
+        let problem = problem.as_ref();
         self.metrics.database(problem.map(|p| p.kind));
         self.status.send_if_modified(|status| {
             let before = status.problem.as_ref().map(|p| p.kind);
@@ -206,5 +245,30 @@ impl Health {
             status.problem = problem.cloned();
             news
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn that_a_server_ended_for_a_full_disk_is_told_until_something_is_stored() {
+        let health = Health::new(Metrics::new(), Complaint::default());
+        let told = || health.status().problem.map(|p| (p.kind, p.why));
+        let full = || Problem::new(ProblemKind::Full, "no room for pg_wal");
+        let away = || Problem::new(ProblemKind::Away, "connection refused");
+        health.seen(None);
+        health.written(Some(full()));
+        health.written(Some(away()));
+        health.seen(Some(away()));
+        let both = "connection refused; before that: no room for pg_wal";
+        assert_eq!(told(), Some((ProblemKind::Full, both.into())));
+        health.seen(None);
+        assert_eq!(told(), Some((ProblemKind::Full, full().why)));
+        health.written(None);
+        assert_eq!(told(), None);
+        health.written(Some(away()));
+        assert_eq!(told(), Some((ProblemKind::Away, away().why)));
     }
 }

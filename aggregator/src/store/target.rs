@@ -9,6 +9,7 @@ use sqlx::ConnectOptions as _;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 
 use super::database::{Trial, describe};
+use crate::embedded::Complaint;
 
 /// How long one host may take to answer: the only one, and one of several.
 const ANSWER: Duration = Duration::from_secs(10);
@@ -18,6 +19,8 @@ const ANSWER_OF_SEVERAL: Duration = Duration::from_secs(5);
 #[derive(Clone, Debug)]
 pub struct Target {
     inner: Arc<Inner>,
+    /// Why a server of our own does not run.
+    complaint: Complaint,
 }
 
 #[derive(Debug)]
@@ -132,7 +135,17 @@ impl Target {
                 needs,
                 last: AtomicUsize::new(0),
             }),
+            complaint: Complaint::default(),
         }
+    }
+
+    /// A private server, which says why it does not run.
+    pub fn with_complaint(self, complaint: Complaint) -> Self {
+        Self { complaint, ..self }
+    }
+
+    pub(super) fn complaint(&self) -> &Complaint {
+        &self.complaint
     }
 
     /// What reaches the host that was good last.

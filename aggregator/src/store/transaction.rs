@@ -134,6 +134,8 @@ impl Session {
         self.pods.clear();
         self.cluster.clear();
         self.frames.clear();
+        // A server that crashed may give them again: what a sequence gave is on its disk only with a commit after that.
+        self.frame_ids = Ids::default();
         self.leaves.clear();
     }
 

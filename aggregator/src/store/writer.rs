@@ -8,7 +8,8 @@ use std::time::Duration;
 use futures::FutureExt as _;
 use sonde_common::shutdown::Shutdown;
 use sonde_common::time::now_ns;
-use sqlx::postgres::PgConnection;
+use sqlx::error::DatabaseError;
+use sqlx::postgres::{PgConnection, PgDatabaseError, PgSeverity};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -172,7 +173,7 @@ impl Writer {
                 Trouble::Away => {
                     self.metrics.failed_transactions.add(1);
                     self.health.written(Some(Problem::from(&error)));
-                    if !matches!(&error, sqlx::Error::Database(e) if keeps_session(e.code().as_deref())) {
+                    if !matches!(&error, sqlx::Error::Database(e) if keeps_session(&**e)) {
                         self.lose_connection();
                     }
                     // At the end of the process somebody loses patience and aborts this.
@@ -267,9 +268,16 @@ fn next_enough(enough: usize, full: bool, took: Duration) -> usize {
     }
 }
 
-/// Deadlocks, locks, full disks and cancelled statements leave the session as it was.
-fn keeps_session(code: Option<&str>) -> bool {
-    let code = code.unwrap_or_default();
+/// Deadlocks, locks, full disks and cancelled statements leave the session as it was; not where the server ends for it, as with
+/// a full disk of its log (WAL).
+fn keeps_session(error: &dyn DatabaseError) -> bool {
+    let severity = error
+        .try_downcast_ref::<PgDatabaseError>()
+        .map(PgDatabaseError::severity);
+    if matches!(severity, Some(PgSeverity::Fatal | PgSeverity::Panic)) {
+        return false;
+    }
+    let code = error.code().unwrap_or_default();
     ["40", "53", "55"].iter().any(|class| code.starts_with(class)) || code == "57014"
 }
 

@@ -83,7 +83,10 @@ impl Program {
                     break line;
                 }
                 Ok(line) => log.push(line),
-                Err(_) => panic!("it does not become ready: {log:#?}"),
+                Err(_) => {
+                    let _ = child.kill();
+                    panic!("it does not become ready: {log:#?}");
+                }
             }
         };
         let address = |key: &str| {

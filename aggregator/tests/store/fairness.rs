@@ -1,5 +1,7 @@
 //! Many collectors, one writer: who floods holds up itself.
 
+use std::sync::Arc;
+
 use sonde_proto::v1;
 
 use crate::fixture::{Aggregator, Collector, batch, hello};
@@ -55,7 +57,9 @@ async fn a_collector_that_floods_is_held_back_and_another_one_is_in_the_next_tra
         "{before} batches of the flood went first, of at least {queued} that waited"
     );
     assert_eq!(aggregator.count("sonde.events").await, 61);
+    let metrics = Arc::clone(&aggregator.metrics);
     aggregator.stop().await;
+    assert_eq!(metrics.queued_bytes.get(), 0, "what is stored takes no memory");
 }
 
 #[tokio::test(flavor = "multi_thread")]

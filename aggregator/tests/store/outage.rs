@@ -14,10 +14,15 @@ use tonic::Code;
 use crate::fixture::{Aggregator, Collector, batch, column, hello};
 
 async fn cluster(dir: &Path) -> Cluster {
+    cluster_with(dir, &[]).await
+}
+
+async fn cluster_with(dir: &Path, settings: &[(&'static str, &str)]) -> Cluster {
+    let settings = settings.iter().chain(&[("shared_buffers", "16MB")]);
     let options = Options {
         data_dir: dir.to_owned(),
         run_as: user::is_root().then(|| user::choose("").unwrap()),
-        settings: vec![("shared_buffers", "16MB".into())],
+        settings: settings.map(|(key, value)| (*key, (*value).to_owned())).collect(),
     };
     tokio::task::spawn_blocking(|| Cluster::start(options))
         .await
@@ -66,6 +71,40 @@ async fn kill_9_of_postgresql_under_load_loses_and_doubles_nothing() {
     }
     assert_eq!(aggregator.count("sonde.events").await, 3 * sequence as i64);
     assert_eq!(aggregator.count("sonde.netdev").await, 2 * sequence as i64);
+    aggregator.stop().await;
+    stop(cluster).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_crash_in_the_middle_of_a_transaction_gives_no_number_of_a_frame_twice() {
+    let dir = directory();
+    // What the sequence gave is on the disk with a commit, and by nobody's doing before.
+    let cluster = cluster_with(dir.path(), &[("wal_writer_delay", "10s")]).await;
+    let aggregator = Aggregator::on(&database(&cluster), Storage::default()).await;
+    let mut collector = Collector::connect(&aggregator, hello("n1", 1)).await.unwrap();
+    let mut lock = aggregator.db.begin().await.unwrap();
+    sqlx::query("lock table sonde_store.event_ids in exclusive mode")
+        .execute(&mut *lock)
+        .await
+        .unwrap();
+    // Its keyframes are copied, and their numbers taken, when it comes to its events.
+    collector.send(1, &batch(2, 1)).await;
+    aggregator.writer_waits().await;
+    let writer = "select pid from pg_stat_activity where application_name = 'sonde-aggregator writer'";
+    let writer: i32 = sqlx::query_scalar(writer).fetch_one(&aggregator.db).await.unwrap();
+    // The server ends all sessions and recovers.
+    kill(Pid::from_raw(writer), Signal::SIGKILL).unwrap();
+    collector.acked(1).await;
+    aggregator.stop().await;
+
+    let aggregator = Aggregator::on(&database(&cluster), Storage::default()).await;
+    let mut collector = Collector::connect(&aggregator, hello("n1", 1)).await.unwrap();
+    // Enough for more than one frame.
+    for sequence in 2..=20 {
+        collector.send(sequence, &batch(2, 1)).await;
+    }
+    collector.acked(20).await;
+    assert_eq!(aggregator.count("sonde.netdev").await, 40);
     aggregator.stop().await;
     stop(cluster).await;
 }

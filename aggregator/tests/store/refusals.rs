@@ -277,6 +277,39 @@ async fn a_broken_batch_is_named_and_nothing_of_it_is_stored() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_node_whose_clock_is_ahead_can_tell_that_this_is_why() {
+    const HOUR_NS: u64 = 3_600_000_000_000;
+    let aggregator = Aggregator::start().await;
+    let mut collector = Collector::connect(&aggregator, hello("ahead", 1)).await.unwrap();
+    let mut body = batch(1, 0);
+    body.rows[0].time_ns += HOUR_NS;
+    collector.send(1, &body).await;
+    let why = collector.refused().await.message().to_owned();
+    assert!(why.contains("ahead of the aggregator's clock"), "{why}");
+    // As its collector then says it, by the same clock.
+    let now = now_ns();
+    let told = v1::Gap {
+        cause: "poison_batch".into(),
+        from_ns: now + HOUR_NS,
+        to_ns: now + HOUR_NS + 1,
+        count: 1,
+        detail: why.clone(),
+        ..Default::default()
+    };
+    let gaps = v1::BatchBody {
+        gaps: vec![told],
+        ..Default::default()
+    };
+    let mut collector = Collector::connect(&aggregator, hello("ahead", 1)).await.unwrap();
+    collector.send(2, &gaps).await;
+    collector.acked(2).await;
+    let gap = "select detail from sonde.gaps where node = 'ahead' and cause = 'poison_batch' and end_time <= now()";
+    let detail: String = sqlx::query_scalar(gap).fetch_one(&aggregator.db).await.unwrap();
+    assert_eq!(detail, why);
+    aggregator.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn bytes_that_are_no_batch_are_refused_as_poison() {
     let aggregator = Aggregator::start().await;
     for (sequence, bytes) in [(1, b"junk".to_vec()), (2, Vec::new()), (3, vec![0; 9 << 20])] {

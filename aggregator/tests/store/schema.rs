@@ -216,6 +216,23 @@ async fn days_get_partitions_ahead_and_by_what_arrives_and_lose_them_by_retentio
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_a_table_may_not_hold_its_new_partitions_may_not_hold_either() {
+    let aggregator = Aggregator::start().await;
+    let check = "alter table sonde_store.events add constraint later check (dport <> 1)";
+    aggregator.execute(check).await;
+    let mut collector = Collector::connect(&aggregator, hello("n1", 1)).await.unwrap();
+    let mut body = batch(0, 1);
+    body.events[0].time_ns -= 5 * DAY_NS;
+    collector.send(1, &body).await;
+    collector.acked(1).await;
+    let kept =
+        "select count(*) from pg_constraint c join pg_inherits i on i.inhrelid = c.conrelid where c.conname = 'later'";
+    let kept: i64 = sqlx::query_scalar(kept).fetch_one(&aggregator.db).await.unwrap();
+    assert_eq!(kept as usize, leaves(&aggregator.db, "events").await.len());
+    aggregator.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_gap_that_began_before_retention_is_cut() {
     let aggregator = Aggregator::start().await;
     let mut collector = Collector::connect(&aggregator, hello("n1", 1)).await.unwrap();

@@ -33,6 +33,8 @@ const QUEUED_MESSAGES: usize = 4096;
 const KEPT_GAPS: usize = 1000;
 /// Gaps that surely fit into one batch, so that each is written or not.
 const BATCH_GAPS: usize = 250;
+/// What a gap says that tells of what the spool dropped.
+const DROPPED: &str = "oldest data dropped to make room";
 /// Heartbeat, and sync of what is not acked.
 const BEAT: Duration = Duration::from_secs(1);
 
@@ -253,16 +255,21 @@ impl Work {
         }
         // What tells of losses is not lost with them.
         let mut unwritten = Vec::new();
-        for gaps in std::mem::take(&mut self.gaps).chunks(BATCH_GAPS) {
-            if !self.append_all(Lane::Gaps, &batch::events(&[], gaps, &[], &self.index)) {
+        let mut gaps = std::mem::take(&mut self.gaps);
+        // These are all in the first batch, which is noted to tell of them.
+        gaps.sort_by_key(|gap| !tells_of_a_drop(gap));
+        for (at, gaps) in gaps.chunks(BATCH_GAPS).enumerate() {
+            let written = match &batch::events(&[], gaps, &[], &self.index)[..] {
+                [telling] if at == 0 => self.append_telling(telling),
+                batches => self.append_all(Lane::Gaps, batches),
+            };
+            if !written {
                 unwritten.extend_from_slice(gaps);
             }
         }
         unwritten.append(&mut self.gaps);
         bound(&mut unwritten);
         self.gaps = unwritten;
-        // At once: where the spool is full, the events that follow make it drop more, and what was told would be told again
-        // after a kill.
         if self.gaps.is_empty() {
             let refused = self.refused.drain(..).map(|sequence| self.spool.refusal_told(sequence));
             if let Err(error) = refused.fold(self.spool.told(), io::Result::and) {
@@ -287,7 +294,16 @@ impl Work {
     }
 
     fn append(&mut self, lane: Lane, batch: &Batch) -> bool {
-        let (result, dropped) = self.spool.append(lane, batch.contents, &batch.payload);
+        let appended = self.spool.append(lane, batch.contents, &batch.payload);
+        self.appended(lane, batch, appended)
+    }
+
+    fn append_telling(&mut self, batch: &Batch) -> bool {
+        let appended = self.spool.append_telling(batch.contents, &batch.payload);
+        self.appended(Lane::Gaps, batch, appended)
+    }
+
+    fn appended(&mut self, lane: Lane, batch: &Batch, (result, dropped): (io::Result<u64>, Vec<Dropped>)) -> bool {
         self.dropped(dropped);
         match result {
             Ok(_) => {
@@ -310,7 +326,7 @@ impl Work {
 
     fn dropped(&mut self, dropped: Vec<Dropped>) {
         for Dropped { lane, contents } in dropped {
-            self.spool_gap(lane, contents, "oldest data dropped to make room".to_owned());
+            self.spool_gap(lane, contents, DROPPED.to_owned());
         }
     }
 
@@ -477,6 +493,10 @@ impl Work {
         );
         self.since = Some(Instant::now());
     }
+}
+
+fn tells_of_a_drop(told: &Gap) -> bool {
+    told.cause == gap::SPOOL_FULL && told.detail.ends_with(DROPPED)
 }
 
 /// Keeps gaps that wait from becoming too many: those of one kind become one, which has the count of all.

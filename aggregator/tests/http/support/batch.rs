@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use sonde_aggregator::metrics::Metrics;
 use sonde_aggregator::store::batch;
 use sonde_aggregator::store::{Newcomer, Store};
 use sonde_proto::v1;
@@ -97,7 +98,7 @@ impl Collector {
             sequence,
             body: body.0,
             size,
-            memory: Vec::new(),
+            memory: batch::Room::new(Vec::new(), 0, &Metrics::new()),
         });
         let mut progress = self.stream.progress();
         let progress = progress

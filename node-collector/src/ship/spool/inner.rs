@@ -110,6 +110,17 @@ impl Inner {
         Ok(())
     }
 
+    /// What the process before dropped and told, by what is there.
+    pub(super) fn settle_losses(&mut self, is_there: impl Fn(Lane, u64) -> bool) -> io::Result<()> {
+        let (losses, gaps) = (&mut self.losses, &self.lanes[Lane::Gaps as usize]);
+        losses.settle(is_there, |sequence| {
+            let from = gaps
+                .iter()
+                .filter_map(|segment| segment.frames_above(sequence.saturating_sub(1)));
+            from.flatten().any(|(found, _)| found == sequence)
+        })
+    }
+
     pub(super) fn bytes(&self) -> u64 {
         self.lanes.iter().flatten().map(|s| s.len).sum()
     }
@@ -122,16 +133,46 @@ impl Inner {
         payload: &[u8],
         size: u64,
     ) -> io::Result<u64> {
+        self.make_room(spool, lane, size)?;
+        self.write(lane, contents, payload)
+    }
+
+    /// A batch of gaps that tells of all that was taken as gone.
+    pub(super) fn append_telling(
+        &mut self,
+        spool: &Spool,
+        contents: Contents,
+        payload: &[u8],
+        size: u64,
+    ) -> io::Result<u64> {
+        self.make_room(spool, Lane::Gaps, size)?;
+        let telling = self.losses.telling(self.next);
+        self.errors.tidied(&telling);
+        let written = self.write(Lane::Gaps, contents, payload);
+        if written.is_ok() {
+            let told = self.losses.told();
+            self.errors.tidied(&told);
+        } else {
+            self.losses.not_told();
+        }
+        written
+    }
+
+    fn make_room(&mut self, spool: &Spool, lane: Lane, size: u64) -> io::Result<()> {
         while self.bytes() + size > spool.max_bytes {
             self.evict(spool)?;
         }
-        let sequence = self.next;
-        if sequence > frame::LAST_SEQUENCE {
+        if self.next > frame::LAST_SEQUENCE {
             return Err(io::Error::other("no sequence is left"));
         }
         if self.active(lane).len > 0 && self.active(lane).len + size > spool.segment_bytes {
             self.roll(spool, lane)?;
         }
+        Ok(())
+    }
+
+    fn write(&mut self, lane: Lane, contents: Contents, payload: &[u8]) -> io::Result<u64> {
+        let sequence = self.next;
         // Also where it fails: what cannot be taken back from the file must not be there under a number of another.
         self.next += 1;
         self.unsynced = true;

@@ -15,8 +15,12 @@ use super::{Contents, Dropped, LANES, Lane};
 
 /// Long enough for all words of a record with [`MOST_UNSURE`] batches.
 const SLOT: usize = 16 << 10;
+/// The same of earlier versions.
+const OLD_SLOT: usize = 512;
 /// More than a client has on its way; what is beyond is told as gone, whether or not it arrived.
 const MOST_UNSURE: usize = 128;
+/// Where in a record a [`Telling`] begins; not the name of a lane.
+const TELLING: &str = "telling";
 
 #[derive(Debug)]
 pub(super) struct Losses {
@@ -46,39 +50,70 @@ pub(super) struct Going {
     pub unsure: Vec<(u64, Contents)>,
 }
 
+/// A batch of gaps that is about to be in the spool: what is gone is told if it is there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Telling {
+    sequence: u64,
+    /// What is gone and not in it.
+    rest: [Contents; LANES],
+}
+
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Record {
     generation: u64,
     /// By lane.
     gone: [Contents; LANES],
     unsure: Vec<Unsure>,
+    telling: Option<Telling>,
     going: Option<Going>,
 }
 
 impl Losses {
-    /// `is_there` says whether the segment of a lane with that first sequence is there.
-    pub(super) fn open(disk: &dyn Disk, dir: &Path, is_there: impl Fn(Lane, u64) -> bool) -> io::Result<Self> {
+    pub(super) fn open(disk: &dyn Disk, dir: &Path) -> io::Result<Self> {
         let file = disk.open(&dir.join("losses"), Open::Either)?;
         let len = file.len()?;
+        let newest = |read: fn(&dyn DiskFile, u64) -> Option<Record>| {
+            let records = [0, 1].into_iter().filter_map(|slot| read(&*file, slot));
+            records.max_by_key(|record| record.generation)
+        };
+        let old = newest(Record::read_old);
         if len < 2 * SLOT as u64 {
             file.write_all_at(&vec![0; 2 * SLOT - len as usize], len)?;
         }
-        let newest = [0, 1]
-            .into_iter()
-            .filter_map(|slot| Record::read(&*file, slot))
-            .max_by_key(|r| r.generation);
+        let record = newest(Record::read).or_else(|| old.clone());
         let mut losses = Self {
             file,
-            record: newest.unwrap_or_default(),
+            record: record.unwrap_or_default(),
             untaken: Default::default(),
         };
-        if let Some(going) = losses.record.going.clone()
+        if old.is_some_and(|old| old == losses.record) {
+            // Its slots are where the first of ours is: the second one is written before that.
+            losses.record.generation += losses.record.generation % 2;
+            losses.write()?;
+            losses.write()?;
+        }
+        Ok(losses)
+    }
+
+    /// What the process before was about to do, and did or not: whether the segment of a lane with that first sequence is
+    /// there, and whether a batch of gaps is.
+    pub(super) fn settle(
+        &mut self,
+        is_there: impl Fn(Lane, u64) -> bool,
+        is_told: impl Fn(u64) -> bool,
+    ) -> io::Result<()> {
+        let told = self.record.telling.take().filter(|telling| is_told(telling.sequence));
+        if let Some(telling) = &told {
+            self.record.gone = telling.rest;
+        }
+        if let Some(going) = self.record.going.clone()
             && !is_there(going.lane, going.first)
         {
-            losses.gone(going);
+            self.gone(going);
         }
-        losses.untaken = losses.record.gone;
-        Ok(losses)
+        self.untaken = self.record.gone;
+        // The batch may be acked and deleted before the next start.
+        if told.is_some() { self.write() } else { Ok(()) }
     }
 
     /// All that is gone and of which nobody was told.
@@ -163,8 +198,25 @@ impl Losses {
         })
     }
 
+    /// All of it that was taken is in the batch of gaps that comes next: a kill between that and [`Self::told`] does not make
+    /// it told twice.
+    pub(super) fn telling(&mut self, sequence: u64) -> io::Result<()> {
+        if self.record.gone == self.untaken {
+            return Ok(());
+        }
+        let rest = self.untaken;
+        self.record.telling = Some(Telling { sequence, rest });
+        self.write()
+    }
+
+    /// It could not be written. What is gone from now on is not in it, should it be there all the same.
+    pub(super) fn not_told(&mut self) {
+        self.record.telling = None;
+    }
+
     /// All of it that was taken is in the spool now, as gaps.
     pub(super) fn told(&mut self) -> io::Result<()> {
+        self.record.telling = None;
         if self.record.gone == self.untaken {
             return Ok(());
         }
@@ -214,6 +266,10 @@ impl Record {
                 contents(unsure.contents)
             );
         }
+        if let Some(telling) = &self.telling {
+            line += &format!(" {TELLING} {}", telling.sequence);
+            telling.rest.iter().for_each(|rest| line += &contents(*rest));
+        }
         if let Some(going) = &self.going {
             let unsure = going.unsure.len();
             line += &format!(
@@ -230,11 +286,36 @@ impl Record {
         format!("{:<width$}\n", format!("{sum:08x} {line}"), width = SLOT - 1).into_bytes()
     }
 
+    /// As collectors wrote it that told of everything at once: in short slots, and with nothing that is unsure. The first of
+    /// them had no lane of gaps.
+    fn read_old(file: &dyn DiskFile, slot: u64) -> Option<Self> {
+        let line = line(file, slot, OLD_SLOT)?;
+        let lanes = match line.split(' ').count() {
+            7 | 12 => LANES - 1,
+            10 | 15 => LANES,
+            _ => return None,
+        };
+        let mut words = line.split(' ');
+        let mut record = Self {
+            generation: words.next()?.parse().ok()?,
+            ..Self::default()
+        };
+        for gone in &mut record.gone[..lanes] {
+            *gone = contents(&mut words)?;
+        }
+        if let Some(name) = words.next() {
+            record.going = Some(Going {
+                lane: lane(name)?,
+                first: words.next()?.parse().ok()?,
+                lost: contents(&mut words)?,
+                unsure: Vec::new(),
+            });
+        }
+        Some(record)
+    }
+
     fn read(file: &dyn DiskFile, slot: u64) -> Option<Self> {
-        let mut bytes = vec![0; SLOT];
-        file.read_exact_at(&mut bytes, slot * SLOT as u64).ok()?;
-        let (sum, line) = std::str::from_utf8(&bytes).ok()?.trim_end().split_once(' ')?;
-        (u32::from_str_radix(sum, 16).ok()? == crc32c::crc32c(line.as_bytes())).then_some(())?;
+        let line = line(file, slot, SLOT)?;
         let mut words = line.split(' ');
         let mut record = Self {
             generation: words.next()?.parse().ok()?,
@@ -250,7 +331,19 @@ impl Record {
                 contents: contents(&mut words)?,
             });
         }
-        if let Some(name) = words.next() {
+        let mut next = words.next();
+        if next == Some(TELLING) {
+            let mut telling = Telling {
+                sequence: words.next()?.parse().ok()?,
+                rest: Default::default(),
+            };
+            for rest in &mut telling.rest {
+                *rest = contents(&mut words)?;
+            }
+            record.telling = Some(telling);
+            next = words.next();
+        }
+        if let Some(name) = next {
             let mut going = Going {
                 lane: lane(name)?,
                 first: words.next()?.parse().ok()?,
@@ -265,6 +358,14 @@ impl Record {
         }
         Some(record)
     }
+}
+
+/// What a slot says, if it is whole.
+fn line(file: &dyn DiskFile, slot: u64, len: usize) -> Option<String> {
+    let mut bytes = vec![0; len];
+    file.read_exact_at(&mut bytes, slot * len as u64).ok()?;
+    let (sum, line) = std::str::from_utf8(&bytes).ok()?.trim_end().split_once(' ')?;
+    (u32::from_str_radix(sum, 16).ok()? == crc32c::crc32c(line.as_bytes())).then(|| line.to_owned())
 }
 
 fn lane(name: &str) -> Option<Lane> {
@@ -295,6 +396,10 @@ mod tests {
             generation: u64::MAX - 1,
             gone: [most; LANES],
             unsure: Vec::new(),
+            telling: Some(Telling {
+                sequence: u64::MAX,
+                rest: [most; LANES],
+            }),
             going: Some(Going {
                 lane: Lane::Events,
                 first: u64::MAX,
@@ -320,5 +425,33 @@ mod tests {
             file.write_all_at(&bytes, slot as u64 * SLOT as u64).unwrap();
             assert_eq!(Record::read(&*file, slot as u64), Some(record));
         }
+    }
+
+    #[test]
+    fn what_an_earlier_version_had_not_told_is_told_once() {
+        let file = |lines: [&str; 2]| {
+            let disk = Sim::default();
+            let file = disk.open(Path::new("/losses"), Open::Either).unwrap();
+            for (slot, line) in (0..).zip(lines) {
+                let sum = crc32c::crc32c(line.as_bytes());
+                let text = format!("{:<511}\n", format!("{sum:08x} {line}"));
+                file.write_all_at(text.as_bytes(), slot * OLD_SLOT as u64).unwrap();
+            }
+            disk
+        };
+        let told = |disk: &Sim| {
+            let mut losses = Losses::open(disk, Path::new("/")).unwrap();
+            losses.settle(|_, _| false, |_| false).unwrap();
+            let told = losses.take();
+            losses.told().unwrap();
+            told.iter().map(|d| (d.lane, d.contents.count)).collect::<Vec<_>>()
+        };
+        let (first, second) = ("4 1 2 30 0 0 0", "5 1 2 31 3 4 9 rows 7 5 6 100");
+        let disk = file([first, second]);
+        assert_eq!(told(&disk), [(Lane::Rows, 131), (Lane::Events, 9)]);
+        assert_eq!(told(&disk), []);
+        let disk = file(["8 1 2 30 0 0 0 5 6 2", "7 1 2 3 0 0 0 0 0 0 rows 7 5 6 100"]);
+        assert_eq!(told(&disk), [(Lane::Rows, 30), (Lane::Gaps, 2)]);
+        assert_eq!(told(&disk), []);
     }
 }

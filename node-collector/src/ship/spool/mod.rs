@@ -193,11 +193,10 @@ impl Spool {
         };
         let segments: BTreeSet<_> = names.iter().map(|(lane, first, _)| (*lane as usize, *first)).collect();
         let is_there = |lane: Lane, first| segments.contains(&(lane as usize, first));
-        let mut losses = Losses::open(&*disk, dir, is_there).map_err(fail(&dir.join("losses")))?;
+        let mut losses = Losses::open(&*disk, dir).map_err(fail(&dir.join("losses")))?;
         if !recovery.resumed {
             losses.clear().map_err(fail(&dir.join("losses")))?;
         }
-        recovery.dropped = losses.take();
         let (sent, acked, handed_out) = Sent::open(&*disk, dir).map_err(fail(&dir.join("sent")))?;
         let mut inner = Inner {
             lanes: Default::default(),
@@ -218,6 +217,8 @@ impl Spool {
             inner.handed_out = handed_out;
             inner.refused = refused(&*disk, dir, meta.epoch, inner.acked);
             inner.recover(&*disk, names, &mut recovery)?;
+            inner.settle_losses(is_there).map_err(fail(&dir.join("losses")))?;
+            recovery.dropped = inner.losses.take();
             inner.begin_lanes(&*disk, dir, &recovery).map_err(fail(dir))?;
             // After the segments whose names keep the jump: with this boot in it, no other jump follows.
             meta.write(&*disk, dir).map_err(fail(dir))?;
@@ -257,12 +258,27 @@ impl Spool {
     /// Gives the batch its sequence and writes it. Also tells what is gone, to make room or as [`Self::lost`]. After an
     /// error the batch is not in the spool, and no other gets its sequence.
     pub fn append(&self, lane: Lane, contents: Contents, payload: &[u8]) -> (io::Result<u64>, Vec<Dropped>) {
+        self.add(payload, |inner, size| inner.append(self, lane, contents, payload, size))
+    }
+
+    /// The same for gaps, among which is all that was told as gone until now: that is noted with it.
+    pub fn append_telling(&self, contents: Contents, payload: &[u8]) -> (io::Result<u64>, Vec<Dropped>) {
+        self.add(payload, |inner, size| {
+            inner.append_telling(self, contents, payload, size)
+        })
+    }
+
+    fn add(
+        &self,
+        payload: &[u8],
+        append: impl FnOnce(&mut Inner, u64) -> io::Result<u64>,
+    ) -> (io::Result<u64>, Vec<Dropped>) {
         let mut inner = self.inner.lock();
         let size = (frame::HEADER + payload.len()) as u64;
         if size > self.max_bytes {
             return (Err(io::Error::from(io::ErrorKind::QuotaExceeded)), Vec::new());
         }
-        let result = inner.append(self, lane, contents, payload, size);
+        let result = append(&mut inner, size);
         inner.errors.wrote(&result);
         let dropped = inner.losses.take();
         drop(inner);
