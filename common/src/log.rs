@@ -15,6 +15,9 @@ pub fn init(log: &Log) {
     let filter = EnvFilter::try_new(format!("{QUIET},{}", log.level)).unwrap_or_else(|_| EnvFilter::new("info"));
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
+        // Else it tells of a line that cannot be written, by another that cannot be written: that is a panic of whoever logs,
+        // as when a pipe that read them is closed.
+        .log_internal_errors(false)
         .with_writer(std::io::stderr);
     match log.format {
         LogFormat::Text => builder

@@ -11,13 +11,13 @@ async fn noise(app: &App) {
     for end in ["now() - interval '1 minute'", "now() - interval '239 minutes'"] {
         let sql = format!(
             "with word as (select text, id from sonde_store.strings), \
-             last as (update sonde_store.event_ids set last = last + 25000 returning last - 25000 as before) \
+             last as (update sonde_store.event_ids set last = last + 10000 returning last - 10000 as before) \
              insert into sonde_store.events (time, id, node_id, pod_id, probe, type, reason, direction, suppressed, attributes) \
              select {end} + n * interval '1 millisecond', before + n, nodes.id, \
                     (select min(id) from sonde_store.pods where name = 'noisy'), \
                     (select id from word where text = 'loud'), (select id from word where text = 'NOISE'), \
                     (select id from word where text = 'NOISY'), 1, 0, jsonb_build_object('length', '99', 'noise', 'hum') \
-             from last, generate_series(1, 25000) n, sonde_store.nodes where nodes.name = 'n2'"
+             from last, generate_series(1, 10000) n, sonde_store.nodes where nodes.name = 'n2'"
         );
         sqlx::query(sqlx::AssertSqlSafe(sql)).execute(&app.db).await.unwrap();
     }

@@ -63,13 +63,24 @@ impl Program {
 
     /// Returns when it says that it is ready, or that it serves without its database.
     pub(crate) fn spawn(data_dir: &Path, command: &mut Command) -> Self {
+        Self::spawn_read(data_dir, command, true)
+    }
+
+    /// The same; nobody reads what it says from then on, as after `sonde-aggregator serve 2>&1 | head`.
+    pub(crate) fn start_unread(data_dir: &Path) -> Self {
+        Self::spawn_read(data_dir, &mut command(data_dir, &["serve"]), false)
+    }
+
+    fn spawn_read(data_dir: &Path, command: &mut Command, to_the_end: bool) -> Self {
         let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
         let stderr = child.stderr.take().unwrap();
         let (lines, said) = mpsc::channel();
         std::thread::spawn(move || {
             for line in BufReader::new(stderr).lines().map_while(Result::ok) {
-                // Nobody listens any more once it is ready; the pipe must be emptied all the same.
-                let _ = lines.send(line);
+                // Nobody listens any more once it is ready; the pipe must be emptied all the same, or be closed.
+                if lines.send(line).is_err() && !to_the_end {
+                    return;
+                }
             }
         });
         let deadline = Instant::now() + PATIENCE;

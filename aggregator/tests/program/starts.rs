@@ -1,10 +1,11 @@
 //! Starts and ends in order.
 
 use std::fs;
+use std::time::{Duration, Instant};
 
-use nix::sys::signal::{Signal, killpg};
+use nix::sys::signal::{Signal, kill, killpg};
 
-use crate::fixture::{Program, command, directory, gone};
+use crate::fixture::{PATIENCE, Program, command, directory, gone};
 
 #[test]
 fn it_runs_without_rights_serves_and_ends_with_its_database() {
@@ -38,6 +39,26 @@ fn it_runs_without_rights_serves_and_ends_with_its_database() {
         !dir.path().join("postgres/data/postmaster.pid").exists(),
         "it was shut down, not killed"
     );
+}
+
+/// What cannot be told to anybody ends nobody: here the one who starts the database again has something to tell.
+#[test]
+fn it_goes_on_where_nobody_reads_its_log() {
+    let dir = directory();
+    let program = Program::start_unread(dir.path());
+    // The first line that nobody takes closes the pipe.
+    for _ in 0..2 {
+        let postmaster = program.postmaster().unwrap();
+        kill(postmaster, Signal::SIGKILL).unwrap();
+        gone(postmaster);
+        let deadline = Instant::now() + PATIENCE;
+        while program.postmaster().is_none_or(|pid| pid == postmaster) {
+            assert!(Instant::now() < deadline, "the database is not started again");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        program.ready(200);
+    }
+    program.stop();
 }
 
 #[test]

@@ -81,6 +81,22 @@ impl Store {
         self.dir.join("aggregator")
     }
 
+    /// Reads all files of the database once, so that the system has them in memory if they fit.
+    pub(crate) fn warm(&self) -> anyhow::Result<()> {
+        let mut folders = vec![self.data_dir().join("postgres/data/base")];
+        while let Some(folder) = folders.pop() {
+            for entry in std::fs::read_dir(folder)? {
+                let entry = entry?;
+                if entry.file_type()?.is_dir() {
+                    folders.push(entry.path());
+                } else {
+                    std::io::copy(&mut std::fs::File::open(entry.path())?, &mut std::io::sink())?;
+                }
+            }
+        }
+        Ok(())
+    }
+
     pub(crate) fn usage(&self) -> anyhow::Result<Usage> {
         let of_postgres = programs::descendants(self.aggregator.pid()).into_iter();
         Ok(Usage {

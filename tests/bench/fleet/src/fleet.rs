@@ -9,6 +9,7 @@ use anyhow::{Context as _, bail};
 use futures::{StreamExt as _, TryStreamExt as _};
 use sonde_common::time::now_ns;
 use sonde_proto::v1::{Batch, Up, up};
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::mix::Mix;
@@ -101,14 +102,15 @@ pub async fn run(options: Options) -> anyhow::Result<Report> {
     });
     let senders: Vec<(Sender, Stream)> = connected.buffer_unordered(CONNECTING).try_collect().await?;
     let started = Instant::now();
-    let tasks: Vec<_> = senders
-        .into_iter()
-        .map(|(sender, stream)| tokio::spawn(sender.run(stream, started)))
-        .collect();
+    // They end with this function, also where nobody waits for its end.
+    let mut tasks = JoinSet::new();
+    for (sender, stream) in senders {
+        tasks.spawn(sender.run(stream, started));
+    }
     let mut latencies = Vec::new();
     let mut failure = None;
-    for task in tasks {
-        match task.await? {
+    while let Some(done) = tasks.join_next().await {
+        match done? {
             Ok(mut of_node) => latencies.append(&mut of_node),
             Err(error) => failure = Some(error),
         }

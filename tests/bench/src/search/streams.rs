@@ -7,7 +7,7 @@ use anyhow::ensure;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-use super::arrivals;
+use super::{arrivals, last};
 use crate::report::{Report, mebibytes, thousands};
 use crate::store::Store;
 
@@ -29,10 +29,9 @@ pub(super) async fn run(report: &mut Report, store: &Store) -> anyhow::Result<()
     }
     let (memory, cpu) = (store.aggregator.resident()?, store.aggregator.cpu()?);
     let mut database = store.database().await?;
-    let last = "select last from sonde_store.event_ids";
-    let before: i64 = sqlx::query_scalar(last).fetch_one(&mut database).await?;
+    let before = last(&mut database).await?;
     arrivals(store.grpc.clone(), 1000.0, SPAN).await?;
-    let after: i64 = sqlx::query_scalar(last).fetch_one(&mut database).await?;
+    let after = last(&mut database).await?;
     let mut counts = Vec::new();
     for reader in readers {
         let ids = reader.await??;
