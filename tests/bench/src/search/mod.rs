@@ -69,7 +69,7 @@ const STATS: [(&str, &str, u64); 9] = [
     ("by pod, of a namespace", "by=pod&namespace=ns-N", 10),
     ("by node", "by=node&step=1h", 1),
     ("by reason, of a rare pod", "by=reason&pod=pod-4N", 900),
-    ("by destination (counts events)", "by=daddr", 1),
+    ("by destination", "by=daddr", 1),
 ];
 
 pub(crate) async fn run(report: &mut Report) -> anyhow::Result<()> {
