@@ -164,7 +164,8 @@ async fn a_walk_during_ingest_meets_every_event_once() {
     }
     for order in ["asc", "desc"] {
         let query = format!("/api/v1/events?order={order}&limit=1000&from=-1h");
-        let (mut path, mut before, mut all) = (query.clone(), 0, std::collections::BTreeSet::new());
+        let (mut path, mut before, mut pages) = (query.clone(), 0, 0);
+        let mut all = std::collections::BTreeSet::new();
         loop {
             let page = app.get(&path).await.json();
             for event in page["events"].as_array().unwrap() {
@@ -178,7 +179,11 @@ async fn a_walk_during_ingest_meets_every_event_once() {
                 break;
             };
             path = format!("{query}&cursor={cursor}");
-            collector.send(some(&mut random, 50, "MEANWHILE")).await;
+            // Twenty times: to be acknowledged takes longer than a page.
+            pages += 1;
+            if pages % (MANY / 20_000) == 0 {
+                collector.send(some(&mut random, 50, "MEANWHILE")).await;
+            }
         }
         assert_eq!(before, MANY, "{order}");
     }

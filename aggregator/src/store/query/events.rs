@@ -2,12 +2,12 @@
 
 use serde_json::{Map, Value};
 use sqlx::types::Json;
-use sqlx::{Postgres, QueryBuilder};
+use sqlx::{PgConnection, Postgres, QueryBuilder};
 
 use super::filter::{EventFilter, Resolved, Window};
 use super::narrow::Narrowed;
 use super::search::{Asker, Running};
-use super::{Micros, QueryError, micros, push_time};
+use super::{Micros, QueryError, micros, push_time, rfc3339};
 use crate::store::Store;
 
 /// One event with names in place of ids.
@@ -152,50 +152,99 @@ async fn event_slice(
 ) -> Result<Vec<EventRow>, QueryError> {
     let db = running.db();
     let resolved = filter.resolve(db, window).await?;
-    let mut narrowed = None;
-    let mut way = match slice {
-        Slice::ByTime(..) if !filter.is_empty() => Way::Nearest(NEAREST),
-        _ => Way::Planned,
+    let question = Question {
+        resolved: &resolved,
+        window,
+        slice,
+        limit,
     };
+    let rows = match slice {
+        Slice::ByTime(order, after) if !filter.is_empty() => {
+            // In one transaction, so that no partition is dropped in between.
+            sqlx::raw_sql("begin").execute(&mut *db).await?;
+            let keys = keys(db, &question, *order, *after).await?;
+            let rows = named(db, &keys, *order).await?;
+            sqlx::raw_sql("commit").execute(&mut *db).await?;
+            rows
+        }
+        _ => {
+            let mut sql = QueryBuilder::new("with page as materialized (");
+            let order = question.push(&mut sql, Way::Planned, None, None);
+            sql.push(") ").push(NAMES).push(order);
+            sql.build_query_as().persistent(false).fetch_all(&mut *db).await?
+        }
+    };
+    running.done();
+    Ok(rows)
+}
+
+/// Time and id of the events of a page, in their order. Several ways may have to be tried, and names are looked up in many
+/// tables: that is done once.
+async fn keys(
+    db: &mut PgConnection,
+    question: &Question<'_>,
+    order: Order,
+    after: Option<Position>,
+) -> Result<Vec<(Micros, i64)>, QueryError> {
+    let (limit, mut way, mut narrowed) = (question.limit as usize, Way::Nearest(NEAREST), None);
     loop {
-        let slots = match (way, slice) {
-            (Way::Indexed(slots), Slice::ByTime(order, after)) => Slots::new(window, *order, *after, slots),
+        let slots = match way {
+            Way::Indexed(slots) => Slots::new(question.window, order, after, slots),
             _ => None,
         };
-        let question = Question {
-            resolved: &resolved,
-            narrowed: narrowed.as_ref(),
-            window,
-            slice,
-            limit,
-        };
-        let mut sql = question.statement(way, slots.as_ref());
-        let rows: Vec<EventRow> = sql.build_query_as().persistent(false).fetch_all(&mut *db).await?;
+        let mut sql = QueryBuilder::new(concat!("select ", micros!("e.time"), ", e.id from ("));
+        let order_by = question.push(&mut sql, way, slots.as_ref(), narrowed.as_ref());
+        sql.push(") e").push(order_by);
+        let found: Vec<(Micros, i64)> = sql.build_query_as().persistent(false).fetch_all(&mut *db).await?;
         let whole = match way {
             Way::Nearest(_) => false,
             Way::Indexed(_) => slots.is_none(),
             Way::Planned => true,
         };
-        if whole || rows.len() >= limit as usize {
-            running.done();
-            return Ok(rows);
+        if whole || found.len() >= limit {
+            return Ok(found);
         }
-        if let Some(more) = way.more_of_the_nearest(rows.len(), limit as usize) {
+        if let Some(more) = way.more_of_the_nearest(found.len(), limit) {
             way = more;
             continue;
         }
         let narrowed = match &mut narrowed {
             Some(narrowed) => narrowed,
-            none => none.insert(Narrowed::find(db, &resolved, window).await?),
+            none => none.insert(Narrowed::find(db, question.resolved, question.window).await?),
         };
-        way = match narrowed.is_empty() && !resolved.is_indexed() {
+        way = match narrowed.is_empty() && !question.resolved.is_indexed() {
             true => Way::Planned,
             false => {
-                let lookups = resolved.lookups().max(narrowed.lookups());
-                way.by_index(rows.len(), limit as usize, lookups)
+                let lookups = question.resolved.lookups().max(narrowed.lookups());
+                way.by_index(found.len(), limit, lookups)
             }
         };
     }
+}
+
+/// The events that these are.
+async fn named(db: &mut PgConnection, keys: &[(Micros, i64)], order: Order) -> Result<Vec<EventRow>, QueryError> {
+    let times = || keys.iter().map(|(time, _)| *time);
+    let (Some(first), Some(last)) = (times().min(), times().max()) else {
+        return Ok(Vec::new());
+    };
+    let ids: Vec<i64> = keys.iter().map(|(_, id)| *id).collect();
+    let mut sql = QueryBuilder::new("with page as materialized (select * from sonde_store.events e where e.time >= ");
+    push_time(&mut sql, first);
+    sql.push(" and e.time <= ");
+    push_time(&mut sql, last);
+    // By time alone: each time would be looked up with each id. An id is one event.
+    sql.push(" and e.time = any(")
+        .push_bind(times().map(rfc3339).collect::<Vec<_>>())
+        .push("::text[]::timestamptz[]) and e.id + 0 = any(")
+        .push_bind(ids)
+        .push(")) ")
+        .push(NAMES);
+    sql.push(match order {
+        Order::Asc => " order by e.time, e.id",
+        Order::Desc => " order by e.time desc, e.id desc",
+    });
+    Ok(sql.build_query_as().persistent(false).fetch_all(db).await?)
 }
 
 /// How a page is found. Where matches are frequent it is quick to go through events in their order until it is full; where
@@ -307,28 +356,32 @@ impl Slots {
 
 struct Question<'a> {
     resolved: &'a Resolved<'a>,
-    narrowed: Option<&'a Narrowed>,
     window: Window,
     slice: &'a Slice,
     limit: u32,
 }
 
 impl Question<'_> {
-    /// The page first, by ids alone; then names for its rows.
-    fn statement(&self, way: Way, slots: Option<&Slots>) -> QueryBuilder<Postgres> {
-        let mut sql = QueryBuilder::new("with page as materialized (select * from ");
+    /// `select * from ... limit ...`, without names. In which order.
+    fn push(
+        &self,
+        sql: &mut QueryBuilder<Postgres>,
+        way: Way,
+        slots: Option<&Slots>,
+        narrowed: Option<&Narrowed>,
+    ) -> &'static str {
         sql.push(match way {
-            Way::Nearest(_) => "(select * from sonde_store.events e where true",
-            Way::Planned | Way::Indexed(_) => "sonde_store.events e where true",
+            Way::Nearest(_) => "select * from (select * from sonde_store.events e where true",
+            Way::Planned | Way::Indexed(_) => "select * from sonde_store.events e where true",
         });
-        self.window.push(&mut sql);
+        self.window.push(sql);
         let order = match self.slice {
             Slice::ByTime(Order::Asc, after) => {
-                push_after(&mut sql, *after, (" > (", " and e.time >= "));
+                push_after(sql, *after, (" > (", " and e.time >= "));
                 " order by e.time, e.id"
             }
             Slice::ByTime(Order::Desc, after) => {
-                push_after(&mut sql, *after, (" < (", " and e.time <= "));
+                push_after(sql, *after, (" < (", " and e.time <= "));
                 " order by e.time desc, e.id desc"
             }
             Slice::ById { after, up_to } => {
@@ -342,23 +395,23 @@ impl Question<'_> {
         if let Way::Nearest(events) = way {
             sql.push(order).push(" limit ").push_bind(events).push(") e where true");
         }
-        self.resolved.push_terms(&mut sql);
+        self.resolved.push_terms(sql);
         if let Way::Nearest(_) = way {
-            self.resolved.push_quick(&mut sql);
+            self.resolved.push_quick(sql);
         }
         if let Way::Indexed(_) = way {
-            self.resolved.push_findable(&mut sql);
-            if let Some(narrowed) = self.narrowed {
-                narrowed.push(&mut sql);
+            self.resolved.push_findable(sql);
+            if let Some(narrowed) = narrowed {
+                narrowed.push(sql);
             }
             if let Some(slots) = slots {
-                slots.push(&mut sql);
-                slots.push_bounds(&mut sql);
+                slots.push(sql);
+                slots.push_bounds(sql);
             } else if self.resolved.filter().min_latency_ns.is_some()
                 && let Some(all) = Slots::all(self.window)
             {
                 // Latencies are found by slot and no other way.
-                all.push(&mut sql);
+                all.push(sql);
             }
         }
         match (way, self.slice) {
@@ -369,12 +422,8 @@ impl Question<'_> {
             }
             _ => sql.push(order),
         };
-        sql.push(" limit ")
-            .push_bind(i64::from(self.limit))
-            .push(") ")
-            .push(NAMES)
-            .push(order);
-        sql
+        sql.push(" limit ").push_bind(i64::from(self.limit));
+        order
     }
 }
 
