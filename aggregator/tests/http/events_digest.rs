@@ -186,6 +186,16 @@ async fn compare(app: &App, random: &mut fastrand::Rng, when: &str) {
     }
 }
 
+/// Nobody sums up while this is held: what is stored meanwhile has to come from the events.
+pub(crate) async fn hold(app: &App) -> sqlx::Transaction<'static, sqlx::Postgres> {
+    let mut held = app.db.begin().await.unwrap();
+    sqlx::query("select from sonde_store.event_digest for update")
+        .execute(&mut *held)
+        .await
+        .unwrap();
+    held
+}
+
 async fn through(app: &App) -> i64 {
     sqlx::query_scalar("select through from sonde_store.event_digest")
         .fetch_one(&app.db)
@@ -197,17 +207,12 @@ async fn through(app: &App) -> i64 {
 async fn counts_are_right_wherever_the_digest_has_got_to() {
     let app = App::start().await;
     let mut random = fastrand::Rng::with_seed(7);
-    // Nobody sums up while this is held: everything has to come from the events.
-    let mut hold = app.db.begin().await.unwrap();
-    sqlx::query("select from sonde_store.event_digest for update")
-        .execute(&mut *hold)
-        .await
-        .unwrap();
+    let held = hold(&app).await;
     send(&app, &mut random, "n1", 1500).await;
     let before = through(&app).await;
     compare(&app, &mut random, "nothing of it is in the digest").await;
     assert_eq!(through(&app).await, before);
-    hold.rollback().await.unwrap();
+    held.rollback().await.unwrap();
 
     app.store.digest_events().await.unwrap();
     assert_eq!(through(&app).await, 1500);
@@ -224,14 +229,10 @@ async fn counts_are_right_wherever_the_digest_has_got_to() {
     compare(&app, &mut random, "all but values is in it").await;
 
     // Late ones too, into buckets that are there.
-    let mut hold = app.db.begin().await.unwrap();
-    sqlx::query("select from sonde_store.event_digest for update")
-        .execute(&mut *hold)
-        .await
-        .unwrap();
+    let held = hold(&app).await;
     send(&app, &mut random, "n2", 700).await;
     compare(&app, &mut random, "part of it is in it").await;
-    hold.rollback().await.unwrap();
+    held.rollback().await.unwrap();
     app.store.digest_events().await.unwrap();
     assert_eq!(through(&app).await, 2200);
     compare(&app, &mut random, "late ones are in it").await;

@@ -359,14 +359,20 @@ async fn a_column_that_changes_its_meaning_gets_a_new_version() {
     aggregator.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn rows_that_an_earlier_version_stored_are_shown_until_they_expire() {
+/// A database in which an aggregator stored one batch, and which nobody uses now.
+async fn with_a_reading() -> Database {
     let database = Database::migrated().await;
     let aggregator = Aggregator::on(&database, Storage::default()).await;
     let mut collector = Collector::connect(&aggregator, hello("n1", 1)).await.unwrap();
     collector.send(1, &batch(1, 0)).await;
     collector.acked(1).await;
     aggregator.stop().await;
+    database
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_that_an_earlier_version_stored_are_shown_until_they_expire() {
+    let database = with_a_reading().await;
 
     // As migration 4 had it: a row for each series and reading, today and in the last days of what is kept.
     let today = jiff::Timestamp::now().strftime("%Y%m%d").to_string();
@@ -414,12 +420,7 @@ async fn rows_that_an_earlier_version_stored_are_shown_until_they_expire() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn views_of_an_earlier_version_are_made_again() {
-    let database = Database::migrated().await;
-    let aggregator = Aggregator::on(&database, Storage::default()).await;
-    let mut collector = Collector::connect(&aggregator, hello("n1", 1)).await.unwrap();
-    collector.send(1, &batch(1, 0)).await;
-    collector.acked(1).await;
-    aggregator.stop().await;
+    let database = with_a_reading().await;
     // Another way to compute a column, of which the readings view says nothing.
     let mut connection = aggregator_connection(&database).await;
     let definition: String = sqlx::query_scalar("select pg_get_viewdef('sonde.netdev'::regclass)")

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use sqlx::{PgConnection, Postgres, QueryBuilder};
 
-use super::{Micros, QueryError, digested, push_time};
+use super::{Micros, QueryError, push_time};
 
 /// Wanted and unwanted values of one key: `any` are alternatives, each of `none` rules out.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -110,16 +110,32 @@ impl Window {
             push_time(sql, to);
         }
     }
+
+    /// ` and ...` for a table of the digest under the alias `e`, of whose buckets of that length these have a part in the window.
+    pub(super) fn push_buckets(self, sql: &mut QueryBuilder<Postgres>, length: &'static str) {
+        if let Some(from) = self.from {
+            sql.push(" and e.time > ");
+            push_time(sql, from);
+            sql.push(" - interval '").push(length).push("'");
+        }
+        if let Some(to) = self.to {
+            sql.push(" and e.time < ");
+            push_time(sql, to);
+        }
+    }
 }
 
 /// The filter with ids in place of words.
 #[derive(Debug)]
 pub(super) struct Resolved<'a> {
     filter: &'a EventFilter,
+    /// Up to this id events are in the digest: what is known from it is known of these.
+    through: i64,
     words: HashMap<String, i32>,
     nodes: HashMap<String, i32>,
     pods: Pods,
-    networks: Option<Addresses>,
+    /// The addresses that there are in wanted networks.
+    networks: Option<Vec<String>>,
     q_any: Vec<TextIds>,
     q_none: Vec<TextIds>,
 }
@@ -133,33 +149,20 @@ pub(super) enum Pods {
     Not(Vec<i32>),
 }
 
-/// The addresses of wanted networks that events up to an id have.
-#[derive(Debug)]
-struct Addresses {
-    there: Vec<String>,
-    through: i64,
-}
-
 /// More addresses than this are not looked for one by one: so many are frequent enough to be met on the way.
 const MOST_ADDRESSES: i64 = 3000;
 
 /// As with addresses. Few attributes differ in more than numbers.
 const MOST_ATTRIBUTES: i64 = 300;
 
-/// Words, stacks and attributes that hold a text. None: any attribute may.
+/// Words, stacks and attributes that hold a text. No attributes: any may, or nobody has to know.
 #[derive(Debug)]
 struct TextIds {
     text: String,
     words: Vec<i32>,
     stacks: Vec<i32>,
-    attributes: Option<Attributes>,
-}
-
-/// All attributes that hold a text, of events up to an id, each as a JSON object of its own.
-#[derive(Debug)]
-struct Attributes {
-    objects: Vec<String>,
-    through: i64,
+    /// Each as a JSON object of its own.
+    attributes: Option<Vec<String>>,
 }
 
 impl EventFilter {
@@ -178,6 +181,10 @@ impl EventFilter {
             .collect();
         Ok(Resolved {
             filter: self,
+            // Asked for before what is in the digest, which then is of the same events or of more.
+            through: sqlx::query_scalar("select through from sonde_store.event_digest")
+                .fetch_one(&mut *db)
+                .await?,
             words: ids(
                 db,
                 "select text, id from sonde_store.strings where text = any($1)",
@@ -192,8 +199,8 @@ impl EventFilter {
             .await?,
             pods: self.pods(db).await?,
             networks: addresses(db, &self.ip, window).await?,
-            q_any: text_ids(db, &self.q.any, window).await?,
-            q_none: text_ids(db, &self.q.none, window).await?,
+            q_any: text_ids(db, &self.q.any, Some(window)).await?,
+            q_none: text_ids(db, &self.q.none, None).await?,
         })
     }
 
@@ -254,15 +261,14 @@ async fn addresses(
     db: &mut PgConnection,
     ip: &Terms<Network>,
     window: Window,
-) -> Result<Option<Addresses>, QueryError> {
+) -> Result<Option<Vec<String>>, QueryError> {
     let networks: Vec<&Network> = ip.any.iter().filter(|n| !n.is_host()).collect();
     if networks.is_empty() {
         return Ok(None);
     }
-    let through = digested(db).await?;
     let mut sql =
-        QueryBuilder::<Postgres>::new("select distinct host(address) from sonde_store.event_addresses where true");
-    push_days(&mut sql, window);
+        QueryBuilder::<Postgres>::new("select distinct host(address) from sonde_store.event_addresses e where true");
+    window.push_buckets(&mut sql, "1 day");
     sql.push(" and (false");
     for network in networks {
         let (first, last) = network.ends();
@@ -271,10 +277,11 @@ async fn addresses(
     }
     sql.push(") limit ").push_bind(MOST_ADDRESSES + 1);
     let there: Vec<String> = sql.build_query_scalar().persistent(false).fetch_all(db).await?;
-    Ok((there.len() as i64 <= MOST_ADDRESSES).then_some(Addresses { there, through }))
+    Ok((there.len() as i64 <= MOST_ADDRESSES).then_some(there))
 }
 
-async fn text_ids(db: &mut PgConnection, texts: &[String], window: Window) -> Result<Vec<TextIds>, QueryError> {
+/// With their attributes where a window is given.
+async fn text_ids(db: &mut PgConnection, texts: &[String], window: Option<Window>) -> Result<Vec<TextIds>, QueryError> {
     let mut out = Vec::with_capacity(texts.len());
     for text in texts {
         let words = "select id from sonde_store.strings where position(lower($1) in lower(text)) > 0";
@@ -284,30 +291,31 @@ async fn text_ids(db: &mut PgConnection, texts: &[String], window: Window) -> Re
             text: text.clone(),
             words: sqlx::query_scalar(words).bind(text).fetch_all(&mut *db).await?,
             stacks: sqlx::query_scalar(stacks).bind(text).fetch_all(&mut *db).await?,
-            attributes: attributes(db, text, window).await?,
+            attributes: match window {
+                Some(window) => attributes(db, text, window).await?,
+                None => None,
+            },
         });
     }
     Ok(out)
 }
 
 /// None where more attributes hold the text than are looked for one by one, or where it is not known which.
-async fn attributes(db: &mut PgConnection, text: &str, window: Window) -> Result<Option<Attributes>, QueryError> {
-    let through = digested(db).await?;
+async fn attributes(db: &mut PgConnection, text: &str, window: Window) -> Result<Option<Vec<String>>, QueryError> {
     let mut sql = QueryBuilder::<Postgres>::new(
-        "select distinct text, more <> 0 from sonde_store.event_attributes where (more = 2 or position(lower(",
+        "select distinct text, more <> 0 from sonde_store.event_attributes e where (more = 2 or position(lower(",
     );
     sql.push_bind(text);
     sql.push(") in lower(text)) > 0 or more = 1 and position(lower(rtrim(")
         .push_bind(text);
     sql.push(", '0123456789')) in lower(text)) > 0)");
-    push_days(&mut sql, window);
+    window.push_buckets(&mut sql, "1 day");
     sql.push(" limit ").push_bind(MOST_ATTRIBUTES + 1);
     let found: Vec<(String, bool)> = sql.build_query_as().persistent(false).fetch_all(db).await?;
     if found.len() as i64 > MOST_ATTRIBUTES || found.iter().any(|(_, more)| *more) {
         return Ok(None);
     }
-    let objects = found.iter().flat_map(|(text, _)| objects(text)).collect();
-    Ok(Some(Attributes { objects, through }))
+    Ok(Some(found.iter().flat_map(|(text, _)| objects(text)).collect()))
 }
 
 /// What an attribute may be that is `key value` in the digest: either may have spaces of its own.
@@ -316,19 +324,6 @@ fn objects(text: &str) -> impl Iterator<Item = String> {
         let (key, value) = (&text[..at], &text[at + 1..]);
         serde_json::json!({ key: value }).to_string()
     })
-}
-
-/// ` and ...` for a table of the digest that goes by days.
-fn push_days(sql: &mut QueryBuilder<Postgres>, window: Window) {
-    if let Some(from) = window.from {
-        sql.push(" and time > ");
-        push_time(sql, from);
-        sql.push(" - interval '1 day'");
-    }
-    if let Some(to) = window.to {
-        sql.push(" and time < ");
-        push_time(sql, to);
-    }
 }
 
 impl Resolved<'_> {
@@ -349,7 +344,7 @@ impl Resolved<'_> {
     /// longer than all else.
     pub(super) fn push_quick(&self, sql: &mut QueryBuilder<Postgres>) {
         let attributes = self.q_any.iter().filter_map(|ids| ids.attributes.as_ref());
-        if attributes.map(|attributes| attributes.objects.len()).sum::<usize>() < 4 {
+        if attributes.map(Vec::len).sum::<usize>() < 4 {
             self.push_found(sql);
         }
     }
@@ -378,9 +373,9 @@ impl Resolved<'_> {
         let texts: usize = self
             .q_any
             .iter()
-            .map(|ids| 2 * ids.words.len() + ids.stacks.len() + ids.attributes.as_ref().map_or(0, |a| a.objects.len()))
+            .map(|ids| 2 * ids.words.len() + ids.stacks.len() + ids.attributes.as_ref().map_or(0, Vec::len))
             .sum();
-        let addresses = filter.ip.any.len() + self.networks.as_ref().map_or(0, |networks| networks.there.len());
+        let addresses = filter.ip.any.len() + self.networks.as_ref().map_or(0, Vec::len);
         let words = [&filter.kind, &filter.reason, &filter.protocol, &filter.node];
         let words = words.iter().map(|terms| terms.any.len().max(1)).product::<usize>();
         words
@@ -433,6 +428,10 @@ impl Resolved<'_> {
         &self.pods
     }
 
+    pub(super) fn through(&self) -> i64 {
+        self.through
+    }
+
     /// Addresses and ports: either end will do, and neither may be an unwanted one.
     fn push_ends(&self, sql: &mut QueryBuilder<Postgres>) {
         let networks = |terms: &[Network]| -> Vec<String> {
@@ -477,7 +476,7 @@ impl Resolved<'_> {
     /// What an index finds of wanted networks: their addresses, and all that is newer than what is known of addresses. It is
     /// asked beside the networks themselves.
     fn push_addresses(&self, sql: &mut QueryBuilder<Postgres>) {
-        let Some(Addresses { there, through }) = &self.networks else {
+        let Some(there) = &self.networks else {
             return;
         };
         let hosts = self.filter.ip.any.iter().filter(|n| n.is_host());
@@ -487,19 +486,21 @@ impl Resolved<'_> {
             .collect();
         sql.push(" and (e.saddr = any(").push_bind(all.clone());
         sql.push("::text[]::inet[]) or e.daddr = any(").push_bind(all);
-        sql.push("::text[]::inet[]) or e.id > ").push_bind(*through).push(")");
+        sql.push("::text[]::inet[]) or e.id > ")
+            .push_bind(self.through)
+            .push(")");
     }
 
     /// What an index finds of wanted texts where it is known which attributes hold them, and all that is newer than what is
     /// known of attributes. It is asked beside the texts themselves.
     fn push_found(&self, sql: &mut QueryBuilder<Postgres>) {
-        let attributes: Option<Vec<&Attributes>> = self.q_any.iter().map(|ids| ids.attributes.as_ref()).collect();
+        let attributes: Option<Vec<&Vec<String>>> = self.q_any.iter().map(|ids| ids.attributes.as_ref()).collect();
         let Some(attributes) = attributes.filter(|all| !all.is_empty()) else {
             return;
         };
         let words: Vec<i32> = self.q_any.iter().flat_map(|ids| ids.words.iter().copied()).collect();
         let stacks: Vec<i32> = self.q_any.iter().flat_map(|ids| ids.stacks.iter().copied()).collect();
-        let objects: Vec<String> = attributes.iter().flat_map(|all| all.objects.iter().cloned()).collect();
+        let objects: Vec<String> = attributes.into_iter().flatten().cloned().collect();
         sql.push(" and (e.reason = any(").push_bind(words.clone());
         sql.push(") or e.comm = any(").push_bind(words);
         sql.push(") or e.stack_id = any(").push_bind(stacks);
@@ -508,9 +509,7 @@ impl Resolved<'_> {
                 .push_bind(objects)
                 .push("::text[]::jsonb[]");
         }
-        sql.push(") or e.id > ")
-            .push_bind(attributes.iter().map(|all| all.through).min())
-            .push(")");
+        sql.push(") or e.id > ").push_bind(self.through).push(")");
     }
 
     fn push_text(&self, sql: &mut QueryBuilder<Postgres>) {

@@ -18,7 +18,7 @@ pub mod search;
 pub mod services;
 pub mod stats;
 
-use sqlx::{PgConnection, Postgres, QueryBuilder};
+use sqlx::{Postgres, QueryBuilder};
 
 use super::database::{Trouble, classify, describe};
 
@@ -61,12 +61,6 @@ impl From<sqlx::Error> for QueryError {
 /// `$n::timestamptz`. Sent as text: every digit arrives, and partitions are pruned when the plan starts.
 fn push_time(sql: &mut QueryBuilder<Postgres>, micros: Micros) {
     sql.push_bind(rfc3339(micros)).push("::timestamptz");
-}
-
-/// Up to which id events are in their digest. Asked for before what is in it, which then is of the same events or of more.
-async fn digested(db: &mut PgConnection) -> Result<i64, QueryError> {
-    let sql = "select through from sonde_store.event_digest";
-    Ok(sqlx::query_scalar(sql).fetch_one(db).await?)
 }
 
 /// RFC 3339 in UTC with microseconds.

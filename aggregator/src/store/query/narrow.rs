@@ -6,8 +6,8 @@ use std::collections::BTreeSet;
 
 use sqlx::{PgConnection, Postgres, QueryBuilder};
 
+use super::QueryError;
 use super::filter::{Pods, Resolved, Terms, Window};
-use super::{QueryError, digested, push_time};
 
 /// Longer lists are not looked for one by one: so much is frequent enough to be met on the way.
 const MOST: usize = 3000;
@@ -27,17 +27,23 @@ struct List {
     others: (&'static str, BTreeSet<i32>),
 }
 
+impl List {
+    fn len(&self) -> usize {
+        self.ids.len() + self.others.1.len()
+    }
+}
+
 impl Narrowed {
     pub(super) async fn find(
         db: &mut PgConnection,
         resolved: &Resolved<'_>,
         window: Window,
     ) -> Result<Self, QueryError> {
-        let through = digested(db).await?;
         let mut lists = kinds(db, resolved, window).await?;
         lists.extend(nodes(db, resolved).await?);
         lists.extend(pods(db, resolved, window).await?);
-        lists.retain(|list| list.ids.len() + list.others.1.len() <= MOST);
+        lists.retain(|list| list.len() <= MOST);
+        let through = resolved.through();
         Ok(Self { lists, through })
     }
 
@@ -47,11 +53,7 @@ impl Narrowed {
 
     /// See [`Resolved::lookups`].
     pub(super) fn lookups(&self) -> usize {
-        self.lists
-            .iter()
-            .map(|list| list.ids.len() + list.others.1.len())
-            .max()
-            .unwrap_or(0)
+        self.lists.iter().map(List::len).max().unwrap_or(0)
     }
 
     /// ` and ...` for the table of events under the alias `e`.
@@ -87,10 +89,9 @@ async fn kinds(db: &mut PgConnection, resolved: &Resolved<'_>, window: Window) -
     }
     let mut sql =
         QueryBuilder::new("select distinct type, reason, protocol from sonde_store.event_kinds_10m e where true");
-    push_buckets(&mut sql, window, "10 minutes");
+    window.push_buckets(&mut sql, "10 minutes");
     resolved.push_kinds(&mut sql);
     let kinds: Vec<(i32, i32, i32)> = sql.build_query_as().persistent(false).fetch_all(db).await?;
-    let types = || kinds.iter().map(|(kind, _, _)| *kind);
     let list = |column, id: fn(&(i32, i32, i32)) -> i32| {
         let without = kinds.iter().filter(|kind| id(kind) == 0).map(|(kind, _, _)| *kind);
         List {
@@ -100,11 +101,7 @@ async fn kinds(db: &mut PgConnection, resolved: &Resolved<'_>, window: Window) -
         }
     };
     let all = [
-        List {
-            column: "e.type",
-            ids: types().collect(),
-            others: ("e.type", BTreeSet::new()),
-        },
+        list("e.type", |kind| kind.0),
         list("e.reason", |kind| kind.1),
         list("e.protocol", |kind| kind.2),
     ];
@@ -142,7 +139,7 @@ async fn pods(db: &mut PgConnection, resolved: &Resolved<'_>, window: Window) ->
          where pod_id <> all(",
     );
     sql.push_bind(ids.clone()).push(")");
-    push_buckets(&mut sql, window, "1 hour");
+    window.push_buckets(&mut sql, "1 hour");
     resolved.push_nodes(&mut sql);
     let subjects: Vec<(i32, i32)> = sql.build_query_as().persistent(false).fetch_all(db).await?;
     let (unknown, known): (Vec<_>, Vec<_>) = subjects.into_iter().partition(|(pod, _)| *pod == -1);
@@ -151,17 +148,4 @@ async fn pods(db: &mut PgConnection, resolved: &Resolved<'_>, window: Window) ->
         ids: known.into_iter().map(|(pod, _)| pod).collect(),
         others: ("e.node_id", unknown.into_iter().map(|(_, node)| node).collect()),
     }))
-}
-
-/// ` and ...` for buckets of that length that have a part in the window.
-fn push_buckets(sql: &mut QueryBuilder<Postgres>, window: Window, length: &'static str) {
-    if let Some(from) = window.from {
-        sql.push(" and e.time > ");
-        push_time(sql, from);
-        sql.push(" - interval '").push(length).push("'");
-    }
-    if let Some(to) = window.to {
-        sql.push(" and e.time < ");
-        push_time(sql, to);
-    }
 }
