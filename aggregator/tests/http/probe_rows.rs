@@ -150,7 +150,8 @@ async fn long_ranges_come_from_rollups_and_tell_the_same_increases() {
     const MINUTE: u64 = 60 * SECOND;
     let app = App::start().await;
     let mut collector = app.collector("n1").await;
-    let start = (now_ns() / MINUTE - 8 * 60) * MINUTE;
+    // Where a part of six minutes begins: these are counted from 1970.
+    let start = (now_ns() / (6 * MINUTE) - 80) * 6 * MINUTE;
     let reset = 290;
     for hour in 0..8 {
         let mut batch = Batch::new();
@@ -194,12 +195,12 @@ async fn long_ranges_come_from_rollups_and_tell_the_same_increases() {
     assert_eq!((&carrier[6][1], &carrier[7][1]), (&json!(6), &Value::Null));
 
     // Six minutes are one part: a gauge is its average there.
-    let parts = get("netdev", 0, 479, "80").await;
+    let parts = get("netdev", 0, 480, "80").await;
     assert_eq!(parts["source"], "1m");
     let total: i64 = increases(&points(&parts, "receive_bytes")).iter().map(|(_, n)| n).sum();
     let first = points(&parts, "receive_bytes")[0][1].as_i64().unwrap();
     assert_eq!(total + first, short.iter().map(|(_, n)| n).sum::<i64>());
-    let lat = points(&get("lat", 0, 479, "80").await, "wait_seconds");
+    let lat = points(&get("lat", 0, 480, "80").await, "wait_seconds");
     let last = &lat.last().unwrap()[1];
     assert_eq!([&last[0], &last[1], &last[2]], [478, 956, 239]);
     assert!((last[3].as_f64().unwrap() - 478.0).abs() < 1e-9, "{last}");
