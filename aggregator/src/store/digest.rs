@@ -13,15 +13,17 @@ use super::partitions::{self, Day};
 use super::{Store, schema};
 
 /// Tables of the digest that are partitioned, with days as events are.
-pub(super) const TABLES: [&str; 8] = [
+pub(super) const TABLES: [&str; 10] = [
     "event_kinds_1m",
     "event_kinds_10m",
     "event_subjects_10m",
     "event_subjects_1h",
+    "event_subjects_6h",
     "event_addresses",
     "event_attributes",
     "event_words_1h",
     "event_ends_1h",
+    "event_ends_6h",
 ];
 
 /// How often it is looked whether something is due.
@@ -41,8 +43,18 @@ const READ: &str = "insert into event_block \
      coalesce(protocol, 0), direction, count(*) \
      from sonde_store.events where id > $1 and id <= $2 group by 1, 2, 3, 4, 5, 6, 7, 8";
 
-/// In the order of keys, so that neighbours are written together.
-const COUNT: [&str; 4] = [
+/// The same by the address at either end.
+const ENDS_TABLE: &str = "create temporary table if not exists event_block_ends (time timestamptz, type int, field smallint, address inet, \
+     n bigint) on commit delete rows";
+
+const READ_ENDS: &str = "insert into event_block_ends \
+     select date_trunc('hour', e.time, 'UTC'), e.type, v.field, v.address, count(*) \
+     from sonde_store.events e cross join lateral (values (1::smallint, coalesce(e.saddr, '::/0')), (2, coalesce(e.daddr, '::/0'))) \
+         v(field, address) \
+     where e.id > $1 and e.id <= $2 group by 1, 2, 3, 4";
+
+/// In the order of keys, so that neighbours are written together. Addresses are counted of each type and of all.
+const COUNT: [&str; 7] = [
     "insert into sonde_store.event_kinds_1m as c (time, probe, type, reason, protocol, direction, n) \
      select time, probe, type, reason, protocol, direction, sum(n) from event_block group by 1, 2, 3, 4, 5, 6 order by 1, 3, 4 \
      on conflict (time, type, reason, protocol, direction, probe) do update set n = c.n + excluded.n",
@@ -58,6 +70,18 @@ const COUNT: [&str; 4] = [
      select date_trunc('hour', time, 'UTC'), node_id, pod_id, probe, type, sum(n) \
      from event_block group by 1, 2, 3, 4, 5 order by 3, 1 \
      on conflict (pod_id, time, node_id, type, probe) do update set n = c.n + excluded.n",
+    "insert into sonde_store.event_subjects_6h as c (time, node_id, pod_id, probe, type, n) \
+     select to_timestamp(floor(extract(epoch from time) / 21600) * 21600), node_id, pod_id, probe, type, sum(n) \
+     from event_block group by 1, 2, 3, 4, 5 order by 3, 1 \
+     on conflict (pod_id, time, node_id, type, probe) do update set n = c.n + excluded.n",
+    "insert into sonde_store.event_ends_1h as c (time, type, field, address, n) \
+     select time, coalesce(type, 0), field, address, sum(n) from event_block_ends \
+     group by grouping sets ((time, field, address, type), (time, field, address)) order by 3, 2, 1, 4 \
+     on conflict (field, type, time, address) do update set n = c.n + excluded.n",
+    "insert into sonde_store.event_ends_6h as c (time, type, field, address, n) \
+     select to_timestamp(floor(extract(epoch from time) / 21600) * 21600), 0, field, address, sum(n) from event_block_ends \
+     group by 1, 3, 4 order by 3, 1, 4 \
+     on conflict (field, type, time, address) do update set n = c.n + excluded.n",
 ];
 
 /// Of each type and of all. Fields have the numbers that migration 0013 gives them.
@@ -68,14 +92,6 @@ const WORDS: &str = "insert into sonde_store.event_words_1h as c (time, type, fi
      where e.id > $1 and e.id <= $2 \
      group by grouping sets ((1, v.field, v.word, e.type), (1, v.field, v.word)) order by 3, 2, 1, 4 \
      on conflict (field, type, time, word) do update set n = c.n + excluded.n";
-
-const ENDS: &str = "insert into sonde_store.event_ends_1h as c (time, type, field, address, n) \
-     select date_trunc('hour', e.time, 'UTC'), coalesce(e.type, 0), v.field, v.address, count(*) \
-     from sonde_store.events e cross join lateral (values (1::smallint, coalesce(e.saddr, '::/0')), (2, coalesce(e.daddr, '::/0'))) \
-         v(field, address) \
-     where e.id > $1 and e.id <= $2 \
-     group by grouping sets ((1, v.field, v.address, e.type), (1, v.field, v.address)) order by 3, 2, 1, 4 \
-     on conflict (field, type, time, address) do update set n = c.n + excluded.n";
 
 const ADDRESSES: &str = "insert into sonde_store.event_addresses (time, address) \
      select distinct date_trunc('day', e.time, 'UTC'), a.address \
@@ -179,7 +195,9 @@ async fn step(connection: &mut PgConnection) -> sqlx::Result<Step> {
         .filter(|(table, day)| !leaves.iter().any(|l| l.table == *table && l.day == *day))
         .collect();
     partitions::ensure(connection, &wanted).await?;
-    sqlx::raw_sql(BLOCK_TABLE).execute(&mut *connection).await?;
+    for table in [BLOCK_TABLE, ENDS_TABLE] {
+        sqlx::raw_sql(table).execute(&mut *connection).await?;
+    }
 
     let mut tx = connection.begin().await?;
     schema::hold(&mut tx).await?;
@@ -193,9 +211,11 @@ async fn step(connection: &mut PgConnection) -> sqlx::Result<Step> {
     };
     // Blocks of a database that lost its oldest events begin where there are some.
     let to = last.min(through + BLOCK);
-    for (sql, bounded) in std::iter::once((READ, true))
+    for (sql, bounded) in [READ, READ_ENDS]
+        .map(|sql| (sql, true))
+        .into_iter()
         .chain(COUNT.map(|sql| (sql, false)))
-        .chain([WORDS, ENDS, ADDRESSES, ATTRIBUTES].map(|sql| (sql, true)))
+        .chain([WORDS, ADDRESSES, ATTRIBUTES].map(|sql| (sql, true)))
     {
         let mut query = sqlx::query(sql);
         if bounded {

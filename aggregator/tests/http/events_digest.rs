@@ -113,8 +113,12 @@ async fn compare(app: &App, random: &mut fastrand::Rng, when: &str) {
         "dport",
     ];
     for i in 0..80 {
-        let to = now_ns() / 1000 * 1000 - if i % 2 == 0 { 0 } else { random.u64(..100 * MINUTE) };
+        let mut to = now_ns() / 1000 * 1000 - if i % 2 == 0 { 0 } else { random.u64(..100 * MINUTE) };
         let from = to - random.u64(MINUTE..150 * MINUTE) / 1000 * 1000;
+        if i % 5 == 0 {
+            // The six hours of now are whole in it.
+            to += (6 * 60 + random.u64(100..200)) * MINUTE / 1000 * 1000;
+        }
         let (query, wanted) = filters[i % filters.len()];
         let by = fields[random.usize(..fields.len())];
         let step = ["30s", "1m", "10m", "1h", "7m"][random.usize(..5)];
@@ -221,6 +225,7 @@ async fn counts_are_right_wherever_the_digest_has_got_to() {
     // As in a database that is older than the tables of values.
     sqlx::raw_sql(
         "delete from sonde_store.event_words_1h; delete from sonde_store.event_ends_1h; \
+         delete from sonde_store.event_ends_6h; \
          update sonde_store.event_digest set values_after = through",
     )
     .execute(&app.db)
@@ -238,7 +243,7 @@ async fn counts_are_right_wherever_the_digest_has_got_to() {
     compare(&app, &mut random, "late ones are in it").await;
 
     // The tables themselves: each event once in each of them.
-    for table in ["kinds_1m", "kinds_10m", "subjects_10m", "subjects_1h"] {
+    for table in ["kinds_1m", "kinds_10m", "subjects_10m", "subjects_1h", "subjects_6h"] {
         let sql = format!("select sum(n)::bigint from sonde_store.event_{table}");
         let n: i64 = sqlx::query_scalar(sqlx::AssertSqlSafe(sql))
             .fetch_one(&app.db)
@@ -247,7 +252,11 @@ async fn counts_are_right_wherever_the_digest_has_got_to() {
         assert_eq!(n, 2200, "{table}");
     }
     // Those of the second batch, by four fields and by two, once by type and once all together.
-    for (table, expected) in [("words_1h", 700 * 4 * 2), ("ends_1h", 700 * 2 * 2)] {
+    for (table, expected) in [
+        ("words_1h", 700 * 4 * 2),
+        ("ends_1h", 700 * 2 * 2),
+        ("ends_6h", 700 * 2),
+    ] {
         let sql = format!("select sum(n)::bigint from sonde_store.event_{table}");
         let n: i64 = sqlx::query_scalar(sqlx::AssertSqlSafe(sql))
             .fetch_one(&app.db)

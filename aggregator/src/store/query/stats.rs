@@ -117,22 +117,33 @@ static KINDS: Digest = Digest {
     levels: &[("event_kinds_10m", 10 * MINUTE), ("event_kinds_1m", MINUTE)],
     value: None,
 };
+const HOUR: Micros = 60 * MINUTE;
 static SUBJECTS: Digest = Digest {
-    levels: &[("event_subjects_1h", 60 * MINUTE), ("event_subjects_10m", 10 * MINUTE)],
+    levels: &[
+        ("event_subjects_6h", 6 * HOUR),
+        ("event_subjects_1h", HOUR),
+        ("event_subjects_10m", 10 * MINUTE),
+    ],
     value: None,
 };
 static WORDS: Digest = Digest {
-    levels: &[("event_words_1h", 60 * MINUTE)],
+    levels: &[("event_words_1h", HOUR)],
     value: Some("e.word"),
 };
 static ENDS: Digest = Digest {
-    levels: &[("event_ends_1h", 60 * MINUTE)],
+    levels: &[("event_ends_6h", 6 * HOUR), ("event_ends_1h", HOUR)],
+    value: Some("e.address"),
+};
+static ENDS_OF_TYPES: Digest = Digest {
+    levels: &[("event_ends_1h", HOUR)],
     value: Some("e.address"),
 };
 
 /// Groups of columns that a question is about.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct About {
+    /// Some types and not all.
+    types: bool,
     probe: bool,
     /// Reason, protocol, direction.
     kind: bool,
@@ -147,6 +158,7 @@ struct About {
 impl About {
     fn filter(filter: &EventFilter) -> Self {
         Self {
+            types: !filter.kind.is_empty(),
             probe: !filter.probe.is_empty(),
             kind: !(filter.reason.is_empty() && filter.protocol.is_empty()),
             subject: !(filter.node.is_empty()
@@ -171,7 +183,7 @@ impl About {
                 ..self
             },
             F::Saddr | F::Daddr => Self {
-                value: Some(&ENDS),
+                value: Some(if self.types { &ENDS_OF_TYPES } else { &ENDS }),
                 ..self
             },
             F::Sport => Self { other: true, ..self },
@@ -488,6 +500,7 @@ mod tests {
             (&none, Field::Comm, Some(&WORDS)),
             (&none, Field::Sport, None),
             (&kind, Field::Dport, Some(&WORDS)),
+            (&kind, Field::Saddr, Some(&ENDS_OF_TYPES)),
             (&reason, Field::Daddr, None),
             (&probe, Field::State, None),
             (&pod, Field::Comm, None),

@@ -2,6 +2,7 @@
 -- frequent and most are rare (a frequency of 1 in their rank); a pod is on one node and has three types of 18; each type has up
 -- to five reasons. Numbers are far from those that the aggregator gives.
 set synchronous_commit = off;
+set maintenance_work_mem = '1GB';
 insert into sonde_store.nodes (name) select 'far-' || g from generate_series(1, 200) g;
 insert into sonde_store.pods (id, node_id, sandbox, namespace, name, workload, valid_from)
 select 1000000 + g, (select min(id) from sonde_store.nodes where name like 'far-%') + g % 200, 'far-' || g, 'ns-' || g % 10, 'pod-' || g,
