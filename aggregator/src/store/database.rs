@@ -123,8 +123,8 @@ impl Pools {
         let moved = Arc::new(Mutex::new(Instant::now()));
         Self {
             readers: pool(reader(options), 8, &moved),
-            searches: pool(searcher(options), SEARCHES, &moved),
-            streams: pool(searcher(options), STREAMS, &moved),
+            searches: pool(reader(options), SEARCHES, &moved),
+            streams: pool(reader(options), STREAMS, &moved),
             admin: pool(admin(options), 7, &moved),
             moved,
         }
@@ -132,9 +132,8 @@ impl Pools {
 
     /// From now on this host.
     pub(super) fn move_to(&self, options: &PgConnectOptions) {
-        self.readers.set_connect_options(reader(options));
-        for searchers in [&self.searches, &self.streams] {
-            searchers.set_connect_options(searcher(options));
+        for readers in [&self.readers, &self.searches, &self.streams] {
+            readers.set_connect_options(reader(options));
         }
         self.admin.set_connect_options(admin(options));
         *self.moved.lock() = Instant::now();
@@ -149,11 +148,6 @@ impl Pools {
 fn reader(options: &PgConnectOptions) -> PgConnectOptions {
     session(options.clone(), "reader")
         .options([("default_transaction_read_only", "on"), ("statement_timeout", "30000")])
-}
-
-/// The names of a page's events are joined in the order in which they are written: to look for a better one takes longer.
-fn searcher(options: &PgConnectOptions) -> PgConnectOptions {
-    reader(options).options([("join_collapse_limit", "1")])
 }
 
 fn admin(options: &PgConnectOptions) -> PgConnectOptions {

@@ -5,13 +5,14 @@ use sqlx::types::Json;
 use sqlx::{PgConnection, Postgres, QueryBuilder};
 
 use super::filter::{EventFilter, Resolved, Window};
+use super::names::{COLUMNS, Stored, named};
 use super::narrow::Narrowed;
 use super::search::{Asker, Running};
-use super::{Micros, QueryError, micros, push_time, rfc3339};
+use super::{Micros, QueryError, micros, push_time};
 use crate::store::Store;
 
 /// One event with names in place of ids.
-#[derive(Clone, Debug, Default, sqlx::FromRow)]
+#[derive(Clone, Debug, Default)]
 pub struct EventRow {
     pub time: Micros,
     pub id: i64,
@@ -57,48 +58,6 @@ pub struct Position {
     pub time: Micros,
     pub id: i64,
 }
-
-/// Names for the rows of `page`. A peer that the collector could not name is looked up by its address, among the pods
-/// of that time: the one of the two addresses that is not the subject's, else the far end by direction. What is no pod
-/// there was looked up in the facts of the cluster when the event was stored.
-const NAMES: &str = concat!(
-    "select ",
-    micros!("e.time"),
-    " as time, e.id, n.name as node, p.namespace, p.name as pod, p.workload, \
-     probe.text as probe, type.text as kind, reason.text as reason, protocol.text as protocol, \
-     host(e.saddr) as saddr, e.sport, host(e.daddr) as daddr, e.dport, \
-     case when e.peer_pod_id = 0 then n.name else coalesce(peer.node, found.node, \
-         case other.kind when 'Node' then other.name else nullif(other.node, '') end) end as peer_node, \
-     coalesce(peer.namespace, found.namespace, other.namespace) as peer_namespace, \
-     coalesce(peer.name, found.name, case other.kind when 'Pod' then other.name when 'Node' then '' end) as peer_pod, \
-     coalesce(peer.workload, found.workload, other.workload) as peer_workload, \
-     case when other.kind = 'Service' and found.name is null then other.name end as peer_service, \
-     e.direction, e.latency_ns, e.cpu, e.pid, comm.text as comm, state.text as state, interface.text as interface, \
-     e.suppressed, stack.frames as stack, e.attributes \
-     from page e \
-     join sonde_store.nodes n on n.id = e.node_id \
-     join sonde_store.strings probe on probe.id = e.probe \
-     join sonde_store.strings type on type.id = e.type \
-     left join sonde_store.pods p on p.id = e.pod_id \
-     left join sonde_store.strings reason on reason.id = e.reason \
-     left join sonde_store.strings protocol on protocol.id = e.protocol \
-     left join sonde_store.strings comm on comm.id = e.comm \
-     left join sonde_store.strings state on state.id = e.state \
-     left join sonde_store.strings interface on interface.id = e.interface \
-     left join sonde_store.stacks stack on stack.id = e.stack_id \
-     left join lateral (select pp.namespace, pp.name, pp.workload, \
-         (select name from sonde_store.nodes where id = pp.node_id) as node \
-         from sonde_store.pods pp where pp.id = e.peer_pod_id) peer on true \
-     left join lateral (select pp.namespace, pp.name, pp.workload, \
-         (select name from sonde_store.nodes where id = pp.node_id) as node \
-         from sonde_store.pods pp \
-         where e.peer_pod_id is null and not pp.host_network and pp.ips @> array[case \
-             when e.saddr = any(p.ips) then e.daddr when e.daddr = any(p.ips) then e.saddr \
-             when e.direction = 1 then e.saddr when e.direction = 2 then e.daddr end] \
-         and pp.valid_from <= e.time and (pp.valid_to is null or pp.valid_to > e.time) \
-         order by pp.valid_from desc limit 1) found on true \
-     left join sonde_store.cluster_objects other on other.id = e.peer_object_id"
-);
 
 /// Which part of what matches.
 enum Slice {
@@ -158,44 +117,29 @@ async fn event_slice(
         slice,
         limit,
     };
-    let rows = match slice {
-        Slice::ByTime(order, after) if !filter.is_empty() => {
-            // In one transaction, so that no partition is dropped in between.
-            sqlx::raw_sql("begin").execute(&mut *db).await?;
-            let keys = keys(db, &question, *order, *after).await?;
-            let rows = named(db, &keys, *order).await?;
-            sqlx::raw_sql("commit").execute(&mut *db).await?;
-            rows
-        }
-        _ => {
-            let mut sql = QueryBuilder::new("with page as materialized (");
-            let order = question.push(&mut sql, Way::Planned, None, None);
-            sql.push(") ").push(NAMES).push(order);
-            sql.build_query_as().persistent(false).fetch_all(&mut *db).await?
-        }
+    let page = match slice {
+        Slice::ByTime(order, after) if !filter.is_empty() => page(db, &question, *order, *after).await?,
+        _ => question.ask(db, Way::Planned, None, None).await?,
     };
+    let rows = named(db, page).await?;
     running.done();
     Ok(rows)
 }
 
-/// Time and id of the events of a page, in their order. Several ways may have to be tried, and names are looked up in many
-/// tables: that is done once.
-async fn keys(
+/// The first events in that order, by whatever way finds them soonest.
+async fn page(
     db: &mut PgConnection,
     question: &Question<'_>,
     order: Order,
     after: Option<Position>,
-) -> Result<Vec<(Micros, i64)>, QueryError> {
+) -> Result<Vec<Stored>, QueryError> {
     let (limit, mut way, mut narrowed) = (question.limit as usize, Way::Nearest(NEAREST), None);
     loop {
         let slots = match way {
             Way::Indexed(slots) => Slots::new(question.window, order, after, slots),
             _ => None,
         };
-        let mut sql = QueryBuilder::new(concat!("select ", micros!("e.time"), ", e.id from ("));
-        let order_by = question.push(&mut sql, way, slots.as_ref(), narrowed.as_ref());
-        sql.push(") e").push(order_by);
-        let found: Vec<(Micros, i64)> = sql.build_query_as().persistent(false).fetch_all(&mut *db).await?;
+        let found = question.ask(db, way, slots.as_ref(), narrowed.as_ref()).await?;
         let whole = match way {
             Way::Nearest(_) => false,
             Way::Indexed(_) => slots.is_none(),
@@ -220,31 +164,6 @@ async fn keys(
             }
         };
     }
-}
-
-/// The events that these are.
-async fn named(db: &mut PgConnection, keys: &[(Micros, i64)], order: Order) -> Result<Vec<EventRow>, QueryError> {
-    let times = || keys.iter().map(|(time, _)| *time);
-    let (Some(first), Some(last)) = (times().min(), times().max()) else {
-        return Ok(Vec::new());
-    };
-    let ids: Vec<i64> = keys.iter().map(|(_, id)| *id).collect();
-    let mut sql = QueryBuilder::new("with page as materialized (select * from sonde_store.events e where e.time >= ");
-    push_time(&mut sql, first);
-    sql.push(" and e.time <= ");
-    push_time(&mut sql, last);
-    // By time alone: each time would be looked up with each id. An id is one event.
-    sql.push(" and e.time = any(")
-        .push_bind(times().map(rfc3339).collect::<Vec<_>>())
-        .push("::text[]::timestamptz[]) and e.id + 0 = any(")
-        .push_bind(ids)
-        .push(")) ")
-        .push(NAMES);
-    sql.push(match order {
-        Order::Asc => " order by e.time, e.id",
-        Order::Desc => " order by e.time desc, e.id desc",
-    });
-    Ok(sql.build_query_as().persistent(false).fetch_all(db).await?)
 }
 
 /// How a page is found. Where matches are frequent it is quick to go through events in their order until it is full; where
@@ -362,7 +281,21 @@ struct Question<'a> {
 }
 
 impl Question<'_> {
-    /// `select * from ... limit ...`, without names. In which order.
+    async fn ask(
+        &self,
+        db: &mut PgConnection,
+        way: Way,
+        slots: Option<&Slots>,
+        narrowed: Option<&Narrowed>,
+    ) -> Result<Vec<Stored>, QueryError> {
+        let mut sql = QueryBuilder::new("select ");
+        sql.push(COLUMNS).push(" from (");
+        let order = self.push(&mut sql, way, slots, narrowed);
+        sql.push(") e").push(order);
+        Ok(sql.build_query_as().persistent(false).fetch_all(db).await?)
+    }
+
+    /// `select * from ... limit ...`. In which order.
     fn push(
         &self,
         sql: &mut QueryBuilder<Postgres>,

@@ -7,6 +7,7 @@ pub mod events;
 pub mod filter;
 pub mod gaps;
 pub mod matches;
+mod names;
 mod narrow;
 pub mod newest;
 pub mod nodes;
