@@ -1,6 +1,7 @@
 //! `/federate`, asked by hand, by promtool and by a real Prometheus.
 
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::io::{Read as _, Write as _};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -221,6 +222,10 @@ impl Prometheus {
     }
 
     pub(crate) fn start_with(config: &str, flags: &[&str]) -> Option<Self> {
+        Self::start_program("prometheus".as_ref(), config, flags)
+    }
+
+    pub(crate) fn start_program(program: &OsStr, config: &str, flags: &[&str]) -> Option<Self> {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("prometheus.yml"), config).unwrap();
         // Prometheus does not say which port it took when asked for any.
@@ -229,7 +234,7 @@ impl Prometheus {
             .local_addr()
             .unwrap()
             .port();
-        let child = Command::new("prometheus")
+        let child = Command::new(program)
             .arg(format!("--config.file={}", dir.path().join("prometheus.yml").display()))
             .arg(format!("--storage.tsdb.path={}", dir.path().join("data").display()))
             .arg(format!("--web.listen-address=127.0.0.1:{port}"))
@@ -244,7 +249,7 @@ impl Prometheus {
                 _dir: dir,
             }),
             Err(_) => {
-                println!("SKIPPED: prometheus is not installed");
+                println!("SKIPPED: {} is not installed", program.display());
                 None
             }
         }

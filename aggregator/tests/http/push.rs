@@ -1,7 +1,7 @@
 //! Events that are stored go on to Grafana Loki and OTLP, each once, whatever happens to receiver and aggregator; metrics by
 //! remote-write to a real Prometheus, and by OTLP.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceRequest;
 use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest;
@@ -216,16 +216,63 @@ async fn a_record_of_otlp_has_all_that_is_known_of_an_event() {
     sending.end().await;
 }
 
+const RECEIVERS: [&str; 1] = ["--web.enable-remote-write-receiver"];
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_real_prometheus_gets_the_series_of_the_page_and_hears_when_one_ends() {
-    let receiver = ["--web.enable-remote-write-receiver"];
-    let Some(prometheus) = Prometheus::start_with("global: {}\n", &receiver) else {
-        return;
+    if let Some(prometheus) = Prometheus::start_with("global: {}\n", &RECEIVERS) {
+        gets_the_series_of_the_page(&prometheus, 1).await;
+    }
+}
+
+/// Debian has an older one.
+fn prometheus_3(flags: &[&str]) -> Prometheus {
+    let program =
+        std::env::var_os("SONDE_PROMETHEUS_3").expect("SONDE_PROMETHEUS_3: expected the path of a Prometheus 3");
+    Prometheus::start_program(&program, "global: {}\n", flags).expect("it starts")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs a Prometheus 3: SONDE_PROMETHEUS_3=PATH"]
+async fn a_real_prometheus_3_gets_the_same_by_either_version() {
+    for version in [1, 2] {
+        gets_the_series_of_the_page(&prometheus_3(&RECEIVERS), version).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs a Prometheus 3: SONDE_PROMETHEUS_3=PATH"]
+async fn a_real_prometheus_3_gets_the_same_values_by_otlp() {
+    let prometheus = prometheus_3(&["--web.enable-otlp-receiver"]);
+    let app = app_with_rows().await;
+    let mut push = config::Push::default();
+    push.otlp.url = format!("{}/api/v1/otlp", prometheus.url);
+    push.otlp.events = false;
+    let sending = Sending::start(&app, &push);
+    assert_eq!(prometheus.query("count({__name__=~\"sonde_.+\"})").await[0].1, "12");
+    let theirs = prometheus.federate(&["{__name__=~\"sonde_.+\"}"]).await;
+    // Labels have other names there: what is a resource is not on its series.
+    let values = |page: &str| -> BTreeSet<(String, Option<String>, String)> {
+        samples(page)
+            .iter()
+            .map(|line| {
+                let (name, rest) = line.split_once('[').unwrap();
+                let (labels, values) = rest.rsplit_once("] ").unwrap();
+                let bound = labels.split(", ").find(|label| label.starts_with("\"le="));
+                (name.to_owned(), bound.map(str::to_owned), values.to_owned())
+            })
+            .collect()
     };
+    assert_eq!(values(theirs.text()), values(app.get(ALL).await.text()));
+    sending.end().await;
+}
+
+async fn gets_the_series_of_the_page(prometheus: &Prometheus, version: u8) {
     // Begun before there is anything: a series that comes later is sent too.
     let app = App::start().await;
     let mut push = config::Push::default();
     push.remote_write.url.clone_from(&prometheus.url);
+    push.remote_write.version = version;
     push.remote_write.interval = Span(std::time::Duration::from_millis(200));
     let sending = Sending::start(&app, &push);
     let mut collector = app.collector("n1").await;
