@@ -4,7 +4,7 @@ use serde_json::{Map, Value};
 use sqlx::types::Json;
 use sqlx::{PgConnection, Postgres, QueryBuilder};
 
-use super::filter::{EventFilter, Resolved, Window};
+use super::filter::{EventFilter, Newer, Resolved, Window};
 use super::names::{COLUMNS, Stored, named};
 use super::narrow::Narrowed;
 use super::search::{Asker, Running};
@@ -273,6 +273,15 @@ impl Slots {
     }
 }
 
+/// Which of the events that an index finds. What is newer than the digest is found by its ids, apart from what is known from the
+/// digest: in one condition with that, the planner finds it by the times of whole slots.
+enum Part<'a> {
+    /// All, by the filter itself.
+    All,
+    Known(Option<&'a Narrowed>),
+    Newer,
+}
+
 struct Question<'a> {
     resolved: &'a Resolved<'a>,
     window: Window,
@@ -303,12 +312,45 @@ impl Question<'_> {
         slots: Option<&Slots>,
         narrowed: Option<&Narrowed>,
     ) -> &'static str {
-        sql.push(match way {
-            Way::Nearest(_) => "select * from (select * from sonde_store.events e where true",
-            Way::Planned | Way::Indexed(_) => "select * from sonde_store.events e where true",
-        });
+        match way {
+            Way::Planned => {
+                let order = self.push_events(sql);
+                self.resolved.push_terms(sql);
+                sql.push(order).push(" limit ").push_bind(i64::from(self.limit));
+                order
+            }
+            Way::Nearest(events) => {
+                sql.push("select * from (");
+                let order = self.push_events(sql);
+                sql.push(order).push(" limit ").push_bind(events).push(") e where true");
+                self.resolved.push_terms(sql);
+                self.resolved.push_quick(sql);
+                sql.push(order).push(" limit ").push_bind(i64::from(self.limit));
+                order
+            }
+            Way::Indexed(_) if narrowed.is_none_or(Narrowed::is_empty) && !self.resolved.is_of_digest() => {
+                self.push_part(sql, Part::All, slots)
+            }
+            Way::Indexed(_) => {
+                let narrowed = narrowed.filter(|narrowed| !narrowed.is_empty());
+                sql.push("select * from ((");
+                self.push_part(sql, Part::Known(narrowed), slots);
+                sql.push(") union all (");
+                let order = self.push_part(sql, Part::Newer, slots);
+                sql.push(")) e")
+                    .push(order)
+                    .push(" limit ")
+                    .push_bind(i64::from(self.limit));
+                order
+            }
+        }
+    }
+
+    /// All events that may be meant, without the filter.
+    fn push_events(&self, sql: &mut QueryBuilder<Postgres>) -> &'static str {
+        sql.push("select * from sonde_store.events e where true");
         self.window.push(sql);
-        let order = match self.slice {
+        match self.slice {
             Slice::ByTime(Order::Asc, after) => {
                 push_after(sql, *after, (" > (", " and e.time >= "));
                 " order by e.time, e.id"
@@ -324,37 +366,42 @@ impl Question<'_> {
                     .push_bind(*up_to);
                 " order by e.id"
             }
-        };
-        if let Way::Nearest(events) = way {
-            sql.push(order).push(" limit ").push_bind(events).push(") e where true");
         }
+    }
+
+    /// What the index finds.
+    fn push_part(&self, sql: &mut QueryBuilder<Postgres>, part: Part<'_>, slots: Option<&Slots>) -> &'static str {
+        let order = self.push_events(sql);
         self.resolved.push_terms(sql);
-        if let Way::Nearest(_) = way {
-            self.resolved.push_quick(sql);
-        }
-        if let Way::Indexed(_) = way {
-            self.resolved.push_findable(sql);
-            if let Some(narrowed) = narrowed {
-                narrowed.push(sql);
+        let through = self.resolved.through();
+        match part {
+            Part::All => {}
+            Part::Known(narrowed) => {
+                self.resolved.push_findable(sql, Newer::Apart);
+                if let Some(narrowed) = narrowed {
+                    narrowed.push(sql);
+                }
+                sql.push(" and e.id <= ").push_bind(through);
             }
-            if let Some(slots) = slots {
-                slots.push(sql);
-                slots.push_bounds(sql);
-            } else if self.resolved.filter().min_latency_ns.is_some()
-                && let Some(all) = Slots::all(self.window)
-            {
-                // Latencies are found by slot and no other way.
-                all.push(sql);
+            Part::Newer => {
+                sql.push(" and e.id > ").push_bind(through);
             }
         }
-        match (way, self.slice) {
-            // The order of an expression is that of no index.
-            (Way::Indexed(_), Slice::ByTime(Order::Asc, _)) => sql.push(" order by e.time + interval '0', e.id"),
-            (Way::Indexed(_), Slice::ByTime(Order::Desc, _)) => {
-                sql.push(" order by e.time + interval '0' desc, e.id desc")
-            }
-            _ => sql.push(order),
-        };
+        if let Some(slots) = slots {
+            slots.push(sql);
+            slots.push_bounds(sql);
+        } else if self.resolved.filter().min_latency_ns.is_some()
+            && let Some(all) = Slots::all(self.window)
+        {
+            // Latencies are found by slot and no other way.
+            all.push(sql);
+        }
+        // The order of an expression is that of no index.
+        sql.push(match self.slice {
+            Slice::ByTime(Order::Asc, _) => " order by e.time + interval '0', e.id",
+            Slice::ByTime(Order::Desc, _) => " order by e.time + interval '0' desc, e.id desc",
+            Slice::ById { .. } => order,
+        });
         sql.push(" limit ").push_bind(i64::from(self.limit));
         order
     }

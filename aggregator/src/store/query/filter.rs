@@ -154,6 +154,8 @@ const MOST_ADDRESSES: i64 = 3000;
 
 /// As with addresses. Few attributes differ in more than numbers.
 const MOST_ATTRIBUTES: i64 = 300;
+/// So many are compared with those of an event in less time than it takes to look into these.
+const FEW_ATTRIBUTES: usize = 8;
 
 /// Words, stacks and attributes that hold a text. No attributes: any may, or nobody has to know.
 #[derive(Debug)]
@@ -326,26 +328,54 @@ fn objects(text: &str) -> impl Iterator<Item = String> {
     })
 }
 
+/// What is newer than the digest is not among what is known from it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Newer {
+    /// Beside what is known, all that is newer.
+    Too,
+    /// Whoever asks looks for that by itself.
+    Apart,
+}
+
+impl Newer {
+    /// ` or ...` at the end of what the digest knows.
+    fn push(self, sql: &mut QueryBuilder<Postgres>, through: i64) {
+        if self == Self::Too {
+            sql.push(" or e.id > ").push_bind(through);
+        }
+    }
+}
+
 impl Resolved<'_> {
     /// ` and ...` for a table of events under the alias `e`.
     pub(super) fn push(&self, sql: &mut QueryBuilder<Postgres>, window: Window) {
         window.push(sql);
         self.push_terms(sql);
-        self.push_findable(sql);
+        self.push_findable(sql, Newer::Too);
     }
 
     /// ` and ...` that says nothing new, but that an index finds.
-    pub(super) fn push_findable(&self, sql: &mut QueryBuilder<Postgres>) {
-        self.push_addresses(sql);
-        self.push_found(sql);
+    pub(super) fn push_findable(&self, sql: &mut QueryBuilder<Postgres>, newer: Newer) {
+        self.push_addresses(sql, newer);
+        self.push_found(sql, newer);
+    }
+
+    /// Whether some of that is known from the digest.
+    pub(super) fn is_of_digest(&self) -> bool {
+        self.networks.is_some() || self.knows_texts()
+    }
+
+    /// Whether it is known of every wanted text which attributes hold it.
+    fn knows_texts(&self) -> bool {
+        !self.q_any.is_empty() && self.q_any.iter().all(|ids| ids.attributes.is_some())
     }
 
     /// ` and ...` that says nothing new, but that is quick to tell of an event: to look into the attributes of each takes
     /// longer than all else.
     pub(super) fn push_quick(&self, sql: &mut QueryBuilder<Postgres>) {
         let attributes = self.q_any.iter().filter_map(|ids| ids.attributes.as_ref());
-        if attributes.map(Vec::len).sum::<usize>() < 4 {
-            self.push_found(sql);
+        if attributes.map(Vec::len).sum::<usize>() <= FEW_ATTRIBUTES {
+            self.push_found(sql, Newer::Too);
         }
     }
 
@@ -359,7 +389,7 @@ impl Resolved<'_> {
             || matches!(self.pods, Pods::Only(_))
             || !filter.port.any.is_empty()
             || filter.min_latency_ns.is_some()
-            || (!self.q_any.is_empty() && self.q_any.iter().all(|ids| ids.attributes.is_some()))
+            || self.knows_texts()
             || (!filter.ip.any.is_empty() && (self.networks.is_some() || filter.ip.any.iter().all(Network::is_host)))
     }
 
@@ -473,9 +503,8 @@ impl Resolved<'_> {
         }
     }
 
-    /// What an index finds of wanted networks: their addresses, and all that is newer than what is known of addresses. It is
-    /// asked beside the networks themselves.
-    fn push_addresses(&self, sql: &mut QueryBuilder<Postgres>) {
+    /// What an index finds of wanted networks: their addresses. It is asked beside the networks themselves.
+    fn push_addresses(&self, sql: &mut QueryBuilder<Postgres>, newer: Newer) {
         let Some(there) = &self.networks else {
             return;
         };
@@ -486,21 +515,21 @@ impl Resolved<'_> {
             .collect();
         sql.push(" and (e.saddr = any(").push_bind(all.clone());
         sql.push("::text[]::inet[]) or e.daddr = any(").push_bind(all);
-        sql.push("::text[]::inet[]) or e.id > ")
-            .push_bind(self.through)
-            .push(")");
+        sql.push("::text[]::inet[])");
+        newer.push(sql, self.through);
+        sql.push(")");
     }
 
-    /// What an index finds of wanted texts where it is known which attributes hold them, and all that is newer than what is
-    /// known of attributes. It is asked beside the texts themselves.
-    fn push_found(&self, sql: &mut QueryBuilder<Postgres>) {
-        let attributes: Option<Vec<&Vec<String>>> = self.q_any.iter().map(|ids| ids.attributes.as_ref()).collect();
-        let Some(attributes) = attributes.filter(|all| !all.is_empty()) else {
+    /// What an index finds of wanted texts where it is known which attributes hold them. It is asked beside the texts
+    /// themselves.
+    fn push_found(&self, sql: &mut QueryBuilder<Postgres>, newer: Newer) {
+        if !self.knows_texts() {
             return;
-        };
+        }
         let words: Vec<i32> = self.q_any.iter().flat_map(|ids| ids.words.iter().copied()).collect();
         let stacks: Vec<i32> = self.q_any.iter().flat_map(|ids| ids.stacks.iter().copied()).collect();
-        let objects: Vec<String> = attributes.into_iter().flatten().cloned().collect();
+        let objects = self.q_any.iter().filter_map(|ids| ids.attributes.as_ref());
+        let objects: Vec<String> = objects.flatten().cloned().collect();
         sql.push(" and (e.reason = any(").push_bind(words.clone());
         sql.push(") or e.comm = any(").push_bind(words);
         sql.push(") or e.stack_id = any(").push_bind(stacks);
@@ -509,7 +538,9 @@ impl Resolved<'_> {
                 .push_bind(objects)
                 .push("::text[]::jsonb[]");
         }
-        sql.push(") or e.id > ").push_bind(self.through).push(")");
+        sql.push(")");
+        newer.push(sql, self.through);
+        sql.push(")");
     }
 
     fn push_text(&self, sql: &mut QueryBuilder<Postgres>) {

@@ -51,7 +51,7 @@ pub(super) struct Stored {
 struct Pod {
     id: i32,
     /// None: of the row that stands for nodes.
-    node: Option<String>,
+    node_id: Option<i32>,
     namespace: String,
     name: String,
     workload: String,
@@ -74,26 +74,21 @@ pub(super) async fn named(db: &mut PgConnection, page: Vec<Stored>) -> Result<Ve
     if page.is_empty() {
         return Ok(Vec::new());
     }
+    let pods = pods(db, &page).await?;
+    let found = found(db, &page, &pods).await?;
     let words = page.iter().flat_map(|e| {
-        [
-            Some(e.probe),
-            Some(e.kind),
-            e.reason,
-            e.protocol,
-            e.comm,
-            e.state,
-            e.interface,
-        ]
+        let words = [e.reason, e.protocol, e.comm, e.state, e.interface];
+        [Some(e.probe), Some(e.kind)].into_iter().chain(words)
     });
-    let nodes = page.iter().map(|e| Some(e.node_id));
+    let of_pods = pods.values().chain(found.values()).map(|pod| pod.node_id);
+    let nodes = page.iter().map(|e| Some(e.node_id)).chain(of_pods);
     let names = Names {
         words: texts(db, "select id, text from sonde_store.strings where id = any($1)", words).await?,
         nodes: texts(db, "select id, name from sonde_store.nodes where id = any($1)", nodes).await?,
         stacks: stacks(db, &page).await?,
-        pods: pods(db, &page).await?,
         objects: objects(db, &page).await?,
+        pods,
     };
-    let found = found(db, &page, &names).await?;
     let row = |(at, event)| names.row(event, found.get(&at));
     page.into_iter().enumerate().map(row).collect()
 }
@@ -130,7 +125,7 @@ async fn pods(db: &mut PgConnection, page: &[Stored]) -> Result<HashMap<i32, Pod
         return Ok(HashMap::new());
     }
     let rows: Vec<Pod> = sqlx::query_as(
-        "select p.id, (select name from sonde_store.nodes where id = p.node_id) as node, p.namespace, p.name, p.workload, \
+        "select p.id, p.node_id, p.namespace, p.name, p.workload, \
          array(select host(ip) from unnest(p.ips) ip) as ips from sonde_store.pods p where p.id = any($1)",
     )
     .bind(ids)
@@ -154,11 +149,15 @@ async fn objects(db: &mut PgConnection, page: &[Stored]) -> Result<HashMap<i64, 
 }
 
 /// Peers that their collectors could not name, by their places in the page: the pods that had their addresses at that time.
-async fn found(db: &mut PgConnection, page: &[Stored], names: &Names) -> Result<HashMap<usize, Pod>, QueryError> {
+async fn found(
+    db: &mut PgConnection,
+    page: &[Stored],
+    pods: &HashMap<i32, Pod>,
+) -> Result<HashMap<usize, Pod>, QueryError> {
     let unnamed = page.iter().enumerate().filter(|(_, event)| event.peer_pod_id.is_none());
     let (mut places, mut addresses, mut times) = (Vec::new(), Vec::new(), Vec::new());
     for (at, event) in unnamed {
-        if let Some(address) = names.peer_address(event) {
+        if let Some(address) = peer_address(event, pods) {
             places.push(at);
             addresses.push(address);
             times.push(rfc3339(event.time));
@@ -174,8 +173,7 @@ async fn found(db: &mut PgConnection, page: &[Stored], names: &Names) -> Result<
         pod: Pod,
     }
     let rows: Vec<Found> = sqlx::query_as(
-        "select asked.place, p.id, (select name from sonde_store.nodes where id = p.node_id) as node, p.namespace, p.name, \
-         p.workload, '{}'::text[] as ips \
+        "select asked.place, p.id, p.node_id, p.namespace, p.name, p.workload, '{}'::text[] as ips \
          from unnest($1::text[]::inet[], $2::text[]::timestamptz[]) with ordinality asked(address, time, place) \
          cross join lateral (select * from sonde_store.pods pp \
          where not pp.host_network and pp.ips @> array[asked.address] \
@@ -197,6 +195,23 @@ async fn found(db: &mut PgConnection, page: &[Stored], names: &Names) -> Result<
         .collect())
 }
 
+/// The one of the two addresses that is not the subject's, else the far end by direction.
+fn peer_address<'a>(event: &'a Stored, pods: &HashMap<i32, Pod>) -> Option<&'a str> {
+    let (saddr, daddr) = (event.saddr.as_deref(), event.daddr.as_deref());
+    let ips = event
+        .pod_id
+        .and_then(|id| pods.get(&id))
+        .map_or(&[][..], |pod| &pod.ips);
+    let own = |address: Option<&str>| address.is_some_and(|address| ips.iter().any(|ip| ip == address));
+    match event.direction {
+        _ if own(saddr) => daddr,
+        _ if own(daddr) => saddr,
+        1 => saddr,
+        2 => daddr,
+        _ => None,
+    }
+}
+
 struct Names {
     words: HashMap<i32, String>,
     nodes: HashMap<i32, String>,
@@ -212,22 +227,6 @@ impl Names {
 
     fn word(&self, id: Option<i32>) -> Option<String> {
         self.words.get(&id?).cloned()
-    }
-
-    /// The one of the two addresses that is not the subject's, else the far end by direction.
-    fn peer_address<'a>(&self, event: &'a Stored) -> Option<&'a str> {
-        let (saddr, daddr) = (event.saddr.as_deref(), event.daddr.as_deref());
-        let own = |address: Option<&str>| {
-            let ips = self.pod(event.pod_id).map_or(&[][..], |pod| &pod.ips);
-            address.is_some_and(|address| ips.iter().any(|ip| ip == address))
-        };
-        match event.direction {
-            _ if own(saddr) => daddr,
-            _ if own(daddr) => saddr,
-            1 => saddr,
-            2 => daddr,
-            _ => None,
-        }
     }
 
     /// What every event has must be there.
@@ -264,7 +263,9 @@ impl Names {
         Ok(EventRow {
             peer_node: match event.peer_pod_id {
                 Some(0) => Some(node.clone()),
-                _ => peer.and_then(|pod| pod.node.clone()).or_else(object_node),
+                _ => peer
+                    .and_then(|pod| self.nodes.get(&pod.node_id?).cloned())
+                    .or_else(object_node),
             },
             peer_namespace: of_pod(|pod| &pod.namespace).or_else(|| of_object(|object| &object.namespace)),
             peer_pod: of_pod(|pod| &pod.name).or_else(object_pod),

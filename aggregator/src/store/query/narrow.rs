@@ -12,11 +12,10 @@ use super::filter::{Pods, Resolved, Terms, Window};
 /// Longer lists are not looked for one by one: so much is frequent enough to be met on the way.
 const MOST: usize = 3000;
 
-/// Lists of what wanted events may have, and all that is newer than what is known of them.
+/// Lists of what wanted events may have, of those that are in the digest.
 #[derive(Debug, Default)]
 pub(super) struct Narrowed {
     lists: Vec<List>,
-    through: i64,
 }
 
 /// Wanted events have one of these; those that have nothing there have one of the others.
@@ -43,8 +42,7 @@ impl Narrowed {
         lists.extend(nodes(db, resolved).await?);
         lists.extend(pods(db, resolved, window).await?);
         lists.retain(|list| list.len() <= MOST);
-        let through = resolved.through();
-        Ok(Self { lists, through })
+        Ok(Self { lists })
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -59,14 +57,15 @@ impl Narrowed {
     /// ` and ...` for the table of events under the alias `e`.
     pub(super) fn push(&self, sql: &mut QueryBuilder<Postgres>) {
         for list in &self.lists {
-            sql.push(" and (");
+            let mut before = " and (";
             for (column, ids) in [(list.column, &list.ids), (list.others.0, &list.others.1)] {
                 if !ids.is_empty() {
                     let ids: Vec<i32> = ids.iter().copied().collect();
-                    sql.push(column).push(" = any(").push_bind(ids).push(") or ");
+                    sql.push(before).push(column).push(" = any(").push_bind(ids).push(")");
+                    before = " or ";
                 }
             }
-            sql.push("e.id > ").push_bind(self.through).push(")");
+            sql.push(if before == " or " { ")" } else { " and false" });
         }
     }
 }
