@@ -2,9 +2,10 @@
 //! events in the same order as one who reads all events finds.
 
 use serde_json::Value;
+use sonde_common::time::{now_ns, rfc3339};
 
 use crate::events_digest::{all_events, hold, send};
-use crate::support::App;
+use crate::support::{App, SECOND};
 
 /// More than are looked through before an index is asked, at both ends of the time that has events: there are partitions.
 async fn noise(app: &App) {
@@ -48,7 +49,12 @@ fn attribute(event: &Value, key: &str) -> String {
 
 type Filter = (&'static str, fn(&Value) -> bool);
 
-const FILTERS: [Filter; 22] = [
+const FILTERS: [Filter; 25] = [
+    ("node=n1", |e| text(e, "node") == "n1"),
+    ("pod=pod-2&pod=pod-3", |e| {
+        ["pod-2", "pod-3"].contains(&&*text(e, "pod"))
+    }),
+    ("ip=10.3.0.7", |e| text(e, "daddr") == "10.3.0.7"),
     ("type=!NOISE", |_| true),
     ("type=TCPRETRANS", |e| text(e, "type") == "TCPRETRANS"),
     ("probe=netdev", |_| true),
@@ -80,10 +86,10 @@ const FILTERS: [Filter; 22] = [
 ];
 
 /// All pages of a search.
-async fn walk(app: &App, query: &str, limit: usize) -> Vec<i64> {
+async fn walk(app: &App, window: &str, query: &str, limit: usize) -> Vec<i64> {
     let (mut ids, mut cursor) = (Vec::new(), String::new());
     loop {
-        let path = format!("/api/v1/events?from=-300m&{query}&limit={limit}{cursor}");
+        let path = format!("/api/v1/events?{window}&{query}&limit={limit}{cursor}");
         let page = app.get(&path).await.json();
         ids.extend(
             page["events"]
@@ -99,7 +105,11 @@ async fn walk(app: &App, query: &str, limit: usize) -> Vec<i64> {
     }
 }
 
+/// Times are those of all events and little more, or many hours more on either side.
 async fn compare(app: &App, when: &str, limits: &[usize]) {
+    let now = now_ns();
+    let hours = |hours: u64| hours * 3600 * SECOND;
+    let wide = format!("from={}&to={}", rfc3339(now - hours(30)), rfc3339(now + hours(30)));
     let mut events = all_events(app).await;
     events.retain(|event| event["type"] != "NOISE");
     events.sort_by_key(|event| (text(event, "time"), event["id"].as_i64()));
@@ -111,8 +121,10 @@ async fn compare(app: &App, when: &str, limits: &[usize]) {
             .collect();
         for order in ["asc", "desc"] {
             for limit in limits {
-                let found = walk(app, &format!("{query}&order={order}"), *limit).await;
-                assert_eq!(found, expected, "{when}: {query} {order}, {limit} a page");
+                for window in ["from=-300m", &wide] {
+                    let found = walk(app, window, &format!("{query}&order={order}"), *limit).await;
+                    assert_eq!(found, expected, "{when}: {window} {query} {order}, {limit} a page");
+                }
             }
             expected.reverse();
         }

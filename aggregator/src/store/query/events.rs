@@ -5,6 +5,7 @@ use sqlx::types::Json;
 use sqlx::{PgConnection, Postgres, QueryBuilder};
 
 use super::filter::{EventFilter, Newer, Resolved, Window};
+use super::hours::Hours;
 use super::names::{COLUMNS, Stored, named};
 use super::narrow::Narrowed;
 use super::search::{Asker, Running};
@@ -119,7 +120,7 @@ async fn event_slice(
     };
     let page = match slice {
         Slice::ByTime(order, after) if !filter.is_empty() => page(db, &question, *order, *after).await?,
-        _ => question.ask(db, Way::Planned, None, None).await?,
+        _ => question.ask(db, Way::Planned, &Part::default()).await?,
     };
     let rows = named(db, page).await?;
     running.done();
@@ -133,16 +134,22 @@ async fn page(
     order: Order,
     after: Option<Position>,
 ) -> Result<Vec<Stored>, QueryError> {
-    let (limit, mut way, mut narrowed) = (question.limit as usize, Way::Nearest(NEAREST), None);
+    let limit = question.limit as usize;
+    let (mut way, mut narrowed) = (Way::Nearest(NEAREST), None);
+    let (mut begin, mut skipped, mut looked) = (question.begin(order, after), false, false);
     loop {
-        let slots = match way {
-            Way::Indexed(slots) => Slots::new(question.window, order, after, slots),
-            _ => None,
+        let part = Part {
+            slots: match way {
+                Way::Indexed(Some(count)) => Slots::new(question.window, order, begin, count),
+                _ => None,
+            },
+            narrowed: narrowed.as_ref().filter(|narrowed: &&Narrowed| !narrowed.is_empty()),
+            skipped,
         };
-        let found = question.ask(db, way, slots.as_ref(), narrowed.as_ref()).await?;
+        let found = question.ask(db, way, &part).await?;
         let whole = match way {
             Way::Nearest(_) => false,
-            Way::Indexed(_) => slots.is_none(),
+            Way::Indexed(_) => part.slots.is_none(),
             Way::Planned => true,
         };
         if whole || found.len() >= limit {
@@ -151,6 +158,22 @@ async fn page(
         if let Some(more) = way.more_of_the_nearest(found.len(), limit) {
             way = more;
             continue;
+        }
+        if let (Some(slots), Some(start), true) = (&part.slots, begin, found.is_empty())
+            && !std::mem::replace(&mut looked, true)
+            && let Some(hours) = Hours::find(db, question.resolved, question.window).await?
+        {
+            match hours.next(order, start) {
+                Some(next) if slots.has(next) => {}
+                Some(next) => {
+                    (begin, skipped) = (Some(next), true);
+                    continue;
+                }
+                None => {
+                    way = Way::Indexed(None);
+                    continue;
+                }
+            }
         }
         let narrowed = match &mut narrowed {
             Some(narrowed) => narrowed,
@@ -185,7 +208,8 @@ const NEAREST: i64 = 8_000;
 const MOST_LOOKUPS: usize = 2_000;
 /// Slots that are asked for first: the one where the page begins may hold little of it.
 const FEW: i32 = 2;
-const MANY: usize = 36;
+const MORE: usize = 6;
+const MANY: usize = 72;
 
 impl Way {
     /// Where the nearest events had so many for the page that looking through more of them costs less than fetching all that
@@ -196,12 +220,13 @@ impl Way {
         near.then(|| Self::Nearest(2 * NEAREST * limit as i64 / found as i64))
     }
 
-    /// Where few slots had any, as many as should have enough, if that is not nearly all. `lookups` is how many values the index
-    /// is asked for.
+    /// Where slots had any, as many as should have enough, else some times more, if that is not nearly all. `lookups` is how
+    /// many values the index is asked for.
     fn by_index(self, found: usize, limit: usize, lookups: usize) -> Self {
         let slots = match self {
             Self::Nearest(_) => FEW as usize,
-            Self::Indexed(Some(FEW)) if found > 0 => FEW as usize * (limit * 3 / 2).div_ceil(found),
+            Self::Indexed(Some(slots)) if found > 0 => slots as usize * (limit * 3 / 2).div_ceil(found),
+            Self::Indexed(Some(slots)) => slots as usize * MORE,
             _ => return Self::Indexed(None),
         };
         let bounded = slots <= MANY && slots * lookups <= MOST_LOOKUPS;
@@ -226,12 +251,12 @@ impl Slots {
         i32::try_from(time.div_euclid(SLOT)).unwrap_or(if time < 0 { i32::MIN } else { i32::MAX })
     }
 
-    /// None where they would be the whole window.
-    fn new(window: Window, order: Order, after: Option<Position>, count: Option<i32>) -> Option<Self> {
-        let (from, to, count) = (window.from?, window.to?, count?);
+    /// From `begin` on in that order. None where they would be all that is left of the window.
+    fn new(window: Window, order: Order, begin: Option<Micros>, count: i32) -> Option<Self> {
+        let (from, to, begin) = (window.from?, window.to?, begin?);
         let first = match order {
-            Order::Asc => Self::of(after.map_or(from, |after| after.time.max(from))),
-            Order::Desc => Self::of(after.map_or(to, |after| after.time.min(to))).saturating_sub(count - 1),
+            Order::Asc => Self::of(begin),
+            Order::Desc => Self::of(begin).saturating_sub(count - 1),
         };
         let slots = Self { first, count };
         let part = match order {
@@ -246,6 +271,10 @@ impl Slots {
         let (first, last) = (Self::of(window.from?), Self::of(window.to?));
         let count = last.checked_sub(first)?.checked_add(1)?;
         (0..=MOST_SLOTS).contains(&count).then_some(Self { first, count })
+    }
+
+    fn has(&self, time: Micros) -> bool {
+        (self.begin()..self.end()).contains(&time)
     }
 
     fn begin(&self) -> Micros {
@@ -273,13 +302,13 @@ impl Slots {
     }
 }
 
-/// Which of the events that an index finds. What is newer than the digest is found by its ids, apart from what is known from the
-/// digest: in one condition with that, the planner finds it by the times of whole slots.
-enum Part<'a> {
-    /// All, by the filter itself.
-    All,
-    Known(Option<&'a Narrowed>),
-    Newer,
+/// Which part of the window the index is asked for.
+#[derive(Debug, Default)]
+struct Part<'a> {
+    slots: Option<Slots>,
+    narrowed: Option<&'a Narrowed>,
+    /// The digest has nothing between where the page begins and these slots.
+    skipped: bool,
 }
 
 struct Question<'a> {
@@ -290,28 +319,16 @@ struct Question<'a> {
 }
 
 impl Question<'_> {
-    async fn ask(
-        &self,
-        db: &mut PgConnection,
-        way: Way,
-        slots: Option<&Slots>,
-        narrowed: Option<&Narrowed>,
-    ) -> Result<Vec<Stored>, QueryError> {
+    async fn ask(&self, db: &mut PgConnection, way: Way, part: &Part<'_>) -> Result<Vec<Stored>, QueryError> {
         let mut sql = QueryBuilder::new("select ");
         sql.push(COLUMNS).push(" from (");
-        let order = self.push(&mut sql, way, slots, narrowed);
+        let order = self.push(&mut sql, way, part);
         sql.push(") e").push(order);
         Ok(sql.build_query_as().persistent(false).fetch_all(db).await?)
     }
 
     /// `select * from ... limit ...`. In which order.
-    fn push(
-        &self,
-        sql: &mut QueryBuilder<Postgres>,
-        way: Way,
-        slots: Option<&Slots>,
-        narrowed: Option<&Narrowed>,
-    ) -> &'static str {
+    fn push(&self, sql: &mut QueryBuilder<Postgres>, way: Way, part: &Part<'_>) -> &'static str {
         match way {
             Way::Planned => {
                 let order = self.push_events(sql);
@@ -328,21 +345,40 @@ impl Question<'_> {
                 sql.push(order).push(" limit ").push_bind(i64::from(self.limit));
                 order
             }
-            Way::Indexed(_) if narrowed.is_none_or(Narrowed::is_empty) && !self.resolved.is_of_digest() => {
-                self.push_part(sql, Part::All, slots)
-            }
             Way::Indexed(_) => {
-                let narrowed = narrowed.filter(|narrowed| !narrowed.is_empty());
+                let of_digest = part.skipped || part.narrowed.is_some() || self.resolved.is_of_digest();
+                if !of_digest {
+                    let order = self.push_events(sql);
+                    return self.push_indexed(sql, part, order);
+                }
+                // What is newer than the digest is asked for apart: in one condition with what is known from it, the planner finds
+                // that by the times of whole slots.
                 sql.push("select * from ((");
-                self.push_part(sql, Part::Known(narrowed), slots);
+                let order = self.push_events(sql);
+                self.resolved.push_findable(sql, Newer::Apart);
+                if let Some(narrowed) = part.narrowed {
+                    narrowed.push(sql);
+                }
+                let through = self.resolved.through();
+                sql.push(" and e.id <= ").push_bind(through);
+                self.push_indexed(sql, part, order);
                 sql.push(") union all (");
-                let order = self.push_part(sql, Part::Newer, slots);
-                sql.push(")) e")
-                    .push(order)
-                    .push(" limit ")
-                    .push_bind(i64::from(self.limit));
+                self.push_events(sql);
+                sql.push(" and e.id > ").push_bind(through);
+                self.push_newer(sql, part, order);
+                sql.push(")) e").push(order);
+                sql.push(" limit ").push_bind(i64::from(self.limit));
                 order
             }
+        }
+    }
+
+    /// Where the page begins.
+    fn begin(&self, order: Order, after: Option<Position>) -> Option<Micros> {
+        let (Window { from, to }, after) = (self.window, after.map(|after| after.time));
+        match order {
+            Order::Asc => from.max(after),
+            Order::Desc => to.map(|to| after.map_or(to, |after| after.min(to))),
         }
     }
 
@@ -369,25 +405,9 @@ impl Question<'_> {
         }
     }
 
-    /// What the index finds.
-    fn push_part(&self, sql: &mut QueryBuilder<Postgres>, part: Part<'_>, slots: Option<&Slots>) -> &'static str {
-        let order = self.push_events(sql);
+    fn push_indexed(&self, sql: &mut QueryBuilder<Postgres>, part: &Part<'_>, order: &'static str) -> &'static str {
         self.resolved.push_terms(sql);
-        let through = self.resolved.through();
-        match part {
-            Part::All => {}
-            Part::Known(narrowed) => {
-                self.resolved.push_findable(sql, Newer::Apart);
-                if let Some(narrowed) = narrowed {
-                    narrowed.push(sql);
-                }
-                sql.push(" and e.id <= ").push_bind(through);
-            }
-            Part::Newer => {
-                sql.push(" and e.id > ").push_bind(through);
-            }
-        }
-        if let Some(slots) = slots {
+        if let Some(slots) = &part.slots {
             slots.push(sql);
             slots.push_bounds(sql);
         } else if self.resolved.filter().min_latency_ns.is_some()
@@ -396,7 +416,28 @@ impl Question<'_> {
             // Latencies are found by slot and no other way.
             all.push(sql);
         }
-        // The order of an expression is that of no index.
+        self.push_limited(sql, order)
+    }
+
+    /// Up to the far end of the slots: between them and where the page begins there may be newer ones.
+    fn push_newer(&self, sql: &mut QueryBuilder<Postgres>, part: &Part<'_>, order: &'static str) {
+        self.resolved.push_terms(sql);
+        match (&part.slots, self.slice) {
+            (Some(slots), Slice::ByTime(Order::Asc, _)) => {
+                sql.push(" and e.time < ");
+                push_time(sql, slots.end());
+            }
+            (Some(slots), _) => {
+                sql.push(" and e.time >= ");
+                push_time(sql, slots.begin());
+            }
+            (None, _) => {}
+        }
+        self.push_limited(sql, order);
+    }
+
+    /// The order of an expression is that of no index.
+    fn push_limited(&self, sql: &mut QueryBuilder<Postgres>, order: &'static str) -> &'static str {
         sql.push(match self.slice {
             Slice::ByTime(Order::Asc, _) => " order by e.time + interval '0', e.id",
             Slice::ByTime(Order::Desc, _) => " order by e.time + interval '0' desc, e.id desc",
@@ -436,12 +477,15 @@ mod tests {
         assert_eq!(Way::Nearest(NEAREST).by_index(0, 100, 1), few);
         assert_eq!(Way::Nearest(NEAREST).by_index(99, 100, 1000), few);
         assert_eq!(Way::Nearest(NEAREST).by_index(99, 100, 1001), Way::Indexed(None));
-        assert_eq!(few.by_index(0, 100, 1), Way::Indexed(None));
+        assert_eq!(few.by_index(0, 100, 1), Way::Indexed(Some(12)));
+        assert_eq!(Way::Indexed(Some(12)).by_index(0, 100, 1), Way::Indexed(Some(72)));
+        assert_eq!(Way::Indexed(Some(72)).by_index(0, 100, 1), Way::Indexed(None));
         assert_eq!(few.by_index(1, 100, 1), Way::Indexed(None));
         assert_eq!(few.by_index(10, 100, 1), Way::Indexed(Some(30)));
         assert_eq!(few.by_index(99, 100, 1), Way::Indexed(Some(4)));
         assert_eq!(few.by_index(10, 100, 100), Way::Indexed(None));
-        assert_eq!(Way::Indexed(Some(30)).by_index(99, 100, 1), Way::Indexed(None));
+        assert_eq!(Way::Indexed(Some(30)).by_index(99, 100, 1), Way::Indexed(Some(60)));
+        assert_eq!(Way::Indexed(Some(60)).by_index(99, 100, 1), Way::Indexed(None));
     }
 
     #[test]
@@ -450,17 +494,17 @@ mod tests {
             from: Some(SLOT / 2),
             to: Some(10 * SLOT + SLOT / 2),
         };
-        let at = |time| Some(Position { time, id: 1 });
-        let slots = |order, after, count| Slots::new(window, order, after, Some(count)).map(|s| (s.first, s.count));
-        assert_eq!(slots(Order::Desc, None, 2), Some((9, 2)));
-        assert_eq!(slots(Order::Desc, at(5 * SLOT), 2), Some((4, 2)));
-        assert_eq!(slots(Order::Asc, None, 2), Some((0, 2)));
-        assert_eq!(slots(Order::Asc, at(5 * SLOT), 2), Some((5, 2)));
-        assert_eq!(slots(Order::Desc, None, 11), None);
-        assert_eq!(slots(Order::Desc, at(SLOT), 2), None);
-        assert_eq!(slots(Order::Asc, None, 10), Some((0, 10)));
-        assert_eq!(slots(Order::Asc, None, 11), None);
-        assert_eq!(slots(Order::Asc, at(9 * SLOT), 2), None);
+        let end = 10 * SLOT + SLOT / 2;
+        let slots = |order, begin, count| Slots::new(window, order, Some(begin), count).map(|s| (s.first, s.count));
+        assert_eq!(slots(Order::Desc, end, 2), Some((9, 2)));
+        assert_eq!(slots(Order::Desc, 5 * SLOT, 2), Some((4, 2)));
+        assert_eq!(slots(Order::Asc, SLOT / 2, 2), Some((0, 2)));
+        assert_eq!(slots(Order::Asc, 5 * SLOT, 2), Some((5, 2)));
+        assert_eq!(slots(Order::Desc, end, 11), None);
+        assert_eq!(slots(Order::Desc, SLOT, 2), None);
+        assert_eq!(slots(Order::Asc, SLOT / 2, 10), Some((0, 10)));
+        assert_eq!(slots(Order::Asc, SLOT / 2, 11), None);
+        assert_eq!(slots(Order::Asc, 9 * SLOT, 2), None);
         assert_eq!(Slots::all(window), Some(Slots { first: 0, count: 11 }));
         let ages = Window {
             from: Some(0),

@@ -503,16 +503,23 @@ impl Resolved<'_> {
         }
     }
 
+    /// Addresses of which events have one. None: any, or it is not known which.
+    pub(super) fn addresses(&self) -> Option<Vec<String>> {
+        let (hosts, networks): (Vec<&Network>, Vec<&Network>) = self.filter.ip.any.iter().partition(|n| n.is_host());
+        let there = match &self.networks {
+            Some(there) => there,
+            None if networks.is_empty() && !hosts.is_empty() => &Vec::new(),
+            None => return None,
+        };
+        let hosts = hosts.iter().map(|n| n.address.to_string());
+        Some(hosts.chain(there.iter().cloned()).collect())
+    }
+
     /// What an index finds of wanted networks: their addresses. It is asked beside the networks themselves.
     fn push_addresses(&self, sql: &mut QueryBuilder<Postgres>, newer: Newer) {
-        let Some(there) = &self.networks else {
+        let Some(all) = self.addresses().filter(|_| self.networks.is_some()) else {
             return;
         };
-        let hosts = self.filter.ip.any.iter().filter(|n| n.is_host());
-        let all: Vec<String> = hosts
-            .map(|n| n.address.to_string())
-            .chain(there.iter().cloned())
-            .collect();
         sql.push(" and (e.saddr = any(").push_bind(all.clone());
         sql.push("::text[]::inet[]) or e.daddr = any(").push_bind(all);
         sql.push("::text[]::inet[])");

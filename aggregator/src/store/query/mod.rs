@@ -6,6 +6,7 @@ mod cover;
 pub mod events;
 pub mod filter;
 pub mod gaps;
+mod hours;
 pub mod matches;
 mod names;
 mod narrow;
