@@ -146,8 +146,12 @@ impl Pools {
 }
 
 fn reader(options: &PgConnectOptions) -> PgConnectOptions {
-    session(options.clone(), "reader")
-        .options([("default_transaction_read_only", "on"), ("statement_timeout", "30000")])
+    // None runs for ever, and none takes more than one processor.
+    session(options.clone(), "reader").options([
+        ("default_transaction_read_only", "on"),
+        ("statement_timeout", "30000"),
+        ("max_parallel_workers_per_gather", "0"),
+    ])
 }
 
 fn admin(options: &PgConnectOptions) -> PgConnectOptions {

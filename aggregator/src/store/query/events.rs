@@ -136,7 +136,8 @@ async fn page(
 ) -> Result<Vec<Stored>, QueryError> {
     let limit = question.limit as usize;
     let (mut way, mut narrowed) = (Way::Nearest(NEAREST), None);
-    let (mut begin, mut skipped, mut looked) = (question.begin(order, after), false, false);
+    let (mut begin, mut skipped) = (question.begin(order, after), false);
+    let (mut looked, mut counted) = (false, false);
     loop {
         let part = Part {
             slots: match way {
@@ -144,7 +145,7 @@ async fn page(
                 _ => None,
             },
             narrowed: narrowed.as_ref().filter(|narrowed: &&Narrowed| !narrowed.is_empty()),
-            skipped,
+            skipped: begin.filter(|_| skipped),
         };
         let found = question.ask(db, way, &part).await?;
         let whole = match way {
@@ -159,20 +160,22 @@ async fn page(
             way = more;
             continue;
         }
-        if let (Some(slots), Some(start), true) = (&part.slots, begin, found.is_empty())
-            && !std::mem::replace(&mut looked, true)
-            && let Some(hours) = Hours::find(db, question.resolved, question.window).await?
-        {
-            match hours.next(order, start) {
-                Some(next) if slots.has(next) => {}
-                Some(next) => {
-                    (begin, skipped) = (Some(next), true);
-                    continue;
-                }
-                None => {
-                    way = Way::Indexed(None);
-                    continue;
-                }
+        let many = way == Way::Nearest(NEAREST) && question.resolved.lookups() > MANY_VALUES;
+        if let (true, Some(start)) = (found.is_empty() && (part.slots.is_some() || many), begin) {
+            if !std::mem::replace(&mut looked, true)
+                && let Some(hours) = Hours::find(db, question.resolved, question.window).await?
+                && let Some(next) = hours.next(db, question.resolved, order, start).await?
+                && Slots::new(question.window, order, begin, FEW).is_some_and(|near| !near.has(next))
+            {
+                (begin, skipped, way) = (Some(next), true, Way::Nearest(NEAREST));
+                continue;
+            }
+            if part.slots.is_some()
+                && !std::mem::replace(&mut counted, true)
+                && question.estimate(db, &part).await? <= SOME
+            {
+                way = Way::Indexed(None);
+                continue;
             }
         }
         let narrowed = match &mut narrowed {
@@ -206,9 +209,15 @@ enum Way {
 const NEAREST: i64 = 8_000;
 /// The index is asked for each slot and each wanted value by itself: so often at most, beyond what has to be.
 const MOST_LOOKUPS: usize = 2_000;
+/// The same where slots had nothing.
+const MOST_GUESSES: usize = 600;
 /// Slots that are asked for first: the one where the page begins may hold little of it.
 const FEW: i32 = 2;
 const MORE: usize = 6;
+/// To ask the index for so many takes longer than to ask the digest first where there are some.
+const MANY_VALUES: usize = 50;
+/// So many events are fetched at once rather than looked for slot by slot.
+const SOME: f64 = 3_000.0;
 const MANY: usize = 72;
 
 impl Way {
@@ -223,13 +232,13 @@ impl Way {
     /// Where slots had any, as many as should have enough, else some times more, if that is not nearly all. `lookups` is how
     /// many values the index is asked for.
     fn by_index(self, found: usize, limit: usize, lookups: usize) -> Self {
-        let slots = match self {
-            Self::Nearest(_) => FEW as usize,
-            Self::Indexed(Some(slots)) if found > 0 => slots as usize * (limit * 3 / 2).div_ceil(found),
-            Self::Indexed(Some(slots)) => slots as usize * MORE,
+        let (slots, most) = match self {
+            Self::Nearest(_) => (FEW as usize, MOST_LOOKUPS),
+            Self::Indexed(Some(slots)) if found > 0 => (slots as usize * (limit * 3 / 2).div_ceil(found), MOST_LOOKUPS),
+            Self::Indexed(Some(slots)) => (slots as usize * MORE, MOST_GUESSES),
             _ => return Self::Indexed(None),
         };
-        let bounded = slots <= MANY && slots * lookups <= MOST_LOOKUPS;
+        let bounded = slots <= MANY && slots * lookups <= most;
         Self::Indexed(bounded.then_some(slots as i32))
     }
 }
@@ -245,6 +254,8 @@ struct Slots {
 const MOST_SLOTS: i32 = 35 * 24 * 6;
 /// Ten minutes, counted from 1970.
 const SLOT: Micros = 600_000_000;
+/// Partitions are days of UTC.
+const DAY: Micros = 144 * SLOT;
 
 impl Slots {
     fn of(time: Micros) -> i32 {
@@ -292,14 +303,6 @@ impl Slots {
             .push_bind(slots)
             .push(")");
     }
-
-    /// ` and ...` for what prunes partitions.
-    fn push_bounds(&self, sql: &mut QueryBuilder<Postgres>) {
-        sql.push(" and e.time >= ");
-        push_time(sql, self.begin());
-        sql.push(" and e.time < ");
-        push_time(sql, self.end());
-    }
 }
 
 /// Which part of the window the index is asked for.
@@ -307,8 +310,8 @@ impl Slots {
 struct Part<'a> {
     slots: Option<Slots>,
     narrowed: Option<&'a Narrowed>,
-    /// The digest has nothing between where the page begins and these slots.
-    skipped: bool,
+    /// Where it begins, if the digest has nothing between there and where the page does.
+    skipped: Option<Micros>,
 }
 
 struct Question<'a> {
@@ -327,6 +330,19 @@ impl Question<'_> {
         Ok(sql.build_query_as().persistent(false).fetch_all(db).await?)
     }
 
+    /// How many events the planner takes the index to find in the whole window.
+    async fn estimate(&self, db: &mut PgConnection, part: &Part<'_>) -> Result<f64, QueryError> {
+        let mut sql = QueryBuilder::new("explain (format json) ");
+        self.push_events(&mut sql);
+        self.resolved.push_terms(&mut sql);
+        self.resolved.push_findable(&mut sql, Newer::Apart);
+        if let Some(narrowed) = part.narrowed {
+            narrowed.push(&mut sql);
+        }
+        let Json(plan): Json<Value> = sql.build_query_scalar().persistent(false).fetch_one(db).await?;
+        Ok(plan[0]["Plan"]["Plan Rows"].as_f64().unwrap_or(f64::MAX))
+    }
+
     /// `select * from ... limit ...`. In which order.
     fn push(&self, sql: &mut QueryBuilder<Postgres>, way: Way, part: &Part<'_>) -> &'static str {
         match way {
@@ -336,41 +352,64 @@ impl Question<'_> {
                 sql.push(order).push(" limit ").push_bind(i64::from(self.limit));
                 order
             }
-            Way::Nearest(events) => {
-                sql.push("select * from (");
-                let order = self.push_events(sql);
-                sql.push(order).push(" limit ").push_bind(events).push(") e where true");
-                self.resolved.push_terms(sql);
-                self.resolved.push_quick(sql);
-                sql.push(order).push(" limit ").push_bind(i64::from(self.limit));
-                order
-            }
+            Way::Nearest(events) => match part.skipped {
+                None => self.push_nearest(sql, events, None),
+                Some(begin) => {
+                    sql.push("select * from ((");
+                    self.push_nearest(sql, events, Some(begin));
+                    sql.push(") union all (");
+                    self.push_newer(sql, self.before(begin));
+                    self.push_end_of_union(sql)
+                }
+            },
             Way::Indexed(_) => {
-                let of_digest = part.skipped || part.narrowed.is_some() || self.resolved.is_of_digest();
+                let of_digest = part.skipped.is_some() || part.narrowed.is_some() || self.resolved.is_of_digest();
                 if !of_digest {
-                    let order = self.push_events(sql);
-                    return self.push_indexed(sql, part, order);
+                    return self.push_indexed(sql, part);
                 }
                 // What is newer than the digest is asked for apart: in one condition with what is known from it, the planner finds
                 // that by the times of whole slots.
                 sql.push("select * from ((");
-                let order = self.push_events(sql);
-                self.resolved.push_findable(sql, Newer::Apart);
-                if let Some(narrowed) = part.narrowed {
-                    narrowed.push(sql);
-                }
-                let through = self.resolved.through();
-                sql.push(" and e.id <= ").push_bind(through);
-                self.push_indexed(sql, part, order);
+                self.push_indexed(sql, part);
                 sql.push(") union all (");
-                self.push_events(sql);
-                sql.push(" and e.id > ").push_bind(through);
-                self.push_newer(sql, part, order);
-                sql.push(")) e").push(order);
-                sql.push(" limit ").push_bind(i64::from(self.limit));
-                order
+                self.push_newer(sql, self.span_of_newer(part));
+                self.push_end_of_union(sql)
             }
         }
+    }
+
+    fn push_end_of_union(&self, sql: &mut QueryBuilder<Postgres>) -> &'static str {
+        let order = self.order();
+        sql.push(")) e").push(order);
+        sql.push(" limit ").push_bind(i64::from(self.limit));
+        order
+    }
+
+    /// What there is among so many events from there on.
+    fn push_nearest(&self, sql: &mut QueryBuilder<Postgres>, events: i64, begin: Option<Micros>) -> &'static str {
+        sql.push("select * from (");
+        let order = self.push_events(sql);
+        if let Some(begin) = begin {
+            sql.push(match self.slice {
+                Slice::ByTime(Order::Asc, _) => " and e.time >= ",
+                _ => " and e.time <= ",
+            });
+            push_time(sql, begin);
+        }
+        sql.push(order).push(" limit ").push_bind(events).push(") e where true");
+        self.resolved.push_terms(sql);
+        self.resolved.push_quick(sql);
+        sql.push(order).push(" limit ").push_bind(i64::from(self.limit));
+        order
+    }
+
+    /// What is newer than the digest, in that span.
+    fn push_newer(&self, sql: &mut QueryBuilder<Postgres>, span: (Option<Micros>, Option<Micros>)) {
+        sql.push("select * from sonde_store.events e where e.id > ")
+            .push_bind(self.resolved.through());
+        self.push_times(sql, span);
+        self.resolved.push_terms(sql);
+        self.push_limited(sql);
     }
 
     /// Where the page begins.
@@ -382,69 +421,110 @@ impl Question<'_> {
         }
     }
 
-    /// All events that may be meant, without the filter.
+    /// The span between where the page begins and there.
+    fn before(&self, begin: Micros) -> (Option<Micros>, Option<Micros>) {
+        let Window { from, to } = self.window;
+        match self.slice {
+            Slice::ByTime(Order::Asc, _) => (from, Some(begin)),
+            _ => (Some(begin + 1), to),
+        }
+    }
+
+    fn order(&self) -> &'static str {
+        match self.slice {
+            Slice::ByTime(Order::Asc, _) => " order by e.time, e.id",
+            Slice::ByTime(Order::Desc, _) => " order by e.time desc, e.id desc",
+            Slice::ById { .. } => " order by e.id",
+        }
+    }
+
+    /// All events that may be meant, without the filter, for who goes through them in their order.
     fn push_events(&self, sql: &mut QueryBuilder<Postgres>) -> &'static str {
         sql.push("select * from sonde_store.events e where true");
         self.window.push(sql);
         match self.slice {
-            Slice::ByTime(Order::Asc, after) => {
-                push_after(sql, *after, (" > (", " and e.time >= "));
-                " order by e.time, e.id"
-            }
-            Slice::ByTime(Order::Desc, after) => {
-                push_after(sql, *after, (" < (", " and e.time <= "));
-                " order by e.time desc, e.id desc"
-            }
+            Slice::ByTime(Order::Asc, after) => push_after(sql, *after, (" > (", " and e.time >= ")),
+            Slice::ByTime(Order::Desc, after) => push_after(sql, *after, (" < (", " and e.time <= ")),
             Slice::ById { after, up_to } => {
                 sql.push(" and e.id > ")
                     .push_bind(*after)
                     .push(" and e.id <= ")
                     .push_bind(*up_to);
-                " order by e.id"
             }
         }
+        self.order()
     }
 
-    fn push_indexed(&self, sql: &mut QueryBuilder<Postgres>, part: &Part<'_>, order: &'static str) -> &'static str {
-        self.resolved.push_terms(sql);
+    /// What the index for searches finds.
+    fn push_indexed(&self, sql: &mut QueryBuilder<Postgres>, part: &Part<'_>) -> &'static str {
+        sql.push("select * from sonde_store.events e where true");
+        let (mut from, mut to) = (self.window.from, self.window.to);
         if let Some(slots) = &part.slots {
+            from = from.max(Some(slots.begin()));
+            to = to.map(|to| to.min(slots.end()));
             slots.push(sql);
-            slots.push_bounds(sql);
         } else if self.resolved.filter().min_latency_ns.is_some()
             && let Some(all) = Slots::all(self.window)
         {
             // Latencies are found by slot and no other way.
             all.push(sql);
         }
-        self.push_limited(sql, order)
+        self.push_times(sql, (from, to));
+        self.resolved.push_terms(sql);
+        if part.skipped.is_some() || part.narrowed.is_some() || self.resolved.is_of_digest() {
+            self.resolved.push_findable(sql, Newer::Apart);
+            sql.push(" and e.id <= ").push_bind(self.resolved.through());
+        }
+        if let Some(narrowed) = part.narrowed {
+            narrowed.push(sql);
+        }
+        self.push_limited(sql)
     }
 
     /// Up to the far end of the slots: between them and where the page begins there may be newer ones.
-    fn push_newer(&self, sql: &mut QueryBuilder<Postgres>, part: &Part<'_>, order: &'static str) {
-        self.resolved.push_terms(sql);
+    fn span_of_newer(&self, part: &Part<'_>) -> (Option<Micros>, Option<Micros>) {
+        let Window { from, to } = self.window;
         match (&part.slots, self.slice) {
-            (Some(slots), Slice::ByTime(Order::Asc, _)) => {
-                sql.push(" and e.time < ");
-                push_time(sql, slots.end());
-            }
-            (Some(slots), _) => {
-                sql.push(" and e.time >= ");
-                push_time(sql, slots.begin());
-            }
-            (None, _) => {}
+            (Some(slots), Slice::ByTime(Order::Asc, _)) => (from, to.map(|to| to.min(slots.end()))),
+            (Some(slots), _) => (from.max(Some(slots.begin())), to),
+            (None, _) => (from, to),
         }
-        self.push_limited(sql, order);
     }
 
-    /// The order of an expression is that of no index.
-    fn push_limited(&self, sql: &mut QueryBuilder<Postgres>, order: &'static str) -> &'static str {
+    /// ` and ...`: whole days prune partitions; what is exact is said of an expression, as an index by time has hundreds of
+    /// thousands of events where few are wanted.
+    fn push_times(&self, sql: &mut QueryBuilder<Postgres>, (from, to): (Option<Micros>, Option<Micros>)) {
+        if let Some(from) = from {
+            sql.push(" and e.time >= ");
+            push_time(sql, from - from.rem_euclid(DAY));
+            sql.push(" and e.time + interval '0' >= ");
+            push_time(sql, from);
+        }
+        if let Some(to) = to {
+            sql.push(" and e.time < ");
+            push_time(sql, to + (-to).rem_euclid(DAY));
+            sql.push(" and e.time + interval '0' < ");
+            push_time(sql, to);
+        }
+        if let Slice::ByTime(order, Some(after)) = self.slice {
+            sql.push(match order {
+                Order::Asc => " and (e.time + interval '0', e.id) > (",
+                Order::Desc => " and (e.time + interval '0', e.id) < (",
+            });
+            push_time(sql, after.time);
+            sql.push(", ").push_bind(after.id).push(")");
+        }
+    }
+
+    /// The order of an expression is that of no index. By which columns that is.
+    fn push_limited(&self, sql: &mut QueryBuilder<Postgres>) -> &'static str {
         sql.push(match self.slice {
             Slice::ByTime(Order::Asc, _) => " order by e.time + interval '0', e.id",
             Slice::ByTime(Order::Desc, _) => " order by e.time + interval '0' desc, e.id desc",
-            Slice::ById { .. } => order,
+            Slice::ById { .. } => self.order(),
         });
         sql.push(" limit ").push_bind(i64::from(self.limit));
-        order
+        self.order()
     }
 }
 
@@ -477,6 +557,8 @@ mod tests {
         assert_eq!(Way::Nearest(NEAREST).by_index(0, 100, 1), few);
         assert_eq!(Way::Nearest(NEAREST).by_index(99, 100, 1000), few);
         assert_eq!(Way::Nearest(NEAREST).by_index(99, 100, 1001), Way::Indexed(None));
+        assert_eq!(few.by_index(0, 100, 50), Way::Indexed(Some(12)));
+        assert_eq!(few.by_index(0, 100, 51), Way::Indexed(None));
         assert_eq!(few.by_index(0, 100, 1), Way::Indexed(Some(12)));
         assert_eq!(Way::Indexed(Some(12)).by_index(0, 100, 1), Way::Indexed(Some(72)));
         assert_eq!(Way::Indexed(Some(72)).by_index(0, 100, 1), Way::Indexed(None));

@@ -446,6 +446,13 @@ impl Resolved<'_> {
         push_ids(sql, "e.protocol", &filter.protocol, &self.words);
     }
 
+    /// Whether that says anything.
+    pub(super) fn names_kinds(&self) -> bool {
+        let filter = self.filter;
+        let all = [&filter.probe, &filter.kind, &filter.reason, &filter.protocol];
+        all.iter().any(|terms| !terms.is_empty())
+    }
+
     pub(super) fn push_nodes(&self, sql: &mut QueryBuilder<Postgres>) {
         push_ids(sql, "e.node_id", &self.filter.node, &self.nodes);
     }

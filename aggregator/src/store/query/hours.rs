@@ -10,44 +10,87 @@ use super::filter::{Pods, Resolved, Window};
 use super::{Micros, QueryError, rfc3339};
 
 const HOUR: Micros = 3_600_000_000;
+/// In longer windows events are looked for without this.
+const LONGEST: Micros = 35 * 24 * HOUR;
 /// Addresses are looked up for each hour: so often at most.
 const MOST_LOOKUPS: usize = 3000;
 
-/// Hours since 1970 that have all of what is asked for, though maybe of different events.
+/// Hours since 1970 of the window that have what is asked for, though maybe of different events.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Hours(BTreeSet<i32>);
 
 impl Hours {
-    /// Of events that are in the digest. None: it does not know.
+    /// Of events that are in the digest, by all but their kinds. None: there is no window.
     pub(super) async fn find(
         db: &mut PgConnection,
         resolved: &Resolved<'_>,
         window: Window,
     ) -> Result<Option<Self>, QueryError> {
+        let (Some(from), Some(to)) = (window.from, window.to) else {
+            return Ok(None);
+        };
+        if to.saturating_sub(from) > LONGEST {
+            return Ok(None);
+        }
         let known = [
-            kinds(db, resolved, window).await?,
             subjects(db, resolved, window).await?,
-            addresses(db, resolved, window).await?,
+            addresses(db, resolved, (from, to)).await?,
         ];
         let all = known.into_iter().flatten().reduce(|a, b| &a & &b);
-        Ok(all.map(Self))
+        Ok(Some(Self(all.unwrap_or_else(|| (of(from)..=of(to)).collect()))))
     }
 
-    /// The first instant, in that order from `start`, at which there can be an event.
-    pub(super) fn next(&self, order: Order, start: Micros) -> Option<Micros> {
-        let of =
-            |time: Micros| i32::try_from(time.div_euclid(HOUR)).unwrap_or(if time < 0 { i32::MIN } else { i32::MAX });
-        match order {
-            Order::Asc => {
-                let hour = self.0.range(of(start)..).next()?;
-                Some(start.max(Micros::from(*hour) * HOUR))
-            }
-            Order::Desc => {
-                let hour = self.0.range(..=of(start)).next_back()?;
-                Some(start.min((Micros::from(*hour) + 1) * HOUR - 1))
-            }
-        }
+    /// The first instant, in that order from `start`, at which there can be an event, by its kind too.
+    pub(super) async fn next(
+        &self,
+        db: &mut PgConnection,
+        resolved: &Resolved<'_>,
+        order: Order,
+        start: Micros,
+    ) -> Result<Option<Micros>, QueryError> {
+        let hours: Vec<i32> = match order {
+            Order::Asc => self.0.range(of(start)..).copied().collect(),
+            Order::Desc => self.0.range(..=of(start)).rev().copied().collect(),
+        };
+        let next = match resolved.names_kinds() {
+            true => first_with_kinds(db, resolved, &hours).await?,
+            false => hours.first().copied(),
+        };
+        Ok(next.map(|hour| instant(hour, order, start)))
     }
+}
+
+fn of(time: Micros) -> i32 {
+    i32::try_from(time.div_euclid(HOUR)).unwrap_or(if time < 0 { i32::MIN } else { i32::MAX })
+}
+
+/// Where a page that began at `start` goes on in this hour.
+fn instant(hour: i32, order: Order, start: Micros) -> Micros {
+    let begin = Micros::from(hour) * HOUR;
+    match order {
+        Order::Asc => start.max(begin),
+        Order::Desc => start.min(begin + HOUR - 1),
+    }
+}
+
+/// Hour by hour, as the first one often has some.
+async fn first_with_kinds(
+    db: &mut PgConnection,
+    resolved: &Resolved<'_>,
+    hours: &[i32],
+) -> Result<Option<i32>, QueryError> {
+    let times: Vec<String> = hours.iter().map(|hour| rfc3339(Micros::from(*hour) * HOUR)).collect();
+    let mut sql = QueryBuilder::new("select asked.place from unnest(");
+    sql.push_bind(times);
+    sql.push(
+        "::text[]::timestamptz[]) with ordinality asked(time, place) where exists (select from sonde_store.event_kinds_10m e \
+         where e.time = any(array(select asked.time + n * interval '10 minutes' from generate_series(0, 5) n))",
+    );
+    resolved.push_kinds(&mut sql);
+    sql.push(") order by asked.place limit 1");
+    let place: Option<i64> = sql.build_query_scalar().persistent(false).fetch_optional(db).await?;
+    let place = place.and_then(|place| usize::try_from(place - 1).ok());
+    Ok(place.and_then(|place| hours.get(place).copied()))
 }
 
 async fn hours(db: &mut PgConnection, mut sql: QueryBuilder<Postgres>) -> Result<BTreeSet<i32>, QueryError> {
@@ -56,25 +99,6 @@ async fn hours(db: &mut PgConnection, mut sql: QueryBuilder<Postgres>) -> Result
 }
 
 const DISTINCT: &str = "select distinct floor(extract(epoch from e.time) / 3600)::int";
-
-async fn kinds(
-    db: &mut PgConnection,
-    resolved: &Resolved<'_>,
-    window: Window,
-) -> Result<Option<BTreeSet<i32>>, QueryError> {
-    let filter = resolved.filter();
-    let none = [&filter.probe, &filter.kind, &filter.reason, &filter.protocol]
-        .iter()
-        .all(|terms| terms.is_empty());
-    if none {
-        return Ok(None);
-    }
-    let mut sql = QueryBuilder::new(DISTINCT);
-    sql.push(" from sonde_store.event_kinds_10m e where true");
-    window.push_buckets(&mut sql, "10 minutes");
-    resolved.push_kinds(&mut sql);
-    hours(db, sql).await.map(Some)
-}
 
 /// By pod in hours; by node in six hours at once, as there is no index of nodes.
 async fn subjects(
@@ -105,9 +129,9 @@ async fn subjects(
 async fn addresses(
     db: &mut PgConnection,
     resolved: &Resolved<'_>,
-    window: Window,
+    (from, to): (Micros, Micros),
 ) -> Result<Option<BTreeSet<i32>>, QueryError> {
-    let (Some(addresses), Some(from), Some(to)) = (resolved.addresses(), window.from, window.to) else {
+    let Some(addresses) = resolved.addresses() else {
         return Ok(None);
     };
     let (first, last) = (from.div_euclid(HOUR), to.div_euclid(HOUR));
@@ -138,20 +162,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_next_instant_is_in_the_next_hour_that_has_some() {
-        let hours = Hours(BTreeSet::from([2, 5]));
-        for (order, start, expected) in [
-            (Order::Asc, HOUR, Some(2 * HOUR)),
-            (Order::Asc, 2 * HOUR + 7, Some(2 * HOUR + 7)),
-            (Order::Asc, 3 * HOUR, Some(5 * HOUR)),
-            (Order::Asc, 6 * HOUR, None),
-            (Order::Desc, 9 * HOUR, Some(6 * HOUR - 1)),
-            (Order::Desc, 5 * HOUR + 7, Some(5 * HOUR + 7)),
-            (Order::Desc, 4 * HOUR, Some(3 * HOUR - 1)),
-            (Order::Desc, 2 * HOUR - 1, None),
+    fn a_page_goes_on_at_the_near_end_of_an_hour() {
+        for (order, hour, start, expected) in [
+            (Order::Asc, 2, HOUR, 2 * HOUR),
+            (Order::Asc, 2, 2 * HOUR + 7, 2 * HOUR + 7),
+            (Order::Desc, 5, 9 * HOUR, 6 * HOUR - 1),
+            (Order::Desc, 5, 5 * HOUR + 7, 5 * HOUR + 7),
+            (Order::Desc, -1, HOUR, -1),
         ] {
-            assert_eq!(hours.next(order, start), expected, "{order:?} from {start}");
+            assert_eq!(
+                instant(hour, order, start),
+                expected,
+                "{order:?} from {start} in {hour}"
+            );
+            assert_eq!(of(expected), hour);
         }
-        assert_eq!(Hours::default().next(Order::Desc, i64::MAX), None);
+        assert_eq!((of(-1), of(i64::MAX), of(i64::MIN)), (-1, i32::MAX, i32::MIN));
     }
 }
