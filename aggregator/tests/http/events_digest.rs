@@ -38,6 +38,7 @@ pub(crate) async fn send(app: &App, random: &mut fastrand::Rng, node: &str, coun
             direction: random.i32(0..4).try_into().unwrap(),
             from: Some(("10.0.0.1", 1)),
             to: (subject != 3).then_some((&far, 2 + kind as u32)),
+            latency_ns: (kind == 3).then(|| random.u64(1..10_000_000)),
             comm: ["x", "yam"][random.usize(..2)],
             stack: [&["fun_one+0x1"][..], &["fun_two+0x2", "amber+0x3"], &[]][random.usize(..3)],
             attributes: &[

@@ -49,7 +49,8 @@ fn attribute(event: &Value, key: &str) -> String {
 
 type Filter = (&'static str, fn(&Value) -> bool);
 
-const FILTERS: [Filter; 25] = [
+const FILTERS: [Filter; 26] = [
+    ("min_latency=5ms", |e| e["latency_ns"].as_i64() >= Some(5_000_000)),
     ("node=n1", |e| text(e, "node") == "n1"),
     ("pod=pod-2&pod=pod-3", |e| {
         ["pod-2", "pod-3"].contains(&&*text(e, "pod"))

@@ -52,8 +52,9 @@ impl Hours {
             Order::Asc => self.0.range(of(start)..).copied().collect(),
             Order::Desc => self.0.range(..=of(start)).rev().copied().collect(),
         };
-        let next = match resolved.names_kinds() {
-            true => first_with_kinds(db, resolved, &hours).await?,
+        let asks = resolved.names_kinds() || resolved.filter().min_latency_ns.is_some();
+        let next = match asks {
+            true => first_with(db, resolved, &hours).await?,
             false => hours.first().copied(),
         };
         Ok(next.map(|hour| instant(hour, order, start)))
@@ -73,24 +74,29 @@ fn instant(hour: i32, order: Order, start: Micros) -> Micros {
     }
 }
 
-/// Hour by hour, as the first one often has some.
-async fn first_with_kinds(
-    db: &mut PgConnection,
-    resolved: &Resolved<'_>,
-    hours: &[i32],
-) -> Result<Option<i32>, QueryError> {
-    let times: Vec<String> = hours.iter().map(|hour| rfc3339(Micros::from(*hour) * HOUR)).collect();
-    let mut sql = QueryBuilder::new("select asked.place from unnest(");
-    sql.push_bind(times);
-    sql.push(
-        "::text[]::timestamptz[]) with ordinality asked(time, place) where exists (select from sonde_store.event_kinds_10m e \
-         where e.time = any(array(select asked.time + n * interval '10 minutes' from generate_series(0, 5) n))",
-    );
-    resolved.push_kinds(&mut sql);
-    sql.push(") order by asked.place limit 1");
-    let place: Option<i64> = sql.build_query_scalar().persistent(false).fetch_optional(db).await?;
-    let place = place.and_then(|place| usize::try_from(place - 1).ok());
-    Ok(place.and_then(|place| hours.get(place).copied()))
+/// With kinds, from the digest, and latencies, from their index: hour by hour, as the first one often has some.
+async fn first_with(db: &mut PgConnection, resolved: &Resolved<'_>, hours: &[i32]) -> Result<Option<i32>, QueryError> {
+    // Sorted apart, so that it ends with the first one.
+    let mut sql = QueryBuilder::new("select asked.hour from (select hour from unnest(");
+    sql.push_bind(hours.to_vec());
+    sql.push("::int[]) with ordinality all_hours(hour, place) order by place offset 0) asked where true");
+    if resolved.names_kinds() {
+        sql.push(
+            " and exists (select from sonde_store.event_kinds_10m e where e.time = \
+             any(array(select to_timestamp(asked.hour * 3600.0 + n * 600) from generate_series(0, 5) n))",
+        );
+        resolved.push_kinds(&mut sql);
+        sql.push(" offset 0)");
+    }
+    if let Some(latency) = resolved.filter().min_latency_ns {
+        sql.push(
+            " and exists (select from sonde_store.events e where floor(extract(epoch from e.time at time zone 'UTC') / 600)::int = \
+             any(array(select asked.hour * 6 + n from generate_series(0, 5) n)) and e.latency_ns >= ",
+        );
+        sql.push_bind(latency).push(" offset 0)");
+    }
+    sql.push(" limit 1");
+    Ok(sql.build_query_scalar().persistent(false).fetch_optional(db).await?)
 }
 
 async fn hours(db: &mut PgConnection, mut sql: QueryBuilder<Postgres>) -> Result<BTreeSet<i32>, QueryError> {

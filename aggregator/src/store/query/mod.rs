@@ -12,6 +12,7 @@ mod names;
 mod narrow;
 pub mod newest;
 pub mod nodes;
+mod page;
 pub mod pods;
 pub mod probes;
 pub mod rolled;
@@ -19,6 +20,7 @@ pub mod rows;
 pub mod search;
 pub mod services;
 pub mod stats;
+mod ways;
 
 use sqlx::{Postgres, QueryBuilder};
 

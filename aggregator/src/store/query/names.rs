@@ -19,10 +19,10 @@ pub(super) const COLUMNS: &str = concat!(
 );
 
 /// An event as it is stored.
-#[derive(Debug, sqlx::FromRow)]
+#[derive(Clone, Debug, sqlx::FromRow)]
 pub(super) struct Stored {
-    time: Micros,
-    id: i64,
+    pub(super) time: Micros,
+    pub(super) id: i64,
     node_id: i32,
     pod_id: Option<i32>,
     peer_pod_id: Option<i32>,
