@@ -25,7 +25,7 @@ impl<T> Default for Terms<T> {
 
 impl Network {
     /// Its first and its last address.
-    fn ends(&self) -> (IpAddr, IpAddr) {
+    pub(super) fn ends(&self) -> (IpAddr, IpAddr) {
         match self.address {
             IpAddr::V4(address) => {
                 let host = u32::MAX.checked_shr(self.prefix.into()).unwrap_or(0);
@@ -346,7 +346,7 @@ impl Newer {
     }
 }
 
-impl Resolved<'_> {
+impl<'a> Resolved<'a> {
     /// ` and ...` for a table of events under the alias `e`.
     pub(super) fn push(&self, sql: &mut QueryBuilder<Postgres>, window: Window) {
         window.push(sql);
@@ -457,7 +457,7 @@ impl Resolved<'_> {
         push_ids(sql, "e.node_id", &self.filter.node, &self.nodes);
     }
 
-    pub(super) fn filter(&self) -> &EventFilter {
+    pub(super) fn filter(&self) -> &'a EventFilter {
         self.filter
     }
 
@@ -510,23 +510,16 @@ impl Resolved<'_> {
         }
     }
 
-    /// Addresses of which events have one. None: any, or it is not known which.
-    pub(super) fn addresses(&self) -> Option<Vec<String>> {
-        let (hosts, networks): (Vec<&Network>, Vec<&Network>) = self.filter.ip.any.iter().partition(|n| n.is_host());
-        let there = match &self.networks {
-            Some(there) => there,
-            None if networks.is_empty() && !hosts.is_empty() => &Vec::new(),
-            None => return None,
-        };
-        let hosts = hosts.iter().map(|n| n.address.to_string());
-        Some(hosts.chain(there.iter().cloned()).collect())
-    }
-
     /// What an index finds of wanted networks: their addresses. It is asked beside the networks themselves.
     fn push_addresses(&self, sql: &mut QueryBuilder<Postgres>, newer: Newer) {
-        let Some(all) = self.addresses().filter(|_| self.networks.is_some()) else {
+        let Some(there) = &self.networks else {
             return;
         };
+        let hosts = self.filter.ip.any.iter().filter(|n| n.is_host());
+        let all: Vec<String> = hosts
+            .map(|n| n.address.to_string())
+            .chain(there.iter().cloned())
+            .collect();
         sql.push(" and (e.saddr = any(").push_bind(all.clone());
         sql.push("::text[]::inet[]) or e.daddr = any(").push_bind(all);
         sql.push("::text[]::inet[])");

@@ -6,21 +6,21 @@ use std::collections::BTreeSet;
 use sqlx::{PgConnection, Postgres, QueryBuilder};
 
 use super::events::Order;
-use super::filter::{Pods, Resolved, Window};
-use super::{Micros, QueryError, rfc3339};
+use super::filter::{Network, Pods, Resolved, Window};
+use super::{Micros, QueryError};
 
 const HOUR: Micros = 3_600_000_000;
 /// In longer windows events are looked for without this.
 const LONGEST: Micros = 35 * 24 * HOUR;
-/// Addresses are looked up for each hour: so often at most.
-const MOST_LOOKUPS: usize = 3000;
+/// Each is looked up in each hour.
+const MOST_NETWORKS: usize = 16;
 
-/// Hours since 1970 of the window that have what is asked for, though maybe of different events.
+/// Hours since 1970 of the window that have events of the pods or nodes that are asked for.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Hours(BTreeSet<i32>);
 
 impl Hours {
-    /// Of events that are in the digest, by all but their kinds. None: there is no window.
+    /// Of events that are in the digest. None: the window is too long, or open.
     pub(super) async fn find(
         db: &mut PgConnection,
         resolved: &Resolved<'_>,
@@ -32,15 +32,12 @@ impl Hours {
         if to.saturating_sub(from) > LONGEST {
             return Ok(None);
         }
-        let known = [
-            subjects(db, resolved, window).await?,
-            addresses(db, resolved, (from, to)).await?,
-        ];
-        let all = known.into_iter().flatten().reduce(|a, b| &a & &b);
-        Ok(Some(Self(all.unwrap_or_else(|| (of(from)..=of(to)).collect()))))
+        let of_subjects = subjects(db, resolved, window).await?;
+        Ok(Some(Self(of_subjects.unwrap_or_else(|| (of(from)..=of(to)).collect()))))
     }
 
-    /// The first instant, in that order from `start`, at which there can be an event, by its kind too.
+    /// The first instant, in that order from `start`, at which there can be an event, by its kind, its addresses and its latency
+    /// too, each of which may be that of another event.
     pub(super) async fn next(
         &self,
         db: &mut PgConnection,
@@ -52,9 +49,10 @@ impl Hours {
             Order::Asc => self.0.range(of(start)..).copied().collect(),
             Order::Desc => self.0.range(..=of(start)).rev().copied().collect(),
         };
-        let asks = resolved.names_kinds() || resolved.filter().min_latency_ns.is_some();
+        let networks = networks(db, resolved).await?;
+        let asks = resolved.names_kinds() || resolved.filter().min_latency_ns.is_some() || !networks.is_empty();
         let next = match asks {
-            true => first_with(db, resolved, &hours).await?,
+            true => first_with(db, resolved, networks, &hours).await?,
             false => hours.first().copied(),
         };
         Ok(next.map(|hour| instant(hour, order, start)))
@@ -74,8 +72,26 @@ fn instant(hour: i32, order: Order, start: Micros) -> Micros {
     }
 }
 
-/// With kinds, from the digest, and latencies, from their index: hour by hour, as the first one often has some.
-async fn first_with(db: &mut PgConnection, resolved: &Resolved<'_>, hours: &[i32]) -> Result<Option<i32>, QueryError> {
+/// Networks that the digest can be asked for.
+async fn networks<'a>(db: &mut PgConnection, resolved: &Resolved<'a>) -> Result<&'a [Network], QueryError> {
+    let networks = &resolved.filter().ip.any;
+    if networks.is_empty() || networks.len() > MOST_NETWORKS {
+        return Ok(&[]);
+    }
+    // Of what was summed up before there was that table it says nothing.
+    let since: i64 = sqlx::query_scalar("select values_after from sonde_store.event_digest")
+        .fetch_one(db)
+        .await?;
+    Ok(if since > 0 { &[] } else { networks })
+}
+
+/// With kinds and addresses, from the digest, and latencies, from their index: hour by hour, as the first one often has some.
+async fn first_with(
+    db: &mut PgConnection,
+    resolved: &Resolved<'_>,
+    networks: &[Network],
+    hours: &[i32],
+) -> Result<Option<i32>, QueryError> {
     // Sorted apart, so that it ends with the first one.
     let mut sql = QueryBuilder::new("select asked.hour from (select hour from unnest(");
     sql.push_bind(hours.to_vec());
@@ -87,6 +103,19 @@ async fn first_with(db: &mut PgConnection, resolved: &Resolved<'_>, hours: &[i32
         );
         resolved.push_kinds(&mut sql);
         sql.push(" offset 0)");
+    }
+    for (n, network) in networks.iter().enumerate() {
+        let (first, last) = network.ends();
+        sql.push(if n == 0 { " and (" } else { " or " });
+        sql.push(
+            "exists (select from sonde_store.event_ends_1h e where e.field = any('{1,2}') and e.type = 0 \
+             and e.time = to_timestamp(asked.hour * 3600.0) and e.address between ",
+        );
+        sql.push_bind(first.to_string()).push("::inet and ");
+        sql.push_bind(last.to_string()).push("::inet offset 0)");
+    }
+    if !networks.is_empty() {
+        sql.push(")");
     }
     if let Some(latency) = resolved.filter().min_latency_ns {
         sql.push(
@@ -130,37 +159,6 @@ async fn subjects(
     resolved.push_nodes(&mut sql);
     let first = hours(db, sql).await?;
     Ok(Some(first.into_iter().flat_map(|hour| hour..hour + whole).collect()))
-}
-
-async fn addresses(
-    db: &mut PgConnection,
-    resolved: &Resolved<'_>,
-    (from, to): (Micros, Micros),
-) -> Result<Option<BTreeSet<i32>>, QueryError> {
-    let Some(addresses) = resolved.addresses() else {
-        return Ok(None);
-    };
-    let (first, last) = (from.div_euclid(HOUR), to.div_euclid(HOUR));
-    let count = last - first + 1;
-    let few = usize::try_from(count).is_ok_and(|count| count.saturating_mul(addresses.len()) <= MOST_LOOKUPS);
-    // Of what was summed up before there was this table it says nothing.
-    let since: i64 = sqlx::query_scalar("select values_after from sonde_store.event_digest")
-        .fetch_one(&mut *db)
-        .await?;
-    if !few || since > 0 {
-        return Ok(None);
-    }
-    let times: Vec<String> = (first..=last).map(|hour| rfc3339(hour * HOUR)).collect();
-    let mut sql = QueryBuilder::new(DISTINCT);
-    sql.push(" from unnest(").push_bind(times);
-    sql.push("::text[]::timestamptz[]) asked(time) cross join unnest(")
-        .push_bind(addresses);
-    sql.push(
-        "::text[]::inet[]) wanted(address) cross join (values (1::smallint), (2)) ends(field) \
-         join sonde_store.event_ends_1h e \
-         on e.field = ends.field and e.type = 0 and e.time = asked.time and e.address = wanted.address",
-    );
-    hours(db, sql).await.map(Some)
 }
 
 #[cfg(test)]

@@ -53,8 +53,9 @@ pub(super) async fn page(
             way = more;
             continue;
         }
-        let many = way == Way::Nearest(NEAREST) && resolved.lookups() > MANY_VALUES;
-        if let (true, Some(start)) = (found.is_empty() && (part.slots.is_some() || many), begin) {
+        // Where an index would be asked for long, or cannot be asked.
+        let early = matches!(way, Way::Nearest(_)) && (resolved.lookups() > MANY_VALUES || !resolved.is_indexed());
+        if let (true, Some(start)) = (found.is_empty() && (part.slots.is_some() || early), begin) {
             if !std::mem::replace(&mut looked, true)
                 && let Some(hours) = Hours::find(db, resolved, question.window).await?
                 && let Some(next) = hours.next(db, resolved, order, start).await?
@@ -105,8 +106,8 @@ impl Part<'_> {
         let within = |event: &&Stored| match (way, &self.slots, self.skipped, order) {
             (Way::Indexed(_), Some(slots), _, Order::Asc) => event.time < slots.end(),
             (Way::Indexed(_), Some(slots), _, Order::Desc) => event.time >= slots.begin(),
-            (Way::Nearest(_), _, Some(begin), Order::Asc) => event.time < begin,
-            (Way::Nearest(_), _, Some(begin), Order::Desc) => event.time > begin,
+            (Way::Planned | Way::Nearest(_), _, Some(begin), Order::Asc) => event.time < begin,
+            (Way::Planned | Way::Nearest(_), _, Some(begin), Order::Desc) => event.time > begin,
             _ => true,
         };
         found.extend(newer.iter().filter(within).cloned());
@@ -127,8 +128,7 @@ impl Question<'_> {
     /// one condition with what is known the planner finds it by the times of whole slots.
     fn is_of_digest(&self, way: Way, part: &Part<'_>) -> bool {
         match way {
-            Way::Planned => false,
-            Way::Nearest(_) => part.skipped.is_some(),
+            Way::Planned | Way::Nearest(_) => part.skipped.is_some(),
             Way::Indexed(_) => part.skipped.is_some() || part.narrowed.is_some() || self.resolved.is_of_digest(),
         }
     }
@@ -157,7 +157,7 @@ impl Question<'_> {
     /// How many events the planner takes the index to find in the whole window.
     async fn estimate(&self, db: &mut PgConnection, part: &Part<'_>) -> Result<f64, QueryError> {
         let mut sql = QueryBuilder::new("explain (format json) ");
-        self.push_events(&mut sql);
+        self.push_events(&mut sql, None);
         self.resolved.push_terms(&mut sql);
         self.resolved.push_findable(&mut sql, Newer::Apart);
         if let Some(narrowed) = part.narrowed {
@@ -171,7 +171,7 @@ impl Question<'_> {
     fn push(&self, sql: &mut QueryBuilder<Postgres>, way: Way, part: &Part<'_>) -> &'static str {
         match way {
             Way::Planned => {
-                let order = self.push_events(sql);
+                let order = self.push_events(sql, part.skipped);
                 self.resolved.push_terms(sql);
                 sql.push(order).push(" limit ").push_bind(i64::from(self.limit));
                 order
@@ -184,14 +184,7 @@ impl Question<'_> {
     /// What there is among so many events from there on.
     fn push_nearest(&self, sql: &mut QueryBuilder<Postgres>, events: i64, begin: Option<Micros>) -> &'static str {
         sql.push("select * from (");
-        let order = self.push_events(sql);
-        if let Some(begin) = begin {
-            sql.push(match self.slice {
-                Slice::ByTime(Order::Asc, _) => " and e.time >= ",
-                _ => " and e.time <= ",
-            });
-            push_time(sql, begin);
-        }
+        let order = self.push_events(sql, begin);
         sql.push(order).push(" limit ").push_bind(events).push(") e where true");
         self.resolved.push_terms(sql);
         self.resolved.push_quick(sql);
@@ -216,10 +209,17 @@ impl Question<'_> {
         }
     }
 
-    /// All events that may be meant, without the filter, for who goes through them in their order.
-    fn push_events(&self, sql: &mut QueryBuilder<Postgres>) -> &'static str {
+    /// All events that may be meant, without the filter, for who goes through them in their order, maybe only from there on.
+    fn push_events(&self, sql: &mut QueryBuilder<Postgres>, begin: Option<Micros>) -> &'static str {
         sql.push("select * from sonde_store.events e where true");
         self.window.push(sql);
+        if let Some(begin) = begin {
+            sql.push(match self.slice {
+                Slice::ByTime(Order::Asc, _) => " and e.time >= ",
+                _ => " and e.time <= ",
+            });
+            push_time(sql, begin);
+        }
         match self.slice {
             Slice::ByTime(Order::Asc, after) => push_after(sql, *after, (" > (", " and e.time >= ")),
             Slice::ByTime(Order::Desc, after) => push_after(sql, *after, (" < (", " and e.time <= ")),
