@@ -8,20 +8,20 @@ use crate::events_digest::{all_events, hold, send};
 use crate::support::{App, SECOND};
 
 /// More than are looked through before an index is asked, at both ends of the time that has events: there are partitions.
-async fn noise(app: &App) {
+async fn noise(app: &App, events: u32) {
     for end in [
         "now() - interval '1 minute'",
         "(select min(time) from sonde_store.events)",
     ] {
         let sql = format!(
             "with word as (select text, id from sonde_store.strings), \
-             last as (update sonde_store.event_ids set last = last + 10000 returning last - 10000 as before) \
+             last as (update sonde_store.event_ids set last = last + {events} returning last - {events} as before) \
              insert into sonde_store.events (time, id, node_id, pod_id, probe, type, reason, direction, suppressed, attributes) \
              select {end} + n * interval '1 millisecond', before + n, nodes.id, \
                     (select min(id) from sonde_store.pods where name = 'noisy'), \
                     (select id from word where text = 'loud'), (select id from word where text = 'NOISE'), \
                     (select id from word where text = 'NOISY'), 1, 0, jsonb_build_object('length', '99', 'noise', 'hum') \
-             from last, generate_series(1, 10000) n, sonde_store.nodes where nodes.name = 'n2'"
+             from last, generate_series(1, {events}) n, sonde_store.nodes where nodes.name = 'n2'"
         );
         sqlx::query(sqlx::AssertSqlSafe(sql)).execute(&app.db).await.unwrap();
     }
@@ -106,14 +106,19 @@ async fn walk(app: &App, window: &str, query: &str, limit: usize) -> Vec<i64> {
     }
 }
 
-/// Times are those of all events and little more, or many hours more on either side.
-async fn compare(app: &App, when: &str, limits: &[usize]) {
-    let now = now_ns();
-    let hours = |hours: u64| hours * 3600 * SECOND;
-    let wide = format!("from={}&to={}", rfc3339(now - hours(30)), rfc3339(now + hours(30)));
+/// All that is not noise, in order of time.
+async fn events(app: &App) -> Vec<Value> {
     let mut events = all_events(app).await;
     events.retain(|event| event["type"] != "NOISE");
     events.sort_by_key(|event| (text(event, "time"), event["id"].as_i64()));
+    events
+}
+
+/// Times are those of all events and little more, or many hours more on either side.
+async fn compare(app: &App, events: &[Value], when: &str, limits: &[usize]) {
+    let now = now_ns();
+    let hours = |hours: u64| hours * 3600 * SECOND;
+    let wide = format!("from={}&to={}", rfc3339(now - hours(30)), rfc3339(now + hours(30)));
     for (query, wanted) in FILTERS {
         let mut expected: Vec<i64> = events
             .iter()
@@ -139,12 +144,16 @@ async fn what_is_far_from_the_end_is_found_whatever_is_asked() {
     send(&app, &mut random, "n1", 200).await;
     send(&app, &mut random, "n2", 150).await;
     words(&app).await;
-    noise(&app).await;
+    noise(&app, 10_000).await;
     app.store.digest_events().await.unwrap();
-    compare(&app, "all is in the digest", &[120, 1000]).await;
+    compare(&app, &events(&app).await, "all is in the digest", &[120, 1000]).await;
     // What is newer than the digest is found too, whatever the digest says.
     let held = hold(&app).await;
     send(&app, &mut random, "n3", 100).await;
-    compare(&app, "part is in the digest", &[200]).await;
+    let all = events(&app).await;
+    compare(&app, &all, "part is in the digest", &[200]).await;
+    // So much is newer that it is not looked through at once.
+    noise(&app, 101_000).await;
+    compare(&app, &all, "little is in the digest", &[1000]).await;
     held.rollback().await.unwrap();
 }

@@ -131,6 +131,8 @@ pub(super) struct Resolved<'a> {
     filter: &'a EventFilter,
     /// Up to this id events are in the digest: what is known from it is known of these.
     through: i64,
+    /// So many are not in it yet.
+    newer: i64,
     words: HashMap<String, i32>,
     nodes: HashMap<String, i32>,
     pods: Pods,
@@ -181,12 +183,13 @@ impl EventFilter {
             .chain(&self.node.none)
             .map(String::as_str)
             .collect();
+        // Asked for before what is in the digest, which then is of the same events or of more.
+        let sql = "select through, last - through from sonde_store.event_digest, sonde_store.event_ids";
+        let (through, newer) = sqlx::query_as(sql).fetch_one(&mut *db).await?;
         Ok(Resolved {
             filter: self,
-            // Asked for before what is in the digest, which then is of the same events or of more.
-            through: sqlx::query_scalar("select through from sonde_store.event_digest")
-                .fetch_one(&mut *db)
-                .await?,
+            through,
+            newer,
             words: ids(
                 db,
                 "select text, id from sonde_store.strings where text = any($1)",
@@ -467,6 +470,10 @@ impl<'a> Resolved<'a> {
 
     pub(super) fn through(&self) -> i64 {
         self.through
+    }
+
+    pub(super) fn newer(&self) -> i64 {
+        self.newer
     }
 
     /// Addresses and ports: either end will do, and neither may be an unwanted one.

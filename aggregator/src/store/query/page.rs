@@ -12,6 +12,9 @@ use super::narrow::Narrowed;
 use super::ways::{DAY, FEW, MANY_VALUES, NEAREST, SOME, Slots, Way};
 use super::{Micros, QueryError, push_time};
 
+/// So many events that are newer than the digest are looked through at once. There are more while it catches up.
+const MOST_NEWER: i64 = 200_000;
+
 /// The first events in that order, by whatever way finds them soonest.
 pub(super) async fn page(
     db: &mut PgConnection,
@@ -22,7 +25,8 @@ pub(super) async fn page(
     let (limit, resolved) = (question.limit as usize, question.resolved);
     let (mut way, mut narrowed, mut newer) = (Way::Nearest(NEAREST), None, None);
     let (mut begin, mut skipped) = (question.begin(order, after), false);
-    let (mut looked, mut counted) = (false, false);
+    let few_newer = resolved.newer() <= MOST_NEWER;
+    let (mut looked, mut counted) = (!few_newer, false);
     loop {
         let part = Part {
             slots: match way {
@@ -35,8 +39,8 @@ pub(super) async fn page(
         let mut found = question.ask(db, way, &part).await?;
         if question.is_of_digest(way, &part) {
             let newer = match &newer {
-                Some(newer) => newer,
-                None => newer.insert(question.newer(db).await?),
+                Some(newer) if few_newer => newer,
+                _ => newer.insert(question.newer(db, part.slots.as_ref().filter(|_| !few_newer)).await?),
             };
             part.add(&mut found, newer, way, order);
             found.truncate(limit);
@@ -133,13 +137,13 @@ impl Question<'_> {
         }
     }
 
-    /// The first ones of the window that are newer than the digest.
-    async fn newer(&self, db: &mut PgConnection) -> Result<Vec<Stored>, QueryError> {
+    /// The first ones of the window, or of these slots of it, that are newer than the digest.
+    async fn newer(&self, db: &mut PgConnection, slots: Option<&Slots>) -> Result<Vec<Stored>, QueryError> {
         let mut sql = QueryBuilder::new("select ");
         sql.push(COLUMNS)
             .push(" from (select * from sonde_store.events e where e.id > ");
         sql.push_bind(self.resolved.through());
-        self.push_times(&mut sql, (self.window.from, self.window.to));
+        self.push_times(&mut sql, self.span(slots));
         self.resolved.push_terms(&mut sql);
         let order = self.push_limited(&mut sql);
         sql.push(") e").push(order);
@@ -236,10 +240,7 @@ impl Question<'_> {
     /// What the index for searches finds.
     fn push_indexed(&self, sql: &mut QueryBuilder<Postgres>, part: &Part<'_>) -> &'static str {
         sql.push("select * from sonde_store.events e where true");
-        let (mut from, mut to) = (self.window.from, self.window.to);
         if let Some(slots) = &part.slots {
-            from = from.max(Some(slots.begin()));
-            to = to.map(|to| to.min(slots.end()));
             slots.push(sql);
         } else if self.resolved.filter().min_latency_ns.is_some()
             && let Some(all) = Slots::all(self.window)
@@ -247,7 +248,7 @@ impl Question<'_> {
             // Latencies are found by slot and no other way.
             all.push(sql);
         }
-        self.push_times(sql, (from, to));
+        self.push_times(sql, self.span(part.slots.as_ref()));
         self.resolved.push_terms(sql);
         if self.is_of_digest(Way::Indexed(None), part) {
             self.resolved.push_findable(sql, Newer::Apart);
@@ -257,6 +258,15 @@ impl Question<'_> {
             narrowed.push(sql);
         }
         self.push_limited(sql)
+    }
+
+    /// What these slots have of the window.
+    fn span(&self, slots: Option<&Slots>) -> (Option<Micros>, Option<Micros>) {
+        let Window { from, to } = self.window;
+        match slots {
+            Some(slots) => (from.max(Some(slots.begin())), to.map(|to| to.min(slots.end()))),
+            None => (from, to),
+        }
     }
 
     /// ` and ...`: whole days prune partitions; what is exact is said of an expression, as an index by time has hundreds of
