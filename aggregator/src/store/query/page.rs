@@ -271,7 +271,12 @@ impl Question<'_> {
 
     /// ` and ...`: whole days prune partitions; what is exact is said of an expression, as an index by time has hundreds of
     /// thousands of events where few are wanted.
-    fn push_times(&self, sql: &mut QueryBuilder<Postgres>, (from, to): (Option<Micros>, Option<Micros>)) {
+    fn push_times(&self, sql: &mut QueryBuilder<Postgres>, (mut from, mut to): (Option<Micros>, Option<Micros>)) {
+        match self.slice {
+            Slice::ByTime(Order::Asc, Some(after)) => from = from.max(Some(after.time)),
+            Slice::ByTime(Order::Desc, Some(after)) => to = to.map(|to| to.min(after.time + 1)),
+            _ => {}
+        }
         if let Some(from) = from {
             sql.push(" and e.time >= ");
             push_time(sql, from - from.rem_euclid(DAY));
