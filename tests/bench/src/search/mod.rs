@@ -85,7 +85,8 @@ pub(crate) async fn run(report: &mut Report) -> anyhow::Result<()> {
         "Event search",
         &format!(
             "{} events of one day stored (200 nodes, 5,000 pods, most of everything rare), 5,000 a second arriving, {} tries of each \
-             question with other values, 100 events a page, over that day. Times are of the whole answer over HTTP, with all of it in memory. \
+             question with other values, 100 events a page, over that day, and over the last 24 hours, in which they are hours away from now. \
+             Times are of the whole answer over HTTP, with all of it in memory. \
              `SONDE_BENCH_EVENTS` and `SONDE_BENCH_TRIES` set the numbers; `SONDE_BENCH_DATA` names a folder in which they are \
              kept for the next time.",
             thousands(events() as f64),
