@@ -4,7 +4,7 @@
 use serde_json::Value;
 use sonde_common::time::{now_ns, rfc3339};
 
-use crate::events_digest::{all_events, hold, send};
+use crate::events_digest::{all_events, hold, send, summed_up};
 use crate::support::{App, SECOND};
 
 /// More than are looked through before an index is asked, at both ends of the time that has events: there are partitions.
@@ -145,7 +145,7 @@ async fn what_is_far_from_the_end_is_found_whatever_is_asked() {
     send(&app, &mut random, "n2", 150).await;
     words(&app).await;
     noise(&app, 10_000).await;
-    app.store.digest_events().await.unwrap();
+    summed_up(&app, 200 + 150 + 2 * 10_000).await;
     compare(&app, &events(&app).await, "all is in the digest", &[120, 1000]).await;
     // What is newer than the digest is found too, whatever the digest says.
     let held = hold(&app).await;
