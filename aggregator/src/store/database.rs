@@ -146,7 +146,7 @@ impl Pools {
 }
 
 fn reader(options: &PgConnectOptions) -> PgConnectOptions {
-    // None runs for ever, and none takes more than one processor.
+    // No statement runs for ever, and none takes more than one processor.
     session(options.clone(), "reader").options([
         ("default_transaction_read_only", "on"),
         ("statement_timeout", "30000"),

@@ -133,6 +133,8 @@ pub(super) struct Resolved<'a> {
     through: i64,
     /// So many are not in it yet.
     newer: i64,
+    /// See migration 0013.
+    values_after: i64,
     words: HashMap<String, i32>,
     nodes: HashMap<String, i32>,
     pods: Pods,
@@ -184,12 +186,13 @@ impl EventFilter {
             .map(String::as_str)
             .collect();
         // Asked for before what is in the digest, which then is of the same events or of more.
-        let sql = "select through, last - through from sonde_store.event_digest, sonde_store.event_ids";
-        let (through, newer) = sqlx::query_as(sql).fetch_one(&mut *db).await?;
+        let sql = "select through, last - through, values_after from sonde_store.event_digest, sonde_store.event_ids";
+        let (through, newer, values_after) = sqlx::query_as(sql).fetch_one(&mut *db).await?;
         Ok(Resolved {
             filter: self,
             through,
             newer,
+            values_after,
             words: ids(
                 db,
                 "select text, id from sonde_store.strings where text = any($1)",
@@ -474,6 +477,10 @@ impl<'a> Resolved<'a> {
 
     pub(super) fn newer(&self) -> i64 {
         self.newer
+    }
+
+    pub(super) fn values_after(&self) -> i64 {
+        self.values_after
     }
 
     /// Addresses and ports: either end will do, and neither may be an unwanted one.

@@ -7,7 +7,7 @@ use sqlx::{PgConnection, Postgres, QueryBuilder};
 
 use super::events::Order;
 use super::filter::{Network, Pods, Resolved, Window};
-use super::{Micros, QueryError};
+use super::{Micros, QueryError, bucket};
 
 const HOUR: Micros = 3_600_000_000;
 /// In longer windows events are looked for without this.
@@ -15,52 +15,37 @@ const LONGEST: Micros = 35 * 24 * HOUR;
 /// Each is looked up in each hour.
 const MOST_NETWORKS: usize = 16;
 
-/// Hours since 1970 of the window that have events of the pods or nodes that are asked for.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Hours(BTreeSet<i32>);
-
-impl Hours {
-    /// Of events that are in the digest. None: the window is too long, or open.
-    pub(super) async fn find(
-        db: &mut PgConnection,
-        resolved: &Resolved<'_>,
-        window: Window,
-    ) -> Result<Option<Self>, QueryError> {
-        let (Some(from), Some(to)) = (window.from, window.to) else {
-            return Ok(None);
-        };
-        if to.saturating_sub(from) > LONGEST {
-            return Ok(None);
-        }
-        let of_subjects = subjects(db, resolved, window).await?;
-        Ok(Some(Self(of_subjects.unwrap_or_else(|| (of(from)..=of(to)).collect()))))
+/// The first instant, in that order from `start`, at which there can be an event that is in the digest: by its subject, its kind,
+/// its addresses and its latency, each of which may be that of another event. None: there is none, or the window is too long.
+pub(super) async fn next(
+    db: &mut PgConnection,
+    resolved: &Resolved<'_>,
+    window: Window,
+    order: Order,
+    start: Micros,
+) -> Result<Option<Micros>, QueryError> {
+    let (Some(from), Some(to)) = (window.from, window.to) else {
+        return Ok(None);
+    };
+    if to.saturating_sub(from) > LONGEST {
+        return Ok(None);
     }
-
-    /// The first instant, in that order from `start`, at which there can be an event, by its kind, its addresses and its latency
-    /// too, each of which may be that of another event.
-    pub(super) async fn next(
-        &self,
-        db: &mut PgConnection,
-        resolved: &Resolved<'_>,
-        order: Order,
-        start: Micros,
-    ) -> Result<Option<Micros>, QueryError> {
-        let hours: Vec<i32> = match order {
-            Order::Asc => self.0.range(of(start)..).copied().collect(),
-            Order::Desc => self.0.range(..=of(start)).rev().copied().collect(),
-        };
-        let networks = networks(db, resolved).await?;
-        let asks = resolved.names_kinds() || resolved.filter().min_latency_ns.is_some() || !networks.is_empty();
-        let next = match asks {
-            true => first_with(db, resolved, networks, &hours).await?,
-            false => hours.first().copied(),
-        };
-        Ok(next.map(|hour| instant(hour, order, start)))
-    }
-}
-
-fn of(time: Micros) -> i32 {
-    i32::try_from(time.div_euclid(HOUR)).unwrap_or(if time < 0 { i32::MIN } else { i32::MAX })
+    let all = match subjects(db, resolved, window).await? {
+        Some(hours) => hours,
+        None => (bucket(from, HOUR)..=bucket(to, HOUR)).collect(),
+    };
+    let begin = bucket(start, HOUR);
+    let hours: Vec<i32> = match order {
+        Order::Asc => all.range(begin..).copied().collect(),
+        Order::Desc => all.range(..=begin).rev().copied().collect(),
+    };
+    let networks = networks(resolved);
+    let asks = resolved.names_kinds() || resolved.filter().min_latency_ns.is_some() || !networks.is_empty();
+    let next = match asks {
+        true => first_with(db, resolved, networks, &hours).await?,
+        false => hours.first().copied(),
+    };
+    Ok(next.map(|hour| instant(hour, order, start)))
 }
 
 /// Where a page that began at `start` goes on in this hour.
@@ -72,17 +57,11 @@ fn instant(hour: i32, order: Order, start: Micros) -> Micros {
     }
 }
 
-/// Networks that the digest can be asked for.
-async fn networks<'a>(db: &mut PgConnection, resolved: &Resolved<'a>) -> Result<&'a [Network], QueryError> {
+/// Networks that the digest can be asked for. Of what was summed up before there was a table of addresses that says nothing.
+fn networks<'a>(resolved: &Resolved<'a>) -> &'a [Network] {
     let networks = &resolved.filter().ip.any;
-    if networks.is_empty() || networks.len() > MOST_NETWORKS {
-        return Ok(&[]);
-    }
-    // Of what was summed up before there was that table it says nothing.
-    let since: i64 = sqlx::query_scalar("select values_after from sonde_store.event_digest")
-        .fetch_one(db)
-        .await?;
-    Ok(if since > 0 { &[] } else { networks })
+    let known = networks.len() <= MOST_NETWORKS && resolved.values_after() == 0;
+    if known { networks } else { &[] }
 }
 
 /// With kinds and addresses, from the digest, and latencies, from their index: hour by hour, as the first one often has some.
@@ -179,8 +158,7 @@ mod tests {
                 expected,
                 "{order:?} from {start} in {hour}"
             );
-            assert_eq!(of(expected), hour);
+            assert_eq!(bucket(expected, HOUR), hour);
         }
-        assert_eq!((of(-1), of(i64::MAX), of(i64::MIN)), (-1, i32::MAX, i32::MIN));
     }
 }

@@ -67,6 +67,11 @@ fn push_time(sql: &mut QueryBuilder<Postgres>, micros: Micros) {
     sql.push_bind(rfc3339(micros)).push("::timestamptz");
 }
 
+/// Number of the bucket of that length, counted from 1970.
+fn bucket(time: Micros, length: Micros) -> i32 {
+    i32::try_from(time.div_euclid(length)).unwrap_or(if time < 0 { i32::MIN } else { i32::MAX })
+}
+
 /// RFC 3339 in UTC with microseconds.
 pub fn rfc3339(micros: Micros) -> String {
     match jiff::Timestamp::from_microsecond(micros) {
@@ -82,3 +87,14 @@ macro_rules! micros {
     };
 }
 pub(super) use micros;
+
+#[cfg(test)]
+mod tests {
+    use super::bucket;
+
+    #[test]
+    fn buckets_are_counted_from_1970_as_far_as_their_numbers_go() {
+        assert_eq!((bucket(-1, 10), bucket(0, 10), bucket(10, 10)), (-1, 0, 1));
+        assert_eq!((bucket(i64::MAX, 10), bucket(i64::MIN, 10)), (i32::MAX, i32::MIN));
+    }
+}

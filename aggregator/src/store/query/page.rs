@@ -6,11 +6,10 @@ use sqlx::{PgConnection, Postgres, QueryBuilder};
 
 use super::events::{Order, Position, Slice};
 use super::filter::{Newer, Resolved, Window};
-use super::hours::Hours;
 use super::names::{COLUMNS, Stored};
 use super::narrow::Narrowed;
 use super::ways::{DAY, FEW, MANY_VALUES, NEAREST, SOME, Slots, Way};
-use super::{Micros, QueryError, push_time};
+use super::{Micros, QueryError, hours, push_time};
 
 /// So many events that are newer than the digest are looked through at once. There are more while it catches up.
 const MOST_NEWER: i64 = 200_000;
@@ -61,8 +60,7 @@ pub(super) async fn page(
         let early = matches!(way, Way::Nearest(_)) && (resolved.lookups() > MANY_VALUES || !resolved.is_indexed());
         if let (true, Some(start)) = (found.is_empty() && (part.slots.is_some() || early), begin) {
             if !std::mem::replace(&mut looked, true)
-                && let Some(hours) = Hours::find(db, resolved, question.window).await?
-                && let Some(next) = hours.next(db, resolved, order, start).await?
+                && let Some(next) = hours::next(db, resolved, question.window, order, start).await?
                 && Slots::new(question.window, order, begin, FEW).is_some_and(|near| !near.has(next))
             {
                 (begin, skipped, way) = (Some(next), true, Way::Nearest(NEAREST));

@@ -2,9 +2,9 @@
 
 use sqlx::{Postgres, QueryBuilder};
 
-use super::Micros;
 use super::events::Order;
 use super::filter::Window;
+use super::{Micros, bucket};
 
 /// How a page is found. Where matches are frequent it is quick to go through events in their order until it is full; where
 /// they are rare the index for searches finds them all. The planner guesses from each filter by itself, and is wrong by
@@ -67,21 +67,17 @@ pub(super) struct Slots {
 /// Slots of five weeks.
 const MOST_SLOTS: i32 = 35 * 24 * 6;
 /// Ten minutes, counted from 1970.
-pub(super) const SLOT: Micros = 600_000_000;
+const SLOT: Micros = 600_000_000;
 /// Partitions are days of UTC.
 pub(super) const DAY: Micros = 144 * SLOT;
 
 impl Slots {
-    fn of(time: Micros) -> i32 {
-        i32::try_from(time.div_euclid(SLOT)).unwrap_or(if time < 0 { i32::MIN } else { i32::MAX })
-    }
-
     /// From `begin` on in that order. None where they would be all that is left of the window.
     pub(super) fn new(window: Window, order: Order, begin: Option<Micros>, count: i32) -> Option<Self> {
         let (from, to, begin) = (window.from?, window.to?, begin?);
         let first = match order {
-            Order::Asc => Self::of(begin),
-            Order::Desc => Self::of(begin).saturating_sub(count - 1),
+            Order::Asc => bucket(begin, SLOT),
+            Order::Desc => bucket(begin, SLOT).saturating_sub(count - 1),
         };
         let slots = Self { first, count };
         let part = match order {
@@ -93,7 +89,7 @@ impl Slots {
 
     /// All that have a part in the window, where they are not too many.
     pub(super) fn all(window: Window) -> Option<Self> {
-        let (first, last) = (Self::of(window.from?), Self::of(window.to?));
+        let (first, last) = (bucket(window.from?, SLOT), bucket(window.to?, SLOT));
         let count = last.checked_sub(first)?.checked_add(1)?;
         (0..=MOST_SLOTS).contains(&count).then_some(Self { first, count })
     }
