@@ -36,7 +36,19 @@ fn receive(packets: usize) {
 #[test]
 fn softirqs_are_timed_as_often_as_the_kernel_runs_them() {
     for rung in BOTH {
-        let Some(mut live) = start(&config_of_node(), index_of_node(), Some(rung)) else {
+        // There are softirqs also while the programs are attached, one after another.
+        let started = std::sync::atomic::AtomicBool::new(false);
+        let live = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !started.load(std::sync::atomic::Ordering::Relaxed) {
+                    receive(1);
+                }
+            });
+            let live = start(&config_of_node(), index_of_node(), Some(rung));
+            started.store(true, std::sync::atomic::Ordering::Relaxed);
+            live
+        });
+        let Some(mut live) = live else {
             return;
         };
         let of = |live: &mut Live, column| -> i64 {

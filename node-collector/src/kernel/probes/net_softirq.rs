@@ -123,21 +123,23 @@ const TIMES: Signal = Signal {
             held: HELD,
         },
     ],
+    // Attached from the end backwards, so that each wait that is counted has a run that is, also of softirqs that come
+    // while the programs do.
     steps: &[
         Step::new(
             Rung::TpBtf,
             &[
-                Hook("softirq_raise_btf", Attach::TpBtf("softirq_raise")),
-                Hook("softirq_entry_btf", Attach::TpBtf("softirq_entry")),
                 Hook("softirq_exit_btf", Attach::TpBtf("softirq_exit")),
+                Hook("softirq_entry_btf", Attach::TpBtf("softirq_entry")),
+                Hook("softirq_raise_btf", Attach::TpBtf("softirq_raise")),
             ],
         ),
         Step::new(
             Rung::RawTracepoint,
             &[
-                Hook("softirq_raise_raw", Attach::RawTracepoint("softirq_raise")),
-                Hook("softirq_entry_raw", Attach::RawTracepoint("softirq_entry")),
                 Hook("softirq_exit_raw", Attach::RawTracepoint("softirq_exit")),
+                Hook("softirq_entry_raw", Attach::RawTracepoint("softirq_entry")),
+                Hook("softirq_raise_raw", Attach::RawTracepoint("softirq_raise")),
             ],
         ),
     ],
