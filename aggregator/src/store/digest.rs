@@ -28,9 +28,9 @@ pub(super) const TABLES: [&str; 10] = [
 
 /// How often it is looked whether something is due.
 const LOOK: Duration = Duration::from_secs(2);
-/// New events wait so long at most, or until so many are there: readers count them one by one until then.
+/// New events wait so long at most, or until so many are there: readers look into each of them until then.
 const WAIT: Duration = Duration::from_secs(15);
-const ENOUGH: i64 = 50_000;
+const ENOUGH: i64 = 10_000;
 /// Events of one transaction.
 const BLOCK: i64 = 200_000;
 
@@ -84,13 +84,21 @@ const COUNT: [&str; 7] = [
      on conflict (field, type, time, address) do update set n = c.n + excluded.n",
 ];
 
-/// Of each type and of all. Fields have the numbers that migration 0013 gives them.
+/// Of each type and of all. Fields have the numbers that migrations 0013 and 0015 give them.
 const WORDS: &str = "insert into sonde_store.event_words_1h as c (time, type, field, word, n) \
      select date_trunc('hour', e.time, 'UTC'), coalesce(e.type, 0), v.field, v.word, count(*) \
      from sonde_store.events e cross join lateral (values (1::smallint, coalesce(e.interface, 0)), (2, coalesce(e.comm, 0)), \
          (3, coalesce(e.state, 0)), (4, coalesce(e.dport, -1))) v(field, word) \
      where e.id > $1 and e.id <= $2 \
      group by grouping sets ((1, v.field, v.word, e.type), (1, v.field, v.word)) order by 3, 2, 1, 4 \
+     on conflict (field, type, time, word) do update set n = c.n + excluded.n";
+
+/// Of all types together: source ports are too many of each.
+const WORDS_OF_ALL: &str = "insert into sonde_store.event_words_1h as c (time, type, field, word, n) \
+     select date_trunc('hour', e.time, 'UTC'), 0, v.field, v.word, count(*) \
+     from sonde_store.events e cross join lateral (values (5::smallint, coalesce(e.sport, -1)), (6, coalesce(e.stack_id, 0))) \
+         v(field, word) \
+     where e.id > $1 and e.id <= $2 group by 1, 3, 4 order by 3, 1, 4 \
      on conflict (field, type, time, word) do update set n = c.n + excluded.n";
 
 const ADDRESSES: &str = "insert into sonde_store.event_addresses (time, address) \
@@ -100,15 +108,16 @@ const ADDRESSES: &str = "insert into sonde_store.event_addresses (time, address)
      on conflict (address, time) do nothing";
 
 /// Long numbers are too many to be kept each, and what is very long does not fit into an index.
-const ATTRIBUTES: &str = "insert into sonde_store.event_attributes (time, text, more) \
-     select distinct date_trunc('day', e.time, 'UTC'), \
+const ATTRIBUTES: &str = "insert into sonde_store.event_attributes as c (time, text, more, hours) \
+     select date_trunc('day', e.time, 'UTC'), \
          case when a.value ~ '^[0-9]{6,}$' then left(a.key, 200) || ' ' \
               else left(a.key || ' ' || a.value, 250) end, \
          case when length(a.key) > 200 or length(a.key || ' ' || a.value) > 250 then 2 \
-              when a.value ~ '^[0-9]{6,}$' then 1 else 0 end \
+              when a.value ~ '^[0-9]{6,}$' then 1 else 0 end, \
+         bit_or(1 << extract(hour from e.time at time zone 'UTC')::int) \
      from sonde_store.events e cross join lateral jsonb_each_text(e.attributes) a \
-     where e.id > $1 and e.id <= $2 and e.attributes is not null order by 2 \
-     on conflict (text, more, time) do nothing";
+     where e.id > $1 and e.id <= $2 and e.attributes is not null group by 1, 2, 3 order by 2 \
+     on conflict (text, more, time) do update set hours = c.hours | excluded.hours where c.hours | excluded.hours <> c.hours";
 
 /// What a step did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -215,7 +224,7 @@ async fn step(connection: &mut PgConnection) -> sqlx::Result<Step> {
         .map(|sql| (sql, true))
         .into_iter()
         .chain(COUNT.map(|sql| (sql, false)))
-        .chain([WORDS, ADDRESSES, ATTRIBUTES].map(|sql| (sql, true)))
+        .chain([WORDS, WORDS_OF_ALL, ADDRESSES, ATTRIBUTES].map(|sql| (sql, true)))
     {
         let mut query = sqlx::query(sql);
         if bounded {

@@ -217,6 +217,21 @@ async fn through(app: &App) -> i64 {
         .unwrap()
 }
 
+/// An attribute was seen in the hours of its events; where that was not known, in all.
+async fn hours_of_attributes(app: &App) {
+    let sql = "select count(*) filter (where hours = seen), count(*) from sonde_store.event_attributes join ( \
+                   select date_trunc('day', e.time, 'UTC') as time, a.key || ' ' || a.value as text, \
+                       bit_or(1 << extract(hour from e.time at time zone 'UTC')::int) as seen \
+                   from sonde_store.events e cross join lateral jsonb_each_text(e.attributes) a group by 1, 2) events using (time, text) \
+               where hours <> 16777215";
+    let (right, all): (i64, i64) = sqlx::query_as(sql).fetch_one(&app.db).await.unwrap();
+    assert_eq!(right, all);
+    let wrong = "select count(*) from sonde_store.event_attributes where hours = 0 or hours > 16777215";
+    assert_eq!(sqlx::query_scalar::<_, i64>(wrong).fetch_one(&app.db).await.unwrap(), 0);
+    let there = "select count(*) from sonde_store.event_attributes";
+    assert!(sqlx::query_scalar::<_, i64>(there).fetch_one(&app.db).await.unwrap() >= 4);
+}
+
 #[tokio::test]
 async fn counts_are_right_wherever_the_digest_has_got_to() {
     let app = App::start().await;
@@ -231,11 +246,14 @@ async fn counts_are_right_wherever_the_digest_has_got_to() {
     summed_up(&app, 1500).await;
     compare(&app, &mut random, "all is in it").await;
 
+    hours_of_attributes(&app).await;
+
     // As in a database that is older than the tables of values.
     sqlx::raw_sql(
         "delete from sonde_store.event_words_1h; delete from sonde_store.event_ends_1h; \
          delete from sonde_store.event_ends_6h; \
-         update sonde_store.event_digest set values_after = through",
+         update sonde_store.event_digest set values_after = through, sports_after = through; \
+         update sonde_store.event_attributes set hours = 16777215",
     )
     .execute(&app.db)
     .await
@@ -259,9 +277,9 @@ async fn counts_are_right_wherever_the_digest_has_got_to() {
             .unwrap();
         assert_eq!(n, 2200, "{table}");
     }
-    // Those of the second batch, by four fields and by two, once by type and once all together.
+    // Those of the second batch, by four fields and by two, once by type and once all together; by two more all together.
     for (table, expected) in [
-        ("words_1h", 700 * 4 * 2),
+        ("words_1h", 700 * (4 * 2 + 2)),
         ("ends_1h", 700 * 2 * 2),
         ("ends_6h", 700 * 2),
     ] {
@@ -272,6 +290,7 @@ async fn counts_are_right_wherever_the_digest_has_got_to() {
             .unwrap();
         assert_eq!(n, expected, "{table}");
     }
+    hours_of_attributes(&app).await;
     let known: Vec<String> = sqlx::query_scalar("select distinct host(address) from sonde_store.event_addresses")
         .fetch_all(&app.db)
         .await

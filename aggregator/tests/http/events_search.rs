@@ -49,7 +49,7 @@ fn attribute(event: &Value, key: &str) -> String {
 
 type Filter = (&'static str, fn(&Value) -> bool);
 
-const FILTERS: [Filter; 26] = [
+const FILTERS: [Filter; 28] = [
     ("min_latency=5ms", |e| e["latency_ns"].as_i64() >= Some(5_000_000)),
     ("node=n1", |e| text(e, "node") == "n1"),
     ("pod=pod-2&pod=pod-3", |e| {
@@ -80,6 +80,8 @@ const FILTERS: [Filter; 26] = [
     ("q=fun_one&q=yam", |e| {
         text(e, "comm") == "yam" || e["stack"].to_string().contains("fun_one")
     }),
+    ("q=fun_two", |e| e["stack"].to_string().contains("fun_two")),
+    ("q=yam&node=n1", |e| text(e, "comm") == "yam" && text(e, "node") == "n1"),
     ("q=no%20such%20thing", |_| false),
     ("ip=10.2.0.0/16&reason=!NOISY", |e| {
         text(e, "daddr").starts_with("10.2.")

@@ -113,6 +113,15 @@ const OF_DIGEST: &[(i64, &str)] = &[
     (0, "sonde_store.event_ends_6h where type <> 0"),
 ];
 
+/// In which hours an attribute was seen is not known of what was summed up before: it may have been each.
+const OF_TEXTS: &[(i64, &str)] = &[
+    (
+        1,
+        "sonde_store.event_attributes where text = 'rule drop' and hours = (1 << 24) - 1",
+    ),
+    (1, "sonde_store.event_digest where sports_after = 1"),
+];
+
 async fn check(aggregator: &Aggregator, version: i64, expected: &[(i64, &'static str)]) {
     for (count, from) in expected {
         assert_eq!(aggregator.count(from).await, *count, "from version {version}: {from}");
@@ -145,6 +154,9 @@ async fn a_database_of_every_earlier_version_is_brought_up_to_date_with_all_that
         }
         if version >= 4 {
             check(&aggregator, version, OF_CLUSTER).await;
+        }
+        if version >= 8 {
+            check(&aggregator, version, OF_TEXTS).await;
         }
         if version >= 13 {
             check(&aggregator, version, OF_DIGEST).await;

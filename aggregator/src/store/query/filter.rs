@@ -1,6 +1,6 @@
 //! Which events are wanted: words are looked up in the dictionaries first, then the table of events is searched by ids.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use sqlx::{PgConnection, Postgres, QueryBuilder};
@@ -133,8 +133,9 @@ pub(super) struct Resolved<'a> {
     through: i64,
     /// So many are not in it yet.
     newer: i64,
-    /// See migration 0013.
+    /// See migrations 0013 and 0015.
     values_after: i64,
+    sports_after: i64,
     words: HashMap<String, i32>,
     nodes: HashMap<String, i32>,
     pods: Pods,
@@ -167,8 +168,25 @@ struct TextIds {
     text: String,
     words: Vec<i32>,
     stacks: Vec<i32>,
+    attributes: Option<Attributes>,
+}
+
+/// Those of the window's days that hold a text.
+#[derive(Debug, Default)]
+struct Attributes {
     /// Each as a JSON object of its own.
-    attributes: Option<Vec<String>>,
+    objects: Vec<String>,
+    /// When there were some.
+    hours: BTreeSet<i32>,
+}
+
+/// What holds one of the wanted texts: words, stacks, and attributes, of which `hours` had some.
+#[derive(Debug, Default)]
+pub(super) struct Texts {
+    pub(super) words: Vec<i32>,
+    pub(super) stacks: Vec<i32>,
+    pub(super) objects: Vec<String>,
+    pub(super) hours: Vec<i32>,
 }
 
 impl EventFilter {
@@ -186,13 +204,15 @@ impl EventFilter {
             .map(String::as_str)
             .collect();
         // Asked for before what is in the digest, which then is of the same events or of more.
-        let sql = "select through, last - through, values_after from sonde_store.event_digest, sonde_store.event_ids";
-        let (through, newer, values_after) = sqlx::query_as(sql).fetch_one(&mut *db).await?;
+        let sql = "select through, last - through, values_after, sports_after \
+                   from sonde_store.event_digest, sonde_store.event_ids";
+        let (through, newer, values_after, sports_after) = sqlx::query_as(sql).fetch_one(&mut *db).await?;
         Ok(Resolved {
             filter: self,
             through,
             newer,
             values_after,
+            sports_after,
             words: ids(
                 db,
                 "select text, id from sonde_store.strings where text = any($1)",
@@ -309,21 +329,30 @@ async fn text_ids(db: &mut PgConnection, texts: &[String], window: Option<Window
 }
 
 /// None where more attributes hold the text than are looked for one by one, or where it is not known which.
-async fn attributes(db: &mut PgConnection, text: &str, window: Window) -> Result<Option<Vec<String>>, QueryError> {
+async fn attributes(db: &mut PgConnection, text: &str, window: Window) -> Result<Option<Attributes>, QueryError> {
     let mut sql = QueryBuilder::<Postgres>::new(
-        "select distinct text, more <> 0 from sonde_store.event_attributes e where (more = 2 or position(lower(",
+        "select text, more <> 0, array_agg((extract(epoch from time) / 3600)::int), array_agg(hours) \
+         from sonde_store.event_attributes e where (more = 2 or position(lower(",
     );
     sql.push_bind(text);
     sql.push(") in lower(text)) > 0 or more = 1 and position(lower(rtrim(")
         .push_bind(text);
     sql.push(", '0123456789')) in lower(text)) > 0)");
     window.push_buckets(&mut sql, "1 day");
-    sql.push(" limit ").push_bind(MOST_ATTRIBUTES + 1);
-    let found: Vec<(String, bool)> = sql.build_query_as().persistent(false).fetch_all(db).await?;
-    if found.len() as i64 > MOST_ATTRIBUTES || found.iter().any(|(_, more)| *more) {
+    sql.push(" group by 1, 2 limit ").push_bind(MOST_ATTRIBUTES + 1);
+    let found: Vec<(String, bool, Vec<i32>, Vec<i32>)> =
+        sql.build_query_as().persistent(false).fetch_all(db).await?;
+    if found.len() as i64 > MOST_ATTRIBUTES || found.iter().any(|(_, more, _, _)| *more) {
         return Ok(None);
     }
-    Ok(Some(found.iter().flat_map(|(text, _)| objects(text)).collect()))
+    let mut there = Attributes::default();
+    for (text, _, days, hours) in &found {
+        there.objects.extend(objects(text));
+        let of_days = days.iter().zip(hours);
+        let hours = of_days.flat_map(|(day, hours)| (0..24).filter(move |n| hours >> n & 1 == 1).map(move |n| day + n));
+        there.hours.extend(hours);
+    }
+    Ok(Some(there))
 }
 
 /// What an attribute may be that is `key value` in the digest: either may have spaces of its own.
@@ -380,7 +409,7 @@ impl<'a> Resolved<'a> {
     /// longer than all else.
     pub(super) fn push_quick(&self, sql: &mut QueryBuilder<Postgres>) {
         let attributes = self.q_any.iter().filter_map(|ids| ids.attributes.as_ref());
-        if attributes.map(Vec::len).sum::<usize>() <= FEW_ATTRIBUTES {
+        if attributes.map(|a| a.objects.len()).sum::<usize>() <= FEW_ATTRIBUTES {
             self.push_found(sql, Newer::Too);
         }
     }
@@ -409,7 +438,7 @@ impl<'a> Resolved<'a> {
         let texts: usize = self
             .q_any
             .iter()
-            .map(|ids| 2 * ids.words.len() + ids.stacks.len() + ids.attributes.as_ref().map_or(0, Vec::len))
+            .map(|ids| 2 * ids.words.len() + ids.stacks.len() + ids.attributes.as_ref().map_or(0, |a| a.objects.len()))
             .sum();
         let addresses = filter.ip.any.len() + self.networks.as_ref().map_or(0, Vec::len);
         let words = [&filter.kind, &filter.reason, &filter.protocol, &filter.node];
@@ -524,6 +553,27 @@ impl<'a> Resolved<'a> {
         }
     }
 
+    /// None: no text is wanted, or it is not known of all events in the digest when there were some.
+    pub(super) fn texts(&self) -> Option<Texts> {
+        let known = self.knows_texts() && self.sports_after == 0;
+        known.then(|| self.found())
+    }
+
+    fn found(&self) -> Texts {
+        let mut all = Texts::default();
+        let mut hours = BTreeSet::new();
+        for ids in &self.q_any {
+            all.words.extend(&ids.words);
+            all.stacks.extend(&ids.stacks);
+            if let Some(attributes) = &ids.attributes {
+                all.objects.extend(attributes.objects.iter().cloned());
+                hours.extend(&attributes.hours);
+            }
+        }
+        all.hours = hours.into_iter().collect();
+        all
+    }
+
     /// What an index finds of wanted networks: their addresses. It is asked beside the networks themselves.
     fn push_addresses(&self, sql: &mut QueryBuilder<Postgres>, newer: Newer) {
         let Some(there) = &self.networks else {
@@ -547,10 +597,7 @@ impl<'a> Resolved<'a> {
         if !self.knows_texts() {
             return;
         }
-        let words: Vec<i32> = self.q_any.iter().flat_map(|ids| ids.words.iter().copied()).collect();
-        let stacks: Vec<i32> = self.q_any.iter().flat_map(|ids| ids.stacks.iter().copied()).collect();
-        let objects = self.q_any.iter().filter_map(|ids| ids.attributes.as_ref());
-        let objects: Vec<String> = objects.flatten().cloned().collect();
+        let Texts { words, stacks, objects, .. } = self.found();
         sql.push(" and (e.reason = any(").push_bind(words.clone());
         sql.push(") or e.comm = any(").push_bind(words);
         sql.push(") or e.stack_id = any(").push_bind(stacks);

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use sqlx::{PgConnection, Postgres, QueryBuilder};
 
 use super::events::Order;
-use super::filter::{Network, Pods, Resolved, Window};
+use super::filter::{Network, Pods, Resolved, Texts, Window};
 use super::{Micros, QueryError, bucket};
 
 const HOUR: Micros = 3_600_000_000;
@@ -16,7 +16,8 @@ const LONGEST: Micros = 35 * 24 * HOUR;
 const MOST_NETWORKS: usize = 16;
 
 /// The first instant, in that order from `start`, at which there can be an event that is in the digest: by its subject, its kind,
-/// its addresses and its latency, each of which may be that of another event. None: there is none, or the window is too long.
+/// its addresses, its texts and its latency, each of which may be that of another event. None: there is none, or the window is too
+/// long.
 pub(super) async fn next(
     db: &mut PgConnection,
     resolved: &Resolved<'_>,
@@ -40,9 +41,13 @@ pub(super) async fn next(
         Order::Desc => all.range(..=begin).rev().copied().collect(),
     };
     let networks = networks(resolved);
-    let asks = resolved.names_kinds() || resolved.filter().min_latency_ns.is_some() || !networks.is_empty();
+    let texts = resolved.texts();
+    let asks = resolved.names_kinds()
+        || resolved.filter().min_latency_ns.is_some()
+        || !networks.is_empty()
+        || texts.is_some();
     let next = match asks {
-        true => first_with(db, resolved, networks, &hours).await?,
+        true => first_with(db, resolved, networks, texts, &hours).await?,
         false => hours.first().copied(),
     };
     Ok(next.map(|hour| instant(hour, order, start)))
@@ -64,11 +69,15 @@ fn networks<'a>(resolved: &Resolved<'a>) -> &'a [Network] {
     if known { networks } else { &[] }
 }
 
-/// With kinds and addresses, from the digest, and latencies, from their index: hour by hour, as the first one often has some.
+/// The six rows of each kind that an hour has.
+const SLOTS: &str = "e.time = any(array(select to_timestamp(asked.hour * 3600.0 + n * 600) from generate_series(0, 5) n))";
+
+/// With kinds, addresses and texts, from the digest, and latencies, from their index: hour by hour, as the first one often has some.
 async fn first_with(
     db: &mut PgConnection,
     resolved: &Resolved<'_>,
     networks: &[Network],
+    texts: Option<Texts>,
     hours: &[i32],
 ) -> Result<Option<i32>, QueryError> {
     // Sorted apart, so that it ends with the first one.
@@ -76,10 +85,7 @@ async fn first_with(
     sql.push_bind(hours.to_vec());
     sql.push("::int[]) with ordinality all_hours(hour, place) order by place offset 0) asked where true");
     if resolved.names_kinds() {
-        sql.push(
-            " and exists (select from sonde_store.event_kinds_10m e where e.time = \
-             any(array(select to_timestamp(asked.hour * 3600.0 + n * 600) from generate_series(0, 5) n))",
-        );
+        sql.push(" and exists (select from sonde_store.event_kinds_10m e where ").push(SLOTS);
         resolved.push_kinds(&mut sql);
         sql.push(" offset 0)");
     }
@@ -94,6 +100,24 @@ async fn first_with(
         sql.push_bind(last.to_string()).push("::inet offset 0)");
     }
     if !networks.is_empty() {
+        sql.push(")");
+    }
+    if let Some(texts) = texts {
+        sql.push(" and (asked.hour = any(").push_bind(texts.hours).push(")");
+        for (field, ids) in [(2i16, &texts.words), (6, &texts.stacks)] {
+            if !ids.is_empty() {
+                sql.push(
+                    " or exists (select from sonde_store.event_words_1h e where e.type = 0 \
+                     and e.time = to_timestamp(asked.hour * 3600.0) and e.field = ",
+                );
+                sql.push_bind(field).push(" and e.word = any(").push_bind(ids.clone());
+                sql.push(") offset 0)");
+            }
+        }
+        if !texts.words.is_empty() {
+            sql.push(" or exists (select from sonde_store.event_kinds_10m e where ").push(SLOTS);
+            sql.push(" and e.reason = any(").push_bind(texts.words).push(") offset 0)");
+        }
         sql.push(")");
     }
     if let Some(latency) = resolved.filter().min_latency_ns {

@@ -77,7 +77,7 @@ impl Field {
             ),
             Self::Saddr => ("e.saddr", ADDRESS),
             Self::Daddr => ("e.daddr", ADDRESS),
-            Self::Sport => ("e.sport", "k::text"),
+            Self::Sport => ("e.sport", "nullif(k, -1)::text"),
             Self::Dport => ("e.dport", "nullif(k, -1)::text"),
         }
     }
@@ -89,6 +89,7 @@ impl Field {
             Self::Comm => Some((2, "coalesce(e.comm, 0)")),
             Self::State => Some((3, "coalesce(e.state, 0)")),
             Self::Dport => Some((4, "coalesce(e.dport, -1)")),
+            Self::Sport => Some((5, "coalesce(e.sport, -1)")),
             Self::Saddr => Some((1, "coalesce(e.saddr, '::/0')")),
             Self::Daddr => Some((2, "coalesce(e.daddr, '::/0')")),
             _ => None,
@@ -110,12 +111,15 @@ struct Digest {
     levels: &'static [(&'static str, Micros)],
     /// The column of the value, where there is one row for each value of a field.
     value: Option<&'static str>,
+    /// Which column of `event_digest` says from which event on there is this one; none: from the first.
+    after: Option<&'static str>,
 }
 
 const MINUTE: Micros = 60_000_000;
 static KINDS: Digest = Digest {
     levels: &[("event_kinds_10m", 10 * MINUTE), ("event_kinds_1m", MINUTE)],
     value: None,
+    after: None,
 };
 const HOUR: Micros = 60 * MINUTE;
 static SUBJECTS: Digest = Digest {
@@ -125,18 +129,25 @@ static SUBJECTS: Digest = Digest {
         ("event_subjects_10m", 10 * MINUTE),
     ],
     value: None,
+    after: None,
 };
 static WORDS: Digest = Digest {
     levels: &[("event_words_1h", HOUR)],
     value: Some("e.word"),
+    after: Some("values_after"),
+};
+static SPORTS: Digest = Digest {
+    after: Some("sports_after"),
+    ..WORDS
 };
 static ENDS: Digest = Digest {
     levels: &[("event_ends_6h", 6 * HOUR), ("event_ends_1h", HOUR)],
     value: Some("e.address"),
+    after: Some("values_after"),
 };
 static ENDS_OF_TYPES: Digest = Digest {
     levels: &[("event_ends_1h", HOUR)],
-    value: Some("e.address"),
+    ..ENDS
 };
 
 /// Groups of columns that a question is about.
@@ -186,7 +197,11 @@ impl About {
                 value: Some(if self.types { &ENDS_OF_TYPES } else { &ENDS }),
                 ..self
             },
-            F::Sport => Self { other: true, ..self },
+            F::Sport if self.types => Self { other: true, ..self },
+            F::Sport => Self {
+                value: Some(&SPORTS),
+                ..self
+            },
         }
     }
 
@@ -263,7 +278,7 @@ impl Store {
         let mut sql = if !digest {
             one_pass(&resolved, range, (first, step), by)
         } else {
-            let (values_after, through) = begin(db).await?;
+            let (after, through) = begin(db, counted.and_then(|digest| digest.after)).await?;
             let question = |levels, by| Question {
                 resolved: &resolved,
                 range,
@@ -277,9 +292,7 @@ impl Store {
             sql.push("), by_field as (");
             let mut top = question(of_top, By::Field(by));
             top.value = counted.and_then(|digest| digest.value);
-            if top.value.is_some() {
-                top.within.0 = values_after;
-            }
+            top.within.0 = after;
             top.push(&mut sql);
             sql.push(")");
             sql
@@ -311,12 +324,14 @@ impl Store {
 
 /// What is read from now on belongs together. The id goes into the statement as a number and not as a query: the planner, which
 /// cannot know what a query will find, would take a third of all events to be newer.
-async fn begin(db: &mut PgConnection) -> Result<(i64, i64), QueryError> {
+async fn begin(db: &mut PgConnection, after: Option<&'static str>) -> Result<(i64, i64), QueryError> {
     sqlx::raw_sql("begin isolation level repeatable read read only")
         .execute(&mut *db)
         .await?;
-    let within = sqlx::query_as("select values_after, through from sonde_store.event_digest");
-    Ok(within.fetch_one(db).await?)
+    let mut sql = QueryBuilder::<Postgres>::new("select ");
+    sql.push(after.unwrap_or("0::bigint"));
+    sql.push(", through from sonde_store.event_digest");
+    Ok(sql.build_query_as().fetch_one(db).await?)
 }
 
 /// Both questions at once, from the events.
@@ -498,7 +513,8 @@ mod tests {
             (&none, Field::Pod, Some(&SUBJECTS)),
             (&none, Field::Saddr, Some(&ENDS)),
             (&none, Field::Comm, Some(&WORDS)),
-            (&none, Field::Sport, None),
+            (&none, Field::Sport, Some(&SPORTS)),
+            (&kind, Field::Sport, None),
             (&kind, Field::Dport, Some(&WORDS)),
             (&kind, Field::Saddr, Some(&ENDS_OF_TYPES)),
             (&reason, Field::Daddr, None),
