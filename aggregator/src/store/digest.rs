@@ -9,6 +9,7 @@ use sqlx::{Connection as _, PgConnection};
 use tokio::time::{Instant, MissedTickBehavior};
 
 use super::database::{self, describe};
+use super::event_ranges::Ranges;
 use super::partitions::{self, Day};
 use super::{Store, schema};
 
@@ -34,14 +35,24 @@ const ENOUGH: i64 = 10_000;
 /// Events of one transaction.
 const BLOCK: i64 = 200_000;
 
-/// Everything of a block that is counted, by the finest of what it is counted by.
+/// What is counted of the events of a block: they are read once, as the index by id is read of every day that is kept.
 const BLOCK_TABLE: &str = "create temporary table if not exists event_block (time timestamptz, node_id int, pod_id int, probe int, \
-     type int, reason int, protocol int, direction smallint, n bigint) on commit delete rows";
+     type int, reason int, protocol int, direction smallint, saddr inet, daddr inet, sport int, dport int, comm int, state int, \
+     interface int, stack_id int, attributes jsonb) on commit delete rows";
 
 const READ: &str = "insert into event_block \
+     select time, node_id, pod_id, probe, type, reason, protocol, direction, saddr, daddr, sport, dport, comm, state, \
+         interface, stack_id, attributes \
+     from sonde_store.events where id > $1 and id <= $2";
+
+/// By the finest of what they are counted by.
+const KINDS_TABLE: &str = "create temporary table if not exists event_block_kinds (time timestamptz, node_id int, pod_id int, probe int, \
+     type int, reason int, protocol int, direction smallint, n bigint) on commit delete rows";
+
+const READ_KINDS: &str = "insert into event_block_kinds \
      select date_trunc('minute', time, 'UTC'), node_id, coalesce(pod_id, -1), probe, type, coalesce(reason, 0), \
-     coalesce(protocol, 0), direction, count(*) \
-     from sonde_store.events where id > $1 and id <= $2 group by 1, 2, 3, 4, 5, 6, 7, 8";
+         coalesce(protocol, 0), direction, count(*) \
+     from event_block group by 1, 2, 3, 4, 5, 6, 7, 8";
 
 /// The same by the address at either end.
 const ENDS_TABLE: &str = "create temporary table if not exists event_block_ends (time timestamptz, type int, field smallint, address inet, \
@@ -49,30 +60,30 @@ const ENDS_TABLE: &str = "create temporary table if not exists event_block_ends 
 
 const READ_ENDS: &str = "insert into event_block_ends \
      select date_trunc('hour', e.time, 'UTC'), e.type, v.field, v.address, count(*) \
-     from sonde_store.events e cross join lateral (values (1::smallint, coalesce(e.saddr, '::/0')), (2, coalesce(e.daddr, '::/0'))) \
+     from event_block e cross join lateral (values (1::smallint, coalesce(e.saddr, '::/0')), (2, coalesce(e.daddr, '::/0'))) \
          v(field, address) \
-     where e.id > $1 and e.id <= $2 group by 1, 2, 3, 4";
+     group by 1, 2, 3, 4";
 
 /// In the order of keys, so that neighbours are written together. Addresses are counted of each type and of all.
 const COUNT: [&str; 7] = [
     "insert into sonde_store.event_kinds_1m as c (time, probe, type, reason, protocol, direction, n) \
-     select time, probe, type, reason, protocol, direction, sum(n) from event_block group by 1, 2, 3, 4, 5, 6 order by 1, 3, 4 \
+     select time, probe, type, reason, protocol, direction, sum(n) from event_block_kinds group by 1, 2, 3, 4, 5, 6 order by 1, 3, 4 \
      on conflict (time, type, reason, protocol, direction, probe) do update set n = c.n + excluded.n",
     "insert into sonde_store.event_kinds_10m as c (time, probe, type, reason, protocol, direction, n) \
      select to_timestamp(floor(extract(epoch from time) / 600) * 600), probe, type, reason, protocol, direction, sum(n) \
-     from event_block group by 1, 2, 3, 4, 5, 6 order by 1, 3, 4 \
+     from event_block_kinds group by 1, 2, 3, 4, 5, 6 order by 1, 3, 4 \
      on conflict (time, type, reason, protocol, direction, probe) do update set n = c.n + excluded.n",
     "insert into sonde_store.event_subjects_10m as c (time, node_id, pod_id, probe, type, n) \
      select to_timestamp(floor(extract(epoch from time) / 600) * 600), node_id, pod_id, probe, type, sum(n) \
-     from event_block group by 1, 2, 3, 4, 5 order by 3, 1 \
+     from event_block_kinds group by 1, 2, 3, 4, 5 order by 3, 1 \
      on conflict (pod_id, time, node_id, type, probe) do update set n = c.n + excluded.n",
     "insert into sonde_store.event_subjects_1h as c (time, node_id, pod_id, probe, type, n) \
      select date_trunc('hour', time, 'UTC'), node_id, pod_id, probe, type, sum(n) \
-     from event_block group by 1, 2, 3, 4, 5 order by 3, 1 \
+     from event_block_kinds group by 1, 2, 3, 4, 5 order by 3, 1 \
      on conflict (pod_id, time, node_id, type, probe) do update set n = c.n + excluded.n",
     "insert into sonde_store.event_subjects_6h as c (time, node_id, pod_id, probe, type, n) \
      select to_timestamp(floor(extract(epoch from time) / 21600) * 21600), node_id, pod_id, probe, type, sum(n) \
-     from event_block group by 1, 2, 3, 4, 5 order by 3, 1 \
+     from event_block_kinds group by 1, 2, 3, 4, 5 order by 3, 1 \
      on conflict (pod_id, time, node_id, type, probe) do update set n = c.n + excluded.n",
     "insert into sonde_store.event_ends_1h as c (time, type, field, address, n) \
      select time, coalesce(type, 0), field, address, sum(n) from event_block_ends \
@@ -87,24 +98,23 @@ const COUNT: [&str; 7] = [
 /// Of each type and of all. Fields have the numbers that migrations 0013 and 0015 give them.
 const WORDS: &str = "insert into sonde_store.event_words_1h as c (time, type, field, word, n) \
      select date_trunc('hour', e.time, 'UTC'), coalesce(e.type, 0), v.field, v.word, count(*) \
-     from sonde_store.events e cross join lateral (values (1::smallint, coalesce(e.interface, 0)), (2, coalesce(e.comm, 0)), \
+     from event_block e cross join lateral (values (1::smallint, coalesce(e.interface, 0)), (2, coalesce(e.comm, 0)), \
          (3, coalesce(e.state, 0)), (4, coalesce(e.dport, -1))) v(field, word) \
-     where e.id > $1 and e.id <= $2 \
      group by grouping sets ((1, v.field, v.word, e.type), (1, v.field, v.word)) order by 3, 2, 1, 4 \
      on conflict (field, type, time, word) do update set n = c.n + excluded.n";
 
 /// Of all types together: source ports are too many of each.
 const WORDS_OF_ALL: &str = "insert into sonde_store.event_words_1h as c (time, type, field, word, n) \
      select date_trunc('hour', e.time, 'UTC'), 0, v.field, v.word, count(*) \
-     from sonde_store.events e cross join lateral (values (5::smallint, coalesce(e.sport, -1)), (6, coalesce(e.stack_id, 0))) \
+     from event_block e cross join lateral (values (5::smallint, coalesce(e.sport, -1)), (6, coalesce(e.stack_id, 0))) \
          v(field, word) \
-     where e.id > $1 and e.id <= $2 group by 1, 3, 4 order by 3, 1, 4 \
+     group by 1, 3, 4 order by 3, 1, 4 \
      on conflict (field, type, time, word) do update set n = c.n + excluded.n";
 
 const ADDRESSES: &str = "insert into sonde_store.event_addresses (time, address) \
      select distinct date_trunc('day', e.time, 'UTC'), a.address \
-     from sonde_store.events e cross join lateral (values (e.saddr), (e.daddr)) a(address) \
-     where e.id > $1 and e.id <= $2 and a.address is not null order by 2 \
+     from event_block e cross join lateral (values (e.saddr), (e.daddr)) a(address) \
+     where a.address is not null order by 2 \
      on conflict (address, time) do nothing";
 
 /// Long numbers are too many to be kept each, and what is very long does not fit into an index.
@@ -115,8 +125,8 @@ const ATTRIBUTES: &str = "insert into sonde_store.event_attributes as c (time, t
          case when length(a.key) > 200 or length(a.key || ' ' || a.value) > 250 then 2 \
               when a.value ~ '^[0-9]{6,}$' then 1 else 0 end, \
          bit_or(1 << extract(hour from e.time at time zone 'UTC')::int) \
-     from sonde_store.events e cross join lateral jsonb_each_text(e.attributes) a \
-     where e.id > $1 and e.id <= $2 and e.attributes is not null group by 1, 2, 3 order by 2 \
+     from event_block e cross join lateral jsonb_each_text(e.attributes) a \
+     where e.attributes is not null group by 1, 2, 3 order by 2 \
      on conflict (text, more, time) do update set hours = c.hours | excluded.hours where c.hours | excluded.hours <> c.hours";
 
 /// What a step did.
@@ -134,6 +144,7 @@ impl Store {
     /// Takes all events in that are stored. May be ended at any point.
     pub async fn digest_events(&self) -> sqlx::Result<()> {
         let mut connection = database::digest_connection(&self.inner.target).await?;
+        Ranges::default().summarize(&mut connection).await?;
         while step(&mut connection).await? == Step::More {}
         connection.close().await
     }
@@ -152,6 +163,7 @@ async fn work(store: &Store) {
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let newest = store.newest_event();
     let mut connection: Option<PgConnection> = None;
+    let mut ranges = Ranges::default();
     let (mut through, mut done) = (0, None::<Instant>);
     loop {
         tick.tick().await;
@@ -164,7 +176,7 @@ async fn work(store: &Store) {
             continue;
         }
         let before = *newest.borrow();
-        match take_in(store, &mut connection).await {
+        match take_in(store, &mut connection, &mut ranges).await {
             Ok(()) => (through, done) = (before, Some(Instant::now())),
             Err(e) => {
                 connection = None;
@@ -174,13 +186,14 @@ async fn work(store: &Store) {
     }
 }
 
-async fn take_in(store: &Store, connection: &mut Option<PgConnection>) -> sqlx::Result<()> {
+async fn take_in(store: &Store, connection: &mut Option<PgConnection>, ranges: &mut Ranges) -> sqlx::Result<()> {
     if connection.is_none() {
         *connection = Some(database::digest_connection(&store.inner.target).await?);
     }
     let connection = connection.as_mut().expect("just made");
     loop {
         let started = Instant::now();
+        ranges.summarize(connection).await?;
         if step(connection).await? != Step::More {
             return Ok(());
         }
@@ -204,7 +217,7 @@ async fn step(connection: &mut PgConnection) -> sqlx::Result<Step> {
         .filter(|(table, day)| !leaves.iter().any(|l| l.table == *table && l.day == *day))
         .collect();
     partitions::ensure(connection, &wanted).await?;
-    for table in [BLOCK_TABLE, ENDS_TABLE] {
+    for table in [BLOCK_TABLE, KINDS_TABLE, ENDS_TABLE] {
         sqlx::raw_sql(table).execute(&mut *connection).await?;
     }
 
@@ -220,17 +233,13 @@ async fn step(connection: &mut PgConnection) -> sqlx::Result<Step> {
     };
     // Blocks of a database that lost its oldest events begin where there are some.
     let to = last.min(through + BLOCK);
-    for (sql, bounded) in [READ, READ_ENDS]
-        .map(|sql| (sql, true))
+    sqlx::query(READ).bind(through).bind(to).execute(&mut *tx).await?;
+    for sql in [READ_KINDS, READ_ENDS]
         .into_iter()
-        .chain(COUNT.map(|sql| (sql, false)))
-        .chain([WORDS, WORDS_OF_ALL, ADDRESSES, ATTRIBUTES].map(|sql| (sql, true)))
+        .chain(COUNT)
+        .chain([WORDS, WORDS_OF_ALL, ADDRESSES, ATTRIBUTES])
     {
-        let mut query = sqlx::query(sql);
-        if bounded {
-            query = query.bind(through).bind(to);
-        }
-        query.execute(&mut *tx).await?;
+        sqlx::query(sql).execute(&mut *tx).await?;
     }
     sqlx::query("update sonde_store.event_digest set through = $1")
         .bind(to)

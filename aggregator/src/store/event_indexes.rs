@@ -122,11 +122,30 @@ async fn build(db: &mut PgConnection, leaf: &str, (parent, suffix): (&str, &str)
         &format!("alter index sonde_store.{} attach partition {index}", ident(parent)),
     )
     .await?;
+    without_statistics(db, leaf).await?;
     tracing::info!(
         partition = leaf,
         index = parent,
         "a partition of events has an index for searches now"
     );
+    Ok(())
+}
+
+/// Of slots, as migration 0016 has it for partitions of its time.
+pub(super) async fn without_statistics(db: &mut PgConnection, leaf: &str) -> sqlx::Result<()> {
+    let indexes: Vec<String> = sqlx::query_scalar(
+        "select i.inhrelid::regclass::text from pg_inherits i join pg_index x on x.indexrelid = i.inhrelid \
+         join pg_attribute a on a.attrelid = i.inhrelid and a.attnum = 1 \
+         where x.indrelid = to_regclass('sonde_parts.' || quote_ident($1)) and a.attstattarget <> 0 \
+             and i.inhparent = any(array(select to_regclass('sonde_store.' || name) from unnest($2) name))",
+    )
+    .bind(leaf)
+    .bind(WANTED.map(|(index, _)| index))
+    .fetch_all(&mut *db)
+    .await?;
+    for index in indexes {
+        run(db, &format!("alter index {index} alter column 1 set statistics 0")).await?;
+    }
     Ok(())
 }
 

@@ -12,6 +12,7 @@ mod digest;
 mod distribution;
 mod encode;
 mod event_indexes;
+mod event_ranges;
 mod frames;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;

@@ -6,6 +6,7 @@ use std::time::Duration;
 use jiff::civil::Date;
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 
+use super::event_indexes;
 use super::schema::{self, ident};
 
 /// Whole days since 1970-01-01 UTC.
@@ -114,6 +115,9 @@ pub(super) async fn ensure_in(tx: &mut PgConnection, wanted: &[(String, Day)]) -
             day.after_last_of(table).date(),
         );
         sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut *tx).await?;
+        if table == "events" {
+            event_indexes::without_statistics(tx, &name).await?;
+        }
     }
     Ok(())
 }

@@ -159,3 +159,52 @@ async fn what_is_far_from_the_end_is_found_whatever_is_asked() {
     compare(&app, &all, "little is in the digest", &[1000]).await;
     held.rollback().await.unwrap();
 }
+
+/// The plan, by nodes, for events of that condition. An index is used where there is one.
+async fn explain(app: &App, how: &str, condition: &str) -> Vec<Value> {
+    let mut tx = app.db.begin().await.unwrap();
+    sqlx::query("set local enable_seqscan = off")
+        .execute(&mut *tx)
+        .await
+        .unwrap();
+    let sql = format!("explain ({how}format json) select from sonde_store.events where {condition}");
+    let plan: Value = sqlx::query_scalar(sqlx::AssertSqlSafe(sql))
+        .fetch_one(&mut *tx)
+        .await
+        .unwrap();
+    let (mut nodes, mut at) = (vec![plan[0]["Plan"].clone()], 0);
+    while let Some(node) = nodes.get(at) {
+        let below = node["Plans"].as_array().cloned().unwrap_or_default();
+        nodes.extend(below);
+        at += 1;
+    }
+    nodes
+}
+
+#[tokio::test]
+async fn the_newest_events_are_found_without_those_of_the_last_minutes() {
+    let app = App::start().await;
+    let mut random = fastrand::Rng::with_seed(12);
+    send(&app, &mut random, "n1", 50).await;
+    send(&app, &mut random, "n2", 50).await;
+    words(&app).await;
+    sqlx::query("analyze sonde_store.events")
+        .execute(&app.db)
+        .await
+        .unwrap();
+    // What is new from now on the server's own upkeep has not seen yet.
+    noise(&app, 15_000).await;
+    summed_up(&app, 100 + 2 * 15_000).await;
+
+    let newest = explain(&app, "analyze, ", &format!("id > {}", 2 * 15_000)).await;
+    assert_eq!(newest[0]["Actual Rows"], 100, "{newest:?}");
+    let looked_into = |node: &Value| node["Rows Removed by Index Recheck"].as_i64().unwrap_or(0);
+    // Two ranges of 32 blocks in each of two days: the last full one, and the one that is not. A block has fewer than 100 events.
+    let sum = newest.iter().map(looked_into).sum::<i64>();
+    assert!(sum < 2 * 2 * 32 * 100, "{sum}: {newest:?}");
+
+    // A slot that no statistics have seen is not taken to be empty.
+    let slot = "floor(extract(epoch from time at time zone 'UTC') / 600)::int = 10000000";
+    let unseen = explain(&app, "", slot).await;
+    assert!(unseen[0]["Plan Rows"].as_f64() > Some(50.0), "{unseen:?}");
+}

@@ -30,6 +30,18 @@ async fn indexes(db: &PgPool) -> (Vec<String>, Vec<i64>, Option<bool>) {
     (parent, leaves, valid)
 }
 
+/// Parts of indexes of slots of time for which the planner gets statistics, and all.
+async fn slots_with_statistics(db: &PgPool) -> (i64, i64) {
+    sqlx::query_as(
+        "select count(*) filter (where a.attstattarget <> 0), count(*) from pg_inherits i \
+         join pg_attribute a on a.attrelid = i.inhrelid and a.attnum = 1 \
+         where i.inhparent in ('sonde_store.events_find'::regclass, 'sonde_store.events_slow'::regclass)",
+    )
+    .fetch_one(db)
+    .await
+    .unwrap()
+}
+
 const SLOT: &str = "(floor((EXTRACT(epoch FROM (\"time\" AT TIME ZONE 'UTC'::text)) / (600)::numeric)))::integer";
 
 /// Those of the table, in the order of the alphabet.
@@ -52,6 +64,7 @@ async fn partitions_of_a_new_database_have_one_index_for_searches() {
     assert_eq!(parent, wanted());
     assert_eq!(leaves, [4, 4], "today and tomorrow");
     assert_eq!(valid, Some(true));
+    assert_eq!(slots_with_statistics(&aggregator.db).await, (0, 4));
     aggregator.stop().await;
 }
 
@@ -100,6 +113,7 @@ async fn partitions_that_are_older_get_it_one_by_one_and_lose_what_it_replaces()
     let (parent, leaves, valid) = indexes(db).await;
     assert_eq!(parent, wanted());
     assert_eq!((leaves, valid), (vec![4, 4], Some(true)));
+    assert_eq!(slots_with_statistics(db).await, (0, 4));
     assert_eq!(aggregator.count("sonde.events where type = 'PACKETLOSS'").await, 50);
     aggregator.stop().await;
 }

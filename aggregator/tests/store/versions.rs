@@ -122,6 +122,13 @@ const OF_TEXTS: &[(i64, &str)] = &[
     (1, "sonde_store.event_digest where sports_after = 1"),
 ];
 
+/// Slots of time have no statistics.
+const OF_SLOTS: &[(i64, &str)] = &[(
+    0,
+    "pg_inherits i join pg_attribute a on a.attrelid = i.inhrelid and a.attnum = 1 \
+     where i.inhparent in ('sonde_store.events_find'::regclass, 'sonde_store.events_slow'::regclass) and attstattarget <> 0",
+)];
+
 async fn check(aggregator: &Aggregator, version: i64, expected: &[(i64, &'static str)]) {
     for (count, from) in expected {
         assert_eq!(aggregator.count(from).await, *count, "from version {version}: {from}");
@@ -157,6 +164,9 @@ async fn a_database_of_every_earlier_version_is_brought_up_to_date_with_all_that
         }
         if version >= 8 {
             check(&aggregator, version, OF_TEXTS).await;
+        }
+        if version >= 12 {
+            check(&aggregator, version, OF_SLOTS).await;
         }
         if version >= 13 {
             check(&aggregator, version, OF_DIGEST).await;

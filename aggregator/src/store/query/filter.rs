@@ -340,8 +340,7 @@ async fn attributes(db: &mut PgConnection, text: &str, window: Window) -> Result
     sql.push(", '0123456789')) in lower(text)) > 0)");
     window.push_buckets(&mut sql, "1 day");
     sql.push(" group by 1, 2 limit ").push_bind(MOST_ATTRIBUTES + 1);
-    let found: Vec<(String, bool, Vec<i32>, Vec<i32>)> =
-        sql.build_query_as().persistent(false).fetch_all(db).await?;
+    let found: Vec<(String, bool, Vec<i32>, Vec<i32>)> = sql.build_query_as().persistent(false).fetch_all(db).await?;
     if found.len() as i64 > MOST_ATTRIBUTES || found.iter().any(|(_, more, _, _)| *more) {
         return Ok(None);
     }
@@ -597,7 +596,9 @@ impl<'a> Resolved<'a> {
         if !self.knows_texts() {
             return;
         }
-        let Texts { words, stacks, objects, .. } = self.found();
+        let Texts {
+            words, stacks, objects, ..
+        } = self.found();
         sql.push(" and (e.reason = any(").push_bind(words.clone());
         sql.push(") or e.comm = any(").push_bind(words);
         sql.push(") or e.stack_id = any(").push_bind(stacks);

@@ -42,10 +42,8 @@ pub(super) async fn next(
     };
     let networks = networks(resolved);
     let texts = resolved.texts();
-    let asks = resolved.names_kinds()
-        || resolved.filter().min_latency_ns.is_some()
-        || !networks.is_empty()
-        || texts.is_some();
+    let asks =
+        resolved.names_kinds() || resolved.filter().min_latency_ns.is_some() || !networks.is_empty() || texts.is_some();
     let next = match asks {
         true => first_with(db, resolved, networks, texts, &hours).await?,
         false => hours.first().copied(),
@@ -70,7 +68,8 @@ fn networks<'a>(resolved: &Resolved<'a>) -> &'a [Network] {
 }
 
 /// The six rows of each kind that an hour has.
-const SLOTS: &str = "e.time = any(array(select to_timestamp(asked.hour * 3600.0 + n * 600) from generate_series(0, 5) n))";
+const SLOTS: &str =
+    "e.time = any(array(select to_timestamp(asked.hour * 3600.0 + n * 600) from generate_series(0, 5) n))";
 
 /// With kinds, addresses and texts, from the digest, and latencies, from their index: hour by hour, as the first one often has some.
 async fn first_with(
@@ -85,7 +84,8 @@ async fn first_with(
     sql.push_bind(hours.to_vec());
     sql.push("::int[]) with ordinality all_hours(hour, place) order by place offset 0) asked where true");
     if resolved.names_kinds() {
-        sql.push(" and exists (select from sonde_store.event_kinds_10m e where ").push(SLOTS);
+        sql.push(" and exists (select from sonde_store.event_kinds_10m e where ")
+            .push(SLOTS);
         resolved.push_kinds(&mut sql);
         sql.push(" offset 0)");
     }
@@ -115,8 +115,11 @@ async fn first_with(
             }
         }
         if !texts.words.is_empty() {
-            sql.push(" or exists (select from sonde_store.event_kinds_10m e where ").push(SLOTS);
-            sql.push(" and e.reason = any(").push_bind(texts.words).push(") offset 0)");
+            sql.push(" or exists (select from sonde_store.event_kinds_10m e where ")
+                .push(SLOTS);
+            sql.push(" and e.reason = any(")
+                .push_bind(texts.words)
+                .push(") offset 0)");
         }
         sql.push(")");
     }
