@@ -44,6 +44,10 @@ pub(crate) async fn send(app: &App, random: &mut fastrand::Rng, node: &str, coun
             attributes: &[
                 ("length", ["60", "1500"][random.usize(..2)]),
                 ("rule", ["amend", "drop it"][kind % 2]),
+                (
+                    "note",
+                    ["say \"hi\\you\"", "gr\u{f6}\u{df}er f", "tab\there"][random.usize(..3)],
+                ),
             ],
             ..Default::default()
         });
@@ -147,7 +151,26 @@ async fn compare(app: &App, random: &mut fastrand::Rng, when: &str) {
         assert_eq!(shown, steps, "{when}: {path}");
     }
     for text in [
-        "YAM", "am", "fun_", "one", "rule a", "h 15", "gth 6", "60", "0", "length", "nosuch", "x",
+        "YAM",
+        "am",
+        "fun_",
+        "one",
+        "rule a",
+        "h 15",
+        "gth 6",
+        "60",
+        "0",
+        "length",
+        "nosuch",
+        "x",
+        "note",
+        "e SAY \"h",
+        "i\\y",
+        "\"",
+        "gr\u{f6}",
+        "\u{f6}\u{df}er F",
+        "tab\th",
+        "t",
     ] {
         let answer = app
             .get(&App::path("/api/v1/events/export", &[("from", "-1d"), ("q", text)]))

@@ -45,6 +45,7 @@ async fn what_only_newer_collectors_know_is_left_out_and_the_rest_is_stored() {
 
 /// What is in the views of data that each version has.
 const THERE: &[(i64, &str)] = &[
+    (1, "sonde_store.stacks where text = E'nft_do_chain+0x4f1\\nip_rcv+0x1'"),
     (
         2,
         "sonde.nodes where version = '0.1.0' and kernel = '6.1.0' and interval_seconds = 5",

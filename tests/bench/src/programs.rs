@@ -1,6 +1,7 @@
 //! The programs under measurement: started in a folder of their own on free ports, ended when dropped.
 
 use std::net::{SocketAddr, TcpListener};
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -41,6 +42,12 @@ impl Program {
     /// The same for any program that says so at `/-/ready`.
     pub(crate) fn run(name: &'static str, mut command: Command, http: SocketAddr, dir: &Path) -> anyhow::Result<Self> {
         let log = std::fs::File::create(dir.join(format!("{name}.log")))?;
+        // Also where this is ended in the middle of a measurement.
+        //
+        // SAFETY: one system call, which may be made between fork and exec.
+        unsafe {
+            command.pre_exec(|| Ok(nix::sys::prctl::set_pdeathsig(Signal::SIGTERM)?));
+        }
         let child = command
             .stdin(Stdio::null())
             .stdout(Stdio::null())

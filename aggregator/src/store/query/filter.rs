@@ -313,8 +313,7 @@ async fn text_ids(db: &mut PgConnection, texts: &[String], window: Option<Window
     let mut out = Vec::with_capacity(texts.len());
     for text in texts {
         let words = "select id from sonde_store.strings where position(lower($1) in lower(text)) > 0";
-        let stacks = "select id from sonde_store.stacks \
-                      where position(lower($1) in lower(array_to_string(frames, E'\\n'))) > 0";
+        let stacks = "select id from sonde_store.stacks where position(lower($1) in text) > 0";
         out.push(TextIds {
             text: text.clone(),
             words: sqlx::query_scalar(words).bind(text).fetch_all(&mut *db).await?,
@@ -629,13 +628,25 @@ impl<'a> Resolved<'a> {
                 sql.push(" or coalesce(e.stack_id = any(")
                     .push_bind(ids.stacks.clone())
                     .push("), false)");
-                sql.push(" or exists (select from jsonb_each_text(e.attributes) a where position(lower(");
+                sql.push(" or ");
+                if let Some(word) = plain_word(&ids.text) {
+                    sql.push("position(lower(").push_bind(word.to_owned());
+                    sql.push(") in lower(e.attributes::text)) > 0 and ");
+                }
+                sql.push("exists (select from jsonb_each_text(e.attributes) a where position(lower(");
                 sql.push_bind(ids.text.clone())
                     .push(") in lower(a.key || ' ' || a.value)) > 0)");
             }
             sql.push(")");
         }
     }
+}
+
+/// The longest part of a text that stands in attributes as JSON just as it does in their keys and values, which a space joins: it is
+/// looked for first, as that takes a fifth of the time that taking attributes apart does.
+fn plain_word(text: &str) -> Option<&str> {
+    let words = text.split(|c: char| !c.is_ascii_graphic() || matches!(c, '"' | '\\'));
+    words.max_by_key(|word| word.len()).filter(|word| !word.is_empty())
 }
 
 /// A word that the dictionary does not have has no id: wanted, it finds nothing; unwanted, it rules nothing out.
@@ -667,6 +678,23 @@ fn push_ids(sql: &mut QueryBuilder<Postgres>, column: &'static str, terms: &Term
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_longest_word_that_is_written_plainly_stands_for_a_text() {
+        for (text, expected) in [
+            ("FORWARD rule 31", Some("FORWARD")),
+            ("rule", Some("rule")),
+            ("say \"hello\\n\"", Some("hello")),
+            ("a\tbc", Some("bc")),
+            ("größe", Some("gr")),
+            ("häé", Some("h")),
+            ("éé", None),
+            (" ", None),
+            ("\"\\", None),
+        ] {
+            assert_eq!(plain_word(text), expected, "{text}");
+        }
+    }
 
     #[test]
     fn a_network_goes_from_its_first_address_to_its_last() {
