@@ -1,12 +1,13 @@
 //! One of our programs as a child process, with its output in a file. Ended by its id only.
 
 use std::fs::{self, File};
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{SigHandler, Signal, kill, signal};
 use nix::unistd::Pid;
 use sonde_lab::Lab;
 use sonde_lab::wait::{Look, until};
@@ -49,6 +50,15 @@ pub fn command(program: &str) -> Result<Command> {
 impl Process {
     /// Starts it with its output at the end of `log`. Should this process be killed, the next lab ends it.
     pub fn start(lab: &Lab, name: &str, mut command: Command, log: &Path) -> Result<Self> {
+        // A shell that runs the tests in the background has Ctrl-C ignored, and so would have what they start.
+        //
+        // SAFETY: one system call, which may be made between fork and exec, and no handler.
+        unsafe {
+            command.pre_exec(|| {
+                signal(Signal::SIGINT, SigHandler::SigDfl)?;
+                Ok(())
+            });
+        }
         // All that owns a descriptor of that thread also ends there.
         let child = sonde_lab::apart(move || -> Result<Child> {
             let output = File::options().create(true).append(true).open(log)?;
