@@ -5,8 +5,9 @@ use sonde_common::time::now_ns;
 use sqlx::{PgConnection, Postgres, QueryBuilder, Row as _};
 
 use super::cover::{Piece, cover};
-use super::filter::{EventFilter, Resolved, Window};
+use super::filter::{EventFilter, Pods, Resolved, Window};
 use super::search::Asker;
+use super::ways::Slots;
 use super::{Micros, QueryError, push_time};
 use crate::store::Store;
 
@@ -114,6 +115,11 @@ struct Digest {
     /// Which column of `event_digest` says from which event on there is this one; none: from the first.
     after: Option<&'static str>,
 }
+
+/// What is beyond the ends of whole buckets has no more slots than that: half of an hour, and where it begins.
+const END_SLOTS: i32 = 4;
+/// More values of a filter are looked for without slots, in each of which each would be.
+const END_LOOKUPS: usize = 4;
 
 const MINUTE: Micros = 60_000_000;
 static KINDS: Digest = Digest {
@@ -459,6 +465,19 @@ impl Question<'_> {
             };
         }
         self.push_terms(sql, (from, to));
+        // The ends of a span are minutes: of a type an index would find the whole day, and only then what is in these. Of pods it
+        // finds less than slots hold.
+        let span = Window {
+            from: Some(from),
+            to: Some(to),
+        };
+        if matches!(self.resolved.pods(), Pods::All)
+            && self.resolved.is_indexed()
+            && self.resolved.lookups() <= END_LOOKUPS
+            && let Some(slots) = Slots::all(span).filter(|slots| slots.count() <= END_SLOTS)
+        {
+            slots.push(sql);
+        }
         sql.push(" group by 1)");
     }
 

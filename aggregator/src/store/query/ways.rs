@@ -94,6 +94,10 @@ impl Slots {
         (0..=MOST_SLOTS).contains(&count).then_some(Self { first, count })
     }
 
+    pub(super) fn count(&self) -> i32 {
+        self.count
+    }
+
     pub(super) fn has(&self, time: Micros) -> bool {
         (self.begin()..self.end()).contains(&time)
     }
