@@ -136,7 +136,7 @@ pub(super) async fn without_statistics(db: &mut PgConnection, leaf: &str) -> sql
     let indexes: Vec<String> = sqlx::query_scalar(
         "select i.inhrelid::regclass::text from pg_inherits i join pg_index x on x.indexrelid = i.inhrelid \
          join pg_attribute a on a.attrelid = i.inhrelid and a.attnum = 1 \
-         where x.indrelid = to_regclass('sonde_parts.' || quote_ident($1)) and a.attstattarget <> 0 \
+         where x.indrelid = to_regclass('sonde_parts.' || quote_ident($1)) and a.attstattarget is distinct from 0 \
              and i.inhparent = any(array(select to_regclass('sonde_store.' || name) from unnest($2) name))",
     )
     .bind(leaf)

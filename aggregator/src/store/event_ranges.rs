@@ -16,7 +16,7 @@ const MOST: i64 = 256;
 /// Each partition, the index of its ids, the blocks of a range, and those that there are.
 const LEAVES: &str = "select c.relname::text, x.indexrelid::regclass::text, \
          coalesce((select option_value::bigint from pg_options_to_table(ic.reloptions) where option_name = 'pages_per_range'), 128), \
-         pg_relation_size(c.oid) / current_setting('block_size')::bigint \
+         coalesce(pg_relation_size(c.oid), 0) / current_setting('block_size')::bigint \
      from pg_inherits xi join pg_index x on x.indexrelid = xi.inhrelid \
      join pg_class c on c.oid = x.indrelid join pg_class ic on ic.oid = x.indexrelid \
      where xi.inhparent = 'sonde_store.events_id_idx'::regclass";

@@ -33,7 +33,7 @@ async fn indexes(db: &PgPool) -> (Vec<String>, Vec<i64>, Option<bool>) {
 /// Parts of indexes of slots of time for which the planner gets statistics, and all.
 async fn slots_with_statistics(db: &PgPool) -> (i64, i64) {
     sqlx::query_as(
-        "select count(*) filter (where a.attstattarget <> 0), count(*) from pg_inherits i \
+        "select count(*) filter (where a.attstattarget is distinct from 0), count(*) from pg_inherits i \
          join pg_attribute a on a.attrelid = i.inhrelid and a.attnum = 1 \
          where i.inhparent in ('sonde_store.events_find'::regclass, 'sonde_store.events_slow'::regclass)",
     )

@@ -127,7 +127,7 @@ const OF_TEXTS: &[(i64, &str)] = &[
 const OF_SLOTS: &[(i64, &str)] = &[(
     0,
     "pg_inherits i join pg_attribute a on a.attrelid = i.inhrelid and a.attnum = 1 \
-     where i.inhparent in ('sonde_store.events_find'::regclass, 'sonde_store.events_slow'::regclass) and attstattarget <> 0",
+     where i.inhparent in ('sonde_store.events_find'::regclass, 'sonde_store.events_slow'::regclass) and attstattarget is distinct from 0",
 )];
 
 async fn check(aggregator: &Aggregator, version: i64, expected: &[(i64, &'static str)]) {
