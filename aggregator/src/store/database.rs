@@ -145,6 +145,13 @@ impl Pools {
     }
 }
 
+/// Whether a statement ended because a lock could not be had in time.
+pub(super) fn waited_too_long(error: &sqlx::Error) -> bool {
+    error
+        .as_database_error()
+        .is_some_and(|e| e.code().as_deref() == Some("55P03"))
+}
+
 fn reader(options: &PgConnectOptions) -> PgConnectOptions {
     // No statement runs for ever, and none takes more than one processor.
     session(options.clone(), "reader").options([

@@ -3,7 +3,7 @@
 
 use sqlx::{AssertSqlSafe, PgConnection};
 
-use super::database::describe;
+use super::database::{describe, waited_too_long};
 use super::schema::ident;
 
 /// The index for searches.
@@ -164,7 +164,7 @@ async fn drop_replaced(db: &mut PgConnection, replaced: &[&str]) -> sqlx::Result
             ident(&index)
         );
         match run(db, &sql).await {
-            Err(sqlx::Error::Database(e)) if e.code().as_deref() == Some("55P03") => return Ok(()),
+            Err(e) if waited_too_long(&e) => return Ok(()),
             result => result?,
         }
         tracing::info!(index, "dropped an index that the one for searches replaces");

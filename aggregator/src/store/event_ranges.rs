@@ -6,6 +6,8 @@ use std::collections::HashMap;
 
 use sqlx::{Connection as _, PgConnection};
 
+use super::database::waited_too_long;
+
 /// How far a partition has got: its name, and blocks.
 #[derive(Debug, Default)]
 pub(super) struct Ranges(HashMap<String, i64>);
@@ -54,7 +56,7 @@ async fn summarize(db: &mut PgConnection, index: &str, (first, full): (i64, i64)
     .await;
     match done {
         Ok(_) => tx.commit().await.map(|()| true),
-        Err(sqlx::Error::Database(e)) if e.code().as_deref() == Some("55P03") => tx.rollback().await.map(|()| false),
+        Err(e) if waited_too_long(&e) => tx.rollback().await.map(|()| false),
         Err(e) => Err(e),
     }
 }

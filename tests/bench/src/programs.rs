@@ -42,7 +42,7 @@ impl Program {
     /// The same for any program that says so at `/-/ready`.
     pub(crate) fn run(name: &'static str, mut command: Command, http: SocketAddr, dir: &Path) -> anyhow::Result<Self> {
         let log = std::fs::File::create(dir.join(format!("{name}.log")))?;
-        // Also where this is ended in the middle of a measurement.
+        // Also where this is ended in the middle of a measurement. From the main thread only: it ends with the one that started it.
         //
         // SAFETY: one system call, which may be made between fork and exec.
         unsafe {

@@ -98,6 +98,15 @@ pub struct Window {
     pub to: Option<Micros>,
 }
 
+impl From<(Micros, Micros)> for Window {
+    fn from((from, to): (Micros, Micros)) -> Self {
+        Self {
+            from: Some(from),
+            to: Some(to),
+        }
+    }
+}
+
 impl Window {
     /// ` and ...` for a table of events under the alias `e`.
     pub(super) fn push(self, sql: &mut QueryBuilder<Postgres>) {

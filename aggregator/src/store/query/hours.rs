@@ -7,9 +7,8 @@ use sqlx::{PgConnection, Postgres, QueryBuilder};
 
 use super::events::Order;
 use super::filter::{Network, Pods, Resolved, Texts, Window};
-use super::{Micros, QueryError, bucket};
+use super::{HOUR, Micros, QueryError, bucket};
 
-const HOUR: Micros = 3_600_000_000;
 /// In longer windows events are looked for without this.
 const LONGEST: Micros = 35 * 24 * HOUR;
 /// Each is looked up in each hour.

@@ -28,6 +28,8 @@ use super::database::{Trouble, classify, describe};
 
 /// Instants in queries and answers are Unix microseconds: what PostgreSQL keeps.
 pub type Micros = i64;
+const MINUTE: Micros = 60_000_000;
+const HOUR: Micros = 60 * MINUTE;
 
 /// Why an answer could not be had. The caller sees which of these it is; the log has the rest.
 #[derive(Debug, thiserror::Error)]

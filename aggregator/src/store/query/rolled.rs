@@ -10,14 +10,12 @@ use sqlx::{Postgres, QueryBuilder, Row as _};
 
 use super::pods::push_terms;
 use super::rows::{Reading, Rows, RowsQuery, Series};
-use super::{Micros, QueryError, micros, push_time};
+use super::{HOUR, MINUTE, Micros, QueryError, micros, push_time};
 use crate::store::Store;
 use crate::store::catalogue::{Column, Definition, Kind};
 use crate::store::rollup::tables::{Length, names};
 use crate::store::schema::ident;
 
-const MINUTE: Micros = 60_000_000;
-const HOUR: Micros = 60 * MINUTE;
 /// From here on a range is long.
 const LONG: Micros = 6 * HOUR;
 /// What a counter stood at before the first reading that is not rolled up is looked for in this time before it.

@@ -5,10 +5,10 @@ use sonde_common::time::now_ns;
 use sqlx::{PgConnection, Postgres, QueryBuilder, Row as _};
 
 use super::cover::{Piece, cover};
-use super::filter::{EventFilter, Pods, Resolved, Window};
+use super::filter::{EventFilter, Pods, Resolved};
 use super::search::Asker;
 use super::ways::Slots;
-use super::{Micros, QueryError, push_time};
+use super::{HOUR, MINUTE, Micros, QueryError, push_time};
 use crate::store::Store;
 
 /// What events can be counted by.
@@ -121,13 +121,11 @@ const END_SLOTS: i32 = 4;
 /// More values of a filter are looked for without slots, in each of which each would be.
 const END_LOOKUPS: usize = 4;
 
-const MINUTE: Micros = 60_000_000;
 static KINDS: Digest = Digest {
     levels: &[("event_kinds_10m", 10 * MINUTE), ("event_kinds_1m", MINUTE)],
     value: None,
     after: None,
 };
-const HOUR: Micros = 60 * MINUTE;
 static SUBJECTS: Digest = Digest {
     levels: &[
         ("event_subjects_6h", 6 * HOUR),
@@ -268,11 +266,7 @@ impl Store {
     ) -> Result<Counts, QueryError> {
         let mut running = self.begin_search(Asker::Search).await?;
         let db = running.db();
-        let window = Window {
-            from: Some(range.0),
-            to: Some(range.1),
-        };
-        let resolved = filter.resolve(db, window).await?;
+        let resolved = filter.resolve(db, range.into()).await?;
         let about = About::filter(filter);
         let of_steps = about.digest().map_or(Vec::new(), |digest| {
             let levels = digest.levels.iter().copied();
@@ -343,7 +337,7 @@ async fn begin(db: &mut PgConnection, after: Option<&'static str>) -> Result<(i6
 /// Both questions at once, from the events.
 fn one_pass(
     resolved: &Resolved<'_>,
-    (from, to): (Micros, Micros),
+    range: (Micros, Micros),
     (first, step): (Micros, Micros),
     by: Field,
 ) -> QueryBuilder<Postgres> {
@@ -353,11 +347,7 @@ fn one_pass(
     By::Step { first, step }.push(&mut sql, false);
     sql.push(" as s, ").push(by.columns().0);
     sql.push(" as k from sonde_store.events e where true");
-    let window = Window {
-        from: Some(from),
-        to: Some(to),
-    };
-    resolved.push(&mut sql, window);
+    resolved.push(&mut sql, range.into());
     sql.push(
         ") e group by grouping sets ((s), (k))), steps as (select s as k, n from groups where by_step), \
          by_field as (select k, n from groups where not by_step)",
@@ -418,7 +408,7 @@ impl Question<'_> {
     }
 
     /// Steps are told from the few times of buckets, not from each row.
-    fn buckets(&self, sql: &mut QueryBuilder<Postgres>, table: &'static str, (from, to): (Micros, Micros)) {
+    fn buckets(&self, sql: &mut QueryBuilder<Postgres>, table: &'static str, span: (Micros, Micros)) {
         sql.push("(select ");
         match self.value {
             Some(column) => {
@@ -438,14 +428,14 @@ impl Question<'_> {
             let all = self.resolved.filter().kind.is_empty();
             sql.push(if all { " and e.type = 0" } else { " and e.type <> 0" });
         }
-        self.push_terms(sql, (from, to));
+        self.resolved.push(sql, span.into());
         if matches!(self.by, By::Step { .. }) {
             sql.push(" group by time) e");
         }
         sql.push(" group by 1)");
     }
 
-    fn events(&self, sql: &mut QueryBuilder<Postgres>, count: &'static str, (from, to): (Micros, Micros), ids: Ids) {
+    fn events(&self, sql: &mut QueryBuilder<Postgres>, count: &'static str, span: (Micros, Micros), ids: Ids) {
         sql.push("(select ");
         self.by.push(sql, !self.levels.is_empty());
         sql.push(" as k, ")
@@ -464,29 +454,17 @@ impl Question<'_> {
                 }
             };
         }
-        self.push_terms(sql, (from, to));
+        self.resolved.push(sql, span.into());
         // The ends of a span are minutes: of a type an index would find the whole day, and only then what is in these. Of pods it
         // finds less than slots hold.
-        let span = Window {
-            from: Some(from),
-            to: Some(to),
-        };
         if matches!(self.resolved.pods(), Pods::All)
             && self.resolved.is_indexed()
             && self.resolved.lookups() <= END_LOOKUPS
-            && let Some(slots) = Slots::all(span).filter(|slots| slots.count() <= END_SLOTS)
+            && let Some(slots) = Slots::all(span.into()).filter(|slots| slots.count() <= END_SLOTS)
         {
             slots.push(sql);
         }
         sql.push(" group by 1)");
-    }
-
-    fn push_terms(&self, sql: &mut QueryBuilder<Postgres>, (from, to): (Micros, Micros)) {
-        let window = Window {
-            from: Some(from),
-            to: Some(to),
-        };
-        self.resolved.push(sql, window);
     }
 }
 
