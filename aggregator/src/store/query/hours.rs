@@ -6,7 +6,8 @@ use std::collections::BTreeSet;
 use sqlx::{PgConnection, Postgres, QueryBuilder};
 
 use super::events::Order;
-use super::filter::{Network, Pods, Resolved, Texts, Window};
+use super::filter::{Network, Pods, Resolved, Window};
+use super::texts::Texts;
 use super::{HOUR, Micros, QueryError, bucket};
 
 /// In longer windows events are looked for without this.

@@ -1,4 +1,4 @@
-//! Filters applied to events in memory, with the same meaning as in SQL (`filter.rs`): for streams, which all look at the same
+//! Filters applied to events in memory, with the same meaning as in SQL (`filter.rs`, `texts.rs`): for streams, which all look at the same
 //! new events.
 
 use std::net::IpAddr;

@@ -20,6 +20,7 @@ pub mod rows;
 pub mod search;
 pub mod services;
 pub mod stats;
+mod texts;
 mod ways;
 
 use sqlx::{Postgres, QueryBuilder};
