@@ -175,6 +175,16 @@ fn index_of<'a>(pods: impl IntoIterator<Item = &'a sonde_lab::Pod>) -> PodIndex 
     index
 }
 
+/// Has a datagram dropped for want of a socket, and gives the port that it was sent to.
+fn send_to_nobody() -> u16 {
+    let bind = || std::net::UdpSocket::bind(("127.0.0.1", 0)).unwrap();
+    // First, or it could be given the port that was closed, and get its own datagram.
+    let sender = bind();
+    let closed = bind().local_addr().unwrap();
+    sender.send_to(b"mark", closed).unwrap();
+    closed.port()
+}
+
 /// Waits for something to become true; the deadline is for a kernel that does not do it at all.
 fn until(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(20);
@@ -209,19 +219,7 @@ impl Live {
 
     /// Waits until the ring's thread has read all that the kernel wrote before now: a drop in `pod` is told last.
     fn settle(&mut self, pod: &sonde_lab::Pod) -> Vec<Event> {
-        let port = pod
-            .run(|| {
-                let closed = std::net::UdpSocket::bind(("127.0.0.1", 0))
-                    .unwrap()
-                    .local_addr()
-                    .unwrap();
-                std::net::UdpSocket::bind(("127.0.0.1", 0))
-                    .unwrap()
-                    .send_to(b"mark", closed)
-                    .unwrap();
-                closed.port()
-            })
-            .unwrap();
+        let port = pod.run(send_to_nobody).unwrap();
         let mark = |event: &Event| event.observation.dport == Some(port);
         let mut all = self.wait_for(1, mark);
         all.retain(|event| !mark(event));

@@ -36,6 +36,13 @@ const LAST_RETRIES: usize = 200;
 const LOOK_AGAIN: Duration = Duration::from_nanos(WAKE_EVERY_NS);
 /// A record that wakes nobody is at most [`WAKE_EVERY_NS`] younger than one that did; the rest is for a busy machine.
 const LINGER: Duration = Duration::from_nanos(20 * WAKE_EVERY_NS);
+/// And if it is that much younger, as its CPU was taken away (a hypervisor does) after it had decided to wake nobody: it
+/// waits for this long, and not for the next one that wakes us.
+const LOOK_ANYWAY: Duration = Duration::from_secs(1);
+
+/// By how much an event may be later than the clock that is read after it. `bpf_ktime_get_ns` is ktime_get_mono_fast_ns
+/// (kernel/time/timekeeping.c), which may run ahead of CLOCK_MONOTONIC when its slope is corrected, by some microseconds.
+const AHEAD_NS: u64 = 10_000_000;
 
 /// What the thread counts.
 #[derive(Debug, Default)]
@@ -160,13 +167,17 @@ impl Awake {
     /// How long to wait for being woken.
     fn timeout(&mut self) -> PollTimeout {
         match self.found {
-            Some(last) if last.elapsed() < LINGER => PollTimeout::try_from(LOOK_AGAIN).unwrap_or(PollTimeout::ZERO),
+            Some(last) if last.elapsed() < LINGER => poll_timeout(LOOK_AGAIN),
             _ => {
                 self.found = None;
-                PollTimeout::NONE
+                poll_timeout(LOOK_ANYWAY)
             }
         }
     }
+}
+
+fn poll_timeout(of: Duration) -> PollTimeout {
+    PollTimeout::try_from(of).unwrap_or(PollTimeout::ZERO)
 }
 
 /// Observations and the positions of their types.
@@ -261,7 +272,7 @@ impl Reader {
                 Err(TrySendError::Full(back)) => {
                     events = back;
                     if !self.stop.asked.load(Ordering::Acquire) {
-                        self.wait(false, PollTimeout::try_from(RETRY).unwrap_or(PollTimeout::ZERO));
+                        self.wait(false, poll_timeout(RETRY));
                     } else if left > 0 {
                         left -= 1;
                         std::thread::sleep(RETRY);
@@ -326,7 +337,7 @@ fn check(seen: &Observation, now_ns: u64) -> Result<(), RecordError> {
             Err(RecordError::Value { what, value })
         }
     };
-    in_bounds("its time", seen.ktime_ns, now_ns)?;
+    in_bounds("its time", seen.ktime_ns, now_ns.saturating_add(AHEAD_NS))?;
     // Nothing began before the machine did.
     in_bounds("how long it took", seen.latency_ns.unwrap_or(0), seen.ktime_ns)?;
     in_bounds("its CPU", seen.cpu.unwrap_or(0).into(), i32::MAX as u64)?;
@@ -383,7 +394,11 @@ mod tests {
         };
         assert_eq!(seen(|_| ()), Ok(()));
         let refused = |what: &str, value: u64| Err(format!("record says {what} is {value}"));
-        assert_eq!(seen(|seen| seen.ktime_ns = 1001), refused("its time", 1001));
+        assert_eq!(seen(|seen| seen.ktime_ns = 1000 + AHEAD_NS), Ok(()));
+        assert_eq!(
+            seen(|seen| seen.ktime_ns = 1001 + AHEAD_NS),
+            refused("its time", 1001 + AHEAD_NS)
+        );
         assert_eq!(
             seen(|seen| seen.latency_ns = Some(1001)),
             refused("how long it took", 1001)

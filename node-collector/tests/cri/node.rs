@@ -529,10 +529,13 @@ pub(crate) fn inside<T: Send>(netns: &Path, f: impl FnOnce() -> T + Send) -> Res
 /// Datagrams to a port of the namespace's own that nobody listens on: each is dropped for want of a socket.
 pub(crate) fn drop_datagrams(netns: &Path, count: u64) -> Result<()> {
     inside(netns, || -> Result<()> {
-        let closed = std::net::UdpSocket::bind(("127.0.0.1", 0))?.local_addr()?;
-        for _ in 0..count {
-            // One socket each: the refusal comes back as an error of the next send.
-            std::net::UdpSocket::bind(("127.0.0.1", 0))?.send_to(b"x", closed)?;
+        let bind = || std::net::UdpSocket::bind(("127.0.0.1", 0));
+        // One socket each: the refusal comes back as an error of the next send. Before the port that is closed, which one
+        // of them could be given otherwise.
+        let senders = (0..count).map(|_| bind()).collect::<std::io::Result<Vec<_>>>()?;
+        let closed = bind()?.local_addr()?;
+        for sender in senders {
+            sender.send_to(b"x", closed)?;
         }
         Ok(())
     })?

@@ -186,7 +186,8 @@ impl Decoder for Drop {
 
 /// A datagram to a port of the loopback address that was just closed.
 fn drop_a_packet() -> io::Result<()> {
-    let closed = UdpSocket::bind(("127.0.0.1", 0))?.local_addr()?;
+    // First, or it could be given the port that was closed, and get its own datagram.
     let socket = UdpSocket::bind(("127.0.0.1", 0))?;
+    let closed = UdpSocket::bind(("127.0.0.1", 0))?.local_addr()?;
     socket.send_to(b"sonde", closed).map(drop)
 }
