@@ -14,7 +14,7 @@ use super::partitions::{self, Day};
 use super::{Store, schema};
 
 /// Tables of the digest that are partitioned, with days as events are.
-pub(super) const TABLES: [&str; 10] = [
+pub(super) const TABLES: [&str; 11] = [
     "event_kinds_1m",
     "event_kinds_10m",
     "event_subjects_10m",
@@ -23,6 +23,7 @@ pub(super) const TABLES: [&str; 10] = [
     "event_addresses",
     "event_attributes",
     "event_words_1h",
+    "event_words_6h",
     "event_ends_1h",
     "event_ends_6h",
 ];
@@ -95,20 +96,23 @@ const COUNT: [&str; 7] = [
      on conflict (field, type, time, address) do update set n = c.n + excluded.n",
 ];
 
-/// Of each type and of all. Fields have the numbers that migrations 0013 and 0015 give them.
-const WORDS: &str = "insert into sonde_store.event_words_1h as c (time, type, field, word, n) \
-     select date_trunc('hour', e.time, 'UTC'), coalesce(e.type, 0), v.field, v.word, count(*) \
-     from event_block e cross join lateral (values (1::smallint, coalesce(e.interface, 0)), (2, coalesce(e.comm, 0)), \
-         (3, coalesce(e.state, 0)), (4, coalesce(e.dport, -1))) v(field, word) \
-     group by grouping sets ((1, v.field, v.word, e.type), (1, v.field, v.word)) order by 3, 2, 1, 4 \
-     on conflict (field, type, time, word) do update set n = c.n + excluded.n";
-
-/// Of all types together: source ports are too many of each.
-const WORDS_OF_ALL: &str = "insert into sonde_store.event_words_1h as c (time, type, field, word, n) \
-     select date_trunc('hour', e.time, 'UTC'), 0, v.field, v.word, count(*) \
-     from event_block e cross join lateral (values (5::smallint, coalesce(e.sport, -1)), (6, coalesce(e.stack_id, 0))) \
-         v(field, word) \
-     group by 1, 3, 4 order by 3, 1, 4 \
+/// Of each type and of all; of source ports and stacks of all only, as they are too many of each. Fields have the numbers that
+/// migrations 0013 and 0015 give them.
+const WORDS: &str = "with words as materialized ( \
+         select date_trunc('hour', e.time, 'UTC') as time, e.type, v.field, v.word, count(*) as n \
+         from event_block e cross join lateral (values (1::smallint, coalesce(e.interface, 0)), (2, coalesce(e.comm, 0)), \
+             (3, coalesce(e.state, 0)), (4, coalesce(e.dport, -1)), (5, coalesce(e.sport, -1)), (6, coalesce(e.stack_id, 0))) \
+             v(field, word) \
+         group by 1, 2, 3, 4), \
+     by_hour as ( \
+         insert into sonde_store.event_words_1h as c (time, type, field, word, n) \
+         select time, coalesce(type, 0), field, word, sum(n) from words \
+         group by grouping sets ((time, field, word, type), (time, field, word)) \
+         having grouping(type) = 1 or field <= 4 order by 3, 2, 1, 4 \
+         on conflict (field, type, time, word) do update set n = c.n + excluded.n) \
+     insert into sonde_store.event_words_6h as c (time, type, field, word, n) \
+     select to_timestamp(floor(extract(epoch from time) / 21600) * 21600), 0, field, word, sum(n) from words \
+     where field <= 5 group by 1, 3, 4 order by 3, 1, 4 \
      on conflict (field, type, time, word) do update set n = c.n + excluded.n";
 
 const ADDRESSES: &str = "insert into sonde_store.event_addresses (time, address) \
@@ -237,7 +241,7 @@ async fn step(connection: &mut PgConnection) -> sqlx::Result<Step> {
     for sql in [READ_KINDS, READ_ENDS]
         .into_iter()
         .chain(COUNT)
-        .chain([WORDS, WORDS_OF_ALL, ADDRESSES, ATTRIBUTES])
+        .chain([WORDS, ADDRESSES, ATTRIBUTES])
     {
         sqlx::query(sql).execute(&mut *tx).await?;
     }

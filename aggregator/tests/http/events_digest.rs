@@ -273,8 +273,8 @@ async fn counts_are_right_wherever_the_digest_has_got_to() {
 
     // As in a database that is older than the tables of values.
     sqlx::raw_sql(
-        "delete from sonde_store.event_words_1h; delete from sonde_store.event_ends_1h; \
-         delete from sonde_store.event_ends_6h; \
+        "delete from sonde_store.event_words_1h; delete from sonde_store.event_words_6h; \
+         delete from sonde_store.event_ends_1h; delete from sonde_store.event_ends_6h; \
          update sonde_store.event_digest set values_after = through, sports_after = through; \
          update sonde_store.event_attributes set hours = 16777215",
     )
@@ -303,6 +303,7 @@ async fn counts_are_right_wherever_the_digest_has_got_to() {
     // Those of the second batch, by four fields and by two, once by type and once all together; by two more all together.
     for (table, expected) in [
         ("words_1h", 700 * (4 * 2 + 2)),
+        ("words_6h", 700 * 5),
         ("ends_1h", 700 * 2 * 2),
         ("ends_6h", 700 * 2),
     ] {

@@ -112,16 +112,25 @@ const OF_DIGEST: &[(i64, &str)] = &[
         "sonde_store.event_ends_6h where type = 0 and field = 1 and address = '10.0.0.2' and n = 1",
     ),
     (0, "sonde_store.event_ends_6h where type <> 0"),
+    (
+        1,
+        "sonde_store.event_words_6h where type = 0 and field = 4 and n = 1 \
+         and word = (select coalesce(dport, -1) from sonde_store.events where id = 1)",
+    ),
+    (0, "sonde_store.event_words_6h where type <> 0"),
+];
+
+/// The same of source ports, and not of stacks.
+const OF_SPORTS: &[(i64, &str)] = &[
+    (1, "sonde_store.event_words_6h where field = 5 and n = 1"),
+    (0, "sonde_store.event_words_6h where field = 6"),
 ];
 
 /// In which hours an attribute was seen is not known of what was summed up before: it may have been each.
-const OF_TEXTS: &[(i64, &str)] = &[
-    (
-        1,
-        "sonde_store.event_attributes where text = 'rule drop' and hours = (1 << 24) - 1",
-    ),
-    (1, "sonde_store.event_digest where sports_after = 1"),
-];
+const OF_TEXTS: &[(i64, &str)] = &[(
+    1,
+    "sonde_store.event_attributes where text = 'rule drop' and hours = (1 << 24) - 1",
+)];
 
 /// Slots of time have no statistics.
 const OF_SLOTS: &[(i64, &str)] = &[(
@@ -165,12 +174,20 @@ async fn a_database_of_every_earlier_version_is_brought_up_to_date_with_all_that
         }
         if version >= 8 {
             check(&aggregator, version, OF_TEXTS).await;
+            let later = (
+                i64::from(version < 15),
+                "sonde_store.event_digest where sports_after = 1",
+            );
+            check(&aggregator, version, &[later]).await;
         }
         if version >= 12 {
             check(&aggregator, version, OF_SLOTS).await;
         }
         if version >= 13 {
             check(&aggregator, version, OF_DIGEST).await;
+        }
+        if version >= 15 {
+            check(&aggregator, version, OF_SPORTS).await;
         }
         // Its collectors go on where they were.
         let mut collector = Collector::connect(&aggregator, hello("old-1", 1)).await.unwrap();

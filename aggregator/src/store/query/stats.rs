@@ -136,9 +136,13 @@ static SUBJECTS: Digest = Digest {
     after: None,
 };
 static WORDS: Digest = Digest {
-    levels: &[("event_words_1h", HOUR)],
+    levels: &[("event_words_6h", 6 * HOUR), ("event_words_1h", HOUR)],
     value: Some("e.word"),
     after: Some("values_after"),
+};
+static WORDS_OF_TYPES: Digest = Digest {
+    levels: &[("event_words_1h", HOUR)],
+    ..WORDS
 };
 static SPORTS: Digest = Digest {
     after: Some("sports_after"),
@@ -194,7 +198,7 @@ impl About {
             F::Reason | F::Protocol | F::Direction => Self { kind: true, ..self },
             F::Node | F::Namespace | F::Pod | F::Workload => Self { subject: true, ..self },
             F::Interface | F::Comm | F::State | F::Dport => Self {
-                value: Some(&WORDS),
+                value: Some(if self.types { &WORDS_OF_TYPES } else { &WORDS }),
                 ..self
             },
             F::Saddr | F::Daddr => Self {
@@ -512,7 +516,8 @@ mod tests {
             (&none, Field::Comm, Some(&WORDS)),
             (&none, Field::Sport, Some(&SPORTS)),
             (&kind, Field::Sport, None),
-            (&kind, Field::Dport, Some(&WORDS)),
+            (&none, Field::Dport, Some(&WORDS)),
+            (&kind, Field::Dport, Some(&WORDS_OF_TYPES)),
             (&kind, Field::Saddr, Some(&ENDS_OF_TYPES)),
             (&reason, Field::Daddr, None),
             (&probe, Field::State, None),

@@ -17,3 +17,6 @@ select date_trunc('hour', time, 'UTC'), node_id, pod_id, probe, type, 1 from son
 insert into sonde_store.event_ends_1h (time, type, field, address, n)
 select date_trunc('hour', time, 'UTC'), t, 1, saddr, 1 from sonde_store.events cross join lateral (values (0), (type)) v(t)
 where id = 1;
+insert into sonde_store.event_words_1h (time, type, field, word, n)
+select date_trunc('hour', time, 'UTC'), t, 4, coalesce(dport, -1), 1 from sonde_store.events cross join lateral (values (0), (type)) v(t)
+where id = 1;
