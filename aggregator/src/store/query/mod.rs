@@ -23,6 +23,10 @@ pub mod stats;
 mod texts;
 mod ways;
 
+use sqlx::encode::IsNull;
+use sqlx::error::BoxDynError;
+use sqlx::postgres::types::Oid;
+use sqlx::postgres::{PgArgumentBuffer, PgTypeInfo};
 use sqlx::{Postgres, QueryBuilder};
 
 use super::database::{Trouble, classify, describe};
@@ -65,9 +69,27 @@ impl From<sqlx::Error> for QueryError {
     }
 }
 
-/// `$n::timestamptz`. Sent as text: every digit arrives, and partitions are pruned when the plan starts.
 fn push_time(sql: &mut QueryBuilder<Postgres>, micros: Micros) {
-    sql.push_bind(rfc3339(micros)).push("::timestamptz");
+    sql.push_bind(Time(micros));
+}
+
+/// `timestamptz`, and no text that is cast to it: what the text means depends on the session, so the server would read it again
+/// for each row that it is compared with, and could leave out no partition before the plan starts.
+struct Time(Micros);
+
+impl sqlx::Type<Postgres> for Time {
+    fn type_info() -> PgTypeInfo {
+        const TIMESTAMPTZ: Oid = Oid(1184);
+        PgTypeInfo::with_oid(TIMESTAMPTZ)
+    }
+}
+
+impl sqlx::Encode<'_, Postgres> for Time {
+    fn encode_by_ref(&self, buffer: &mut PgArgumentBuffer) -> Result<IsNull, BoxDynError> {
+        /// 2000-01-01, from where PostgreSQL counts.
+        const EPOCH: Micros = 946_684_800_000_000;
+        sqlx::Encode::<Postgres>::encode(self.0.saturating_sub(EPOCH), buffer)
+    }
 }
 
 /// Number of the bucket of that length, counted from 1970.

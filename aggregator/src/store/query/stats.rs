@@ -411,7 +411,7 @@ impl Question<'_> {
         sql.push(") pieces group by k");
     }
 
-    /// Steps are told from the few times of buckets, not from each row.
+    /// Steps are told from the few times of buckets, not from each row. Rows of values are about as many as values.
     fn buckets(&self, sql: &mut QueryBuilder<Postgres>, table: &'static str, span: (Micros, Micros)) {
         sql.push("(select ");
         match self.value {
@@ -420,7 +420,9 @@ impl Question<'_> {
             }
             None => self.by.push(sql, true),
         }
-        sql.push(" as k, sum(n) as n from ");
+        sql.push(" as k, ")
+            .push(if self.value.is_some() { "n" } else { "sum(n) as n" })
+            .push(" from ");
         if matches!(self.by, By::Step { .. }) {
             sql.push("(select time, sum(n) as n from ");
         }
@@ -436,7 +438,7 @@ impl Question<'_> {
         if matches!(self.by, By::Step { .. }) {
             sql.push(" group by time) e");
         }
-        sql.push(" group by 1)");
+        sql.push(if self.value.is_some() { ")" } else { " group by 1)" });
     }
 
     fn events(&self, sql: &mut QueryBuilder<Postgres>, count: &'static str, span: (Micros, Micros), ids: Ids) {
