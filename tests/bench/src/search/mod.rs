@@ -60,7 +60,7 @@ const FILTERS: [(&str, &str, u64); 22] = [
     ("text in an attribute", "q=FORWARD%20rule%204N", 90),
 ];
 
-const STATS: [(&str, &str, u64); 9] = [
+const STATS: [(&str, &str, u64); 10] = [
     ("by type", "by=type", 1),
     ("by reason, of a type", "by=reason&type=FAR_TYPE_1N", 18),
     ("by pod", "by=pod", 1),
@@ -70,6 +70,7 @@ const STATS: [(&str, &str, u64); 9] = [
     ("by node", "by=node&step=1h", 1),
     ("by reason, of a rare pod", "by=reason&pod=pod-4N", 900),
     ("by destination", "by=daddr", 1),
+    ("by source port", "by=sport", 1),
 ];
 
 pub(crate) async fn run(report: &mut Report) -> anyhow::Result<()> {
