@@ -3,8 +3,8 @@
 
 use std::net::IpAddr;
 
-/// 2000-01-01 UTC, where PostgreSQL's clock starts, in microseconds since 1970.
-const POSTGRES_EPOCH_US: i64 = 946_684_800_000_000;
+use super::query::POSTGRES_EPOCH;
+
 /// Bytes before the first row.
 const HEADER: usize = 19;
 const OID_INT8: u32 = 20;
@@ -100,7 +100,7 @@ impl CopyBuffer {
 
     /// `timestamptz`: whole microseconds; what is finer is cut off.
     pub(super) fn time(&mut self, unix_ns: u64) {
-        self.i64((unix_ns / 1000) as i64 - POSTGRES_EPOCH_US);
+        self.i64((unix_ns / 1000) as i64 - POSTGRES_EPOCH);
     }
 
     /// `text`; without NUL.

@@ -33,6 +33,8 @@ use super::database::{Trouble, classify, describe};
 
 /// Instants in queries and answers are Unix microseconds: what PostgreSQL keeps.
 pub type Micros = i64;
+/// 2000-01-01 UTC, where PostgreSQL's clock starts.
+pub(super) const POSTGRES_EPOCH: Micros = 946_684_800_000_000;
 const MINUTE: Micros = 60_000_000;
 const HOUR: Micros = 60 * MINUTE;
 
@@ -86,9 +88,7 @@ impl sqlx::Type<Postgres> for Time {
 
 impl sqlx::Encode<'_, Postgres> for Time {
     fn encode_by_ref(&self, buffer: &mut PgArgumentBuffer) -> Result<IsNull, BoxDynError> {
-        /// 2000-01-01, from where PostgreSQL counts.
-        const EPOCH: Micros = 946_684_800_000_000;
-        sqlx::Encode::<Postgres>::encode(self.0.saturating_sub(EPOCH), buffer)
+        sqlx::Encode::<Postgres>::encode(self.0.saturating_sub(POSTGRES_EPOCH), buffer)
     }
 }
 

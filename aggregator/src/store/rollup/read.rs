@@ -6,7 +6,7 @@ use sqlx::PgConnection;
 
 use super::fold::{Hour, Key, Part, Readings};
 use crate::store::catalogue::Definition;
-use crate::store::query::{Micros, rfc3339};
+use crate::store::query::{Micros, POSTGRES_EPOCH, rfc3339};
 use crate::store::schema::ident;
 
 /// Values of one piece: the span that is read at once becomes longer or shorter to come near to it.
@@ -14,7 +14,6 @@ const VALUES: usize = 2_000_000;
 const SHORTEST: Micros = 10_000_000;
 /// Where nothing is known yet.
 const FIRST: Micros = 60_000_000;
-const POSTGRES_EPOCH: Micros = 946_684_800_000_000;
 
 /// How readings of a probe are asked for.
 pub(super) struct Source {

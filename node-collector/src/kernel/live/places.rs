@@ -8,10 +8,7 @@ fn counts_of_a_pod_that_ended_do_not_go_to_the_next_owner_of_its_inode() {
         return;
     };
     let drop_one = |pod: &sonde_lab::Pod| {
-        pod.run(|| {
-            send_to_nobody();
-        })
-        .unwrap();
+        pod.run(send_to_nobody).unwrap();
     };
     let Some(mut live) = start(&config(), PodIndex::default(), None) else {
         return;
